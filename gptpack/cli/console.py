@@ -1,0 +1,73 @@
+"""What every command prints with: tables and JSON on stdout, progress and notes on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from gptpack.progress import Progress as ProgressCallback
+
+
+def print_json(value: Any) -> None:
+    """Write `value` as one JSON document to stdout."""
+    json.dump(value, sys.stdout, indent=2, sort_keys=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
+) -> None:
+    """An aligned table on stdout; the first column is text, the others align right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(width=200, soft_wrap=True, no_color=True)
+    console.print(table)
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A callback that draws one bar per phase on stderr; without a terminal, a line per phase."""
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(phase: str, done: float, total: float) -> None:
+        if phase not in tasks:
+            tasks[phase] = bars.add_task(phase, total=total or None)
+            if not quiet and not console.is_terminal:
+                note(f"{phase} ...")
+        bars.update(tasks[phase], completed=done, total=total or None)
+
+    with bars:
+        yield report

@@ -1,0 +1,274 @@
+"""Configuration as frozen values, checked where they are made; recipes in TOML load into them.
+
+A recipe has the tables ``[model]``, ``[optimizer]`` and ``[training]``; `load_recipe` also takes
+overrides such as ``model.layers=4``. Unknown keys and values of the wrong type are errors.
+"""
+
+import dataclasses
+import re
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from gptpack.errors import ConfigError
+
+Activation = Literal["relu2", "leaky_relu2"]
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes that `text` stands for: ``16MB`` is 16,000,000 and ``16MiB`` is 16,777,216.
+
+    Raises:
+        ConfigError: not a number with one of the units, or not a whole number of bytes.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"size '{text}': write a number and a unit, such as 16MB or 16MiB")
+    whole, _, fraction = match[1].replace(",", "").replace("_", "").partition(".")
+    numerator = int(whole + fraction) * unit
+    size_bytes, remainder = divmod(numerator, int(10 ** len(fraction)))
+    if remainder:
+        raise ConfigError(f"size '{text}' is not a whole number of bytes; write it in bytes")
+    return size_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Shape of a GPT. The defaults are the parameter-golf baseline."""
+
+    vocab: int = 1024
+    layers: int = 9
+    width: int = 512
+    heads: int = 8
+    kv_heads: int = 4
+    """Key/value heads; each serves ``heads // kv_heads`` query heads."""
+    mlp_hidden: int = 1024
+    activation: Activation = "relu2"
+    """``relu(x)^2``, or ``leaky_relu(x, 0.5)^2``."""
+    context: int = 1024
+    """Tokens of a training sequence; evaluation uses the same unless told otherwise."""
+    tied_embedding: bool = True
+    rope_base: float = 10000.0
+    rope_dims: int = 0
+    """Rotated dimensions of each head; 0 rotates all of them."""
+    qk_gain: float = 1.5
+    """Initial value of the learned per-head gain on normalised queries."""
+    logit_softcap: float = 30.0
+    xsa_layers: int = 0
+    """The last n layers subtract from each head its projection on the token's own value."""
+    bigram_rows: int = 0
+    """Rows of the hashed bigram table; 0 leaves it out."""
+    bigram_width: int = 0
+    smear_gate: bool = False
+    """Mix each token's embedding with its predecessor's, by a learned per-channel gate."""
+    value_embedding_layers: tuple[int, ...] = ()
+    """Layers that add a shared token embedding to their values."""
+    value_embedding_width: int = 0
+    ln_scale: bool = False
+    """Scale both norm outputs of layer l by ``1 / sqrt(l + 1)``."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "layers", "width", "heads", "kv_heads", "mlp_hidden", "context"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.heads:
+            raise ConfigError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.head_width % 2:
+            raise ConfigError(f"width / heads = {self.head_width} must be even for RoPE")
+        if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_width:
+            raise ConfigError(
+                f"rope_dims={self.rope_dims} must be even and at most {self.head_width}"
+            )
+        if not 0 <= self.xsa_layers <= self.layers:
+            raise ConfigError(f"xsa_layers={self.xsa_layers} must be 0 to layers={self.layers}")
+        if self.vocab > 65536:
+            raise ConfigError(f"vocab={self.vocab} does not fit the shards' 16-bit tokens")
+        if self.logit_softcap <= 0:
+            raise ConfigError(f"logit_softcap={self.logit_softcap} must be positive")
+        if (self.bigram_rows > 0) != (self.bigram_width > 0) or self.bigram_rows == 1:
+            raise ConfigError("bigram_rows (at least 2) and bigram_width go together")
+        if bool(self.value_embedding_layers) != (self.value_embedding_width > 0):
+            raise ConfigError("value_embedding_layers and value_embedding_width go together")
+        if any(not 0 <= layer < self.layers for layer in self.value_embedding_layers):
+            raise ConfigError(f"value_embedding_layers must lie in 0..{self.layers - 1}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """Muon for the matrices of the blocks, Adam for everything else."""
+
+    matrix_lr: float = 0.04
+    scalar_lr: float = 0.04
+    embed_lr: float = 0.05
+    """Learning rate of the embeddings when input and output share one, and of the side tables."""
+    untied_embed_lr: float = 0.6
+    head_lr: float = 0.008
+    """Learning rates of an input embedding and an output head that are separate."""
+    muon_momentum: float = 0.95
+    muon_momentum_start: float = 0.85
+    muon_momentum_warmup_steps: int = 500
+    muon_steps: int = 5
+    """Newton-Schulz iterations."""
+    matrix_weight_decay: float = 0.0
+    """Decoupled: weights shrink by ``lr * decay`` before each update."""
+    adam_weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    grad_clip: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+    ema_decay: float = 0.0
+    """Per-step decay of the averaged weights that get packed; 0 packs the last ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
+        if self.muon_steps < 1:
+            raise ConfigError(f"muon_steps={self.muon_steps} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How long, on how much at a time, and how it is watched."""
+
+    batch_tokens: int = 524288
+    """Tokens of one optimizer step over all ranks and accumulation steps."""
+    micro_batch_tokens: int = 0
+    """Tokens one rank puts through the model at once; 0 chooses by device."""
+    seconds: float = 600.0
+    """Wall-clock budget of training, compile time excluded; 0 goes by `steps` alone."""
+    steps: int = 20000
+    """Most steps."""
+    warmdown_steps: int = 1200
+    """The learning rate falls linearly to 0 over the last so many steps (as wall-clock time)."""
+    compile_warmup_steps: int = 3
+    """Steps whose weights are thrown away, outside the clock, so that compilation is done."""
+    seed: int = 1337
+    checkpoint_seconds: float = 300.0
+    """Save every so many seconds; 0 saves at the end only."""
+    val_tokens: int = 0
+    """Validation tokens scored at the end of training; 0 scores all of them."""
+    val_every_steps: int = 0
+    """Also score validation every so many steps; 0 does so at the end only."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("micro_batch_tokens", "seconds", "warmdown_steps", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training run's whole configuration."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """`config` as plain dictionaries, lists and scalars; `from_dict` reads it back."""
+    plain = dataclasses.asdict(config)
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: listed(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: listed(value) for key, value in plain.items()}
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build `cls` from plain values; the types are checked against its annotations.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type; names its dotted path.
+    """
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise ConfigError(f"unknown setting '{path}'; there are: {', '.join(sorted(hints))}")
+        arguments[key] = _coerce(hints[key], value, path)
+    return cls(**arguments)
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type[Any], hint), value, path)
+    if origin is Literal and value in typing.get_args(hint):
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(typing.get_args(hint)[0], item, path) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = typing.get_args(hint) if origin is Literal else getattr(hint, "__name__", hint)
+    raise ConfigError(f"{path}={value!r} must be {wanted}")
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe (None: the defaults) and apply ``table.key=value`` overrides.
+
+    Raises:
+        ConfigError: unreadable file, unknown keys, values out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        dotted, found, text = override.partition("=")
+        table, _, key = dotted.strip().partition(".")
+        if not found or not key or "." in key:
+            raise ConfigError(f"--set {override}: write table.key=value, such as model.layers=4")
+        try:
+            parsed = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = text.strip()
+        section = values.setdefault(table, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: '{table}' is not a table of the recipe")
+        section[key] = parsed
+    return from_dict(Recipe, values)

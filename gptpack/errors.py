@@ -1,0 +1,71 @@
+"""Every error that input can cause. The command line turns each into one line and an exit status.
+
+An error's message names the thing, what was found, what was needed, and the way out. Anything that
+is not in this family is a bug of ours and keeps its traceback.
+"""
+
+from typing import ClassVar
+
+
+class GptpackError(ValueError):
+    """Root of the family; `exit_status` is what the process ends with (docs/cli.md)."""
+
+    exit_status: ClassVar[int] = 2
+
+
+class ConfigError(GptpackError):
+    """A configuration value, a recipe or an option does not make sense."""
+
+
+class DataError(GptpackError):
+    """Text, tokens, shards or a manifest are not what they claim to be."""
+
+
+class ShardError(DataError):
+    """A token shard is malformed."""
+
+
+class TokenizerError(DataError):
+    """A tokenizer cannot be read, trained, or does not fit the data or the model."""
+
+
+class AccountingError(DataError):
+    """The bytes that the scored tokens stand for are not the bytes of the text."""
+
+
+class CheckpointError(GptpackError):
+    """A checkpoint has missing, extra, misshapen or non-finite tensors, or cannot be read."""
+
+
+class TrainingError(GptpackError):
+    """Training cannot go on: the loss is not finite, or the run directory is not usable."""
+
+    exit_status = 1
+
+
+class QuantError(GptpackError):
+    """A tensor cannot be quantized as asked."""
+
+
+class BudgetError(GptpackError):
+    """No artifact fits the budget."""
+
+    exit_status = 1
+
+
+class LimitError(GptpackError):
+    """A measured value is worse than the limit that was asked for."""
+
+    exit_status = 1
+
+
+class ArtifactError(GptpackError):
+    """An artifact is corrupt or hostile."""
+
+    exit_status = 3
+
+
+class MissingDependencyError(GptpackError):
+    """The environment lacks something that was asked for."""
+
+    exit_status = 4

@@ -1,0 +1,131 @@
+"""What a packed tensor consists of, and how its values follow from it. numpy only, no torch.
+
+A method names the integer or float arrays that are coded; `METHODS` is the whole list, and
+docs/format.md specifies each. Shape legend: R = rows (outputs), C = columns (inputs).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.errors import ArtifactError
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySpec:
+    """One coded array of a method: its name, little-endian dtype, and shape."""
+
+    name: str
+    dtype: str
+    shape: Callable[[Shape], Shape]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedTensor:
+    """A tensor as the artifact holds it."""
+
+    name: str
+    shape: Shape
+    method: str
+    """A key of `METHODS`."""
+    arrays: Mapping[str, Array]
+    """What is coded, by the names of the method's `ArraySpec`s."""
+    parameters: Mapping[str, int | float] = field(default_factory=dict)
+    """Scalars that decoding needs."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made (damping, fallbacks, error); decoding does not look at it."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a tensor of any shape is held, and how its float32 values are computed."""
+
+    arrays: tuple[ArraySpec, ...]
+    ranks: tuple[int, ...] | None
+    """Tensor ranks that it can hold; None takes any."""
+    values: Callable[[PackedTensor], npt.NDArray[np.float32]]
+
+
+def _same(shape: Shape) -> Shape:
+    return shape
+
+
+def _rows(shape: Shape) -> Shape:
+    return shape[:1]
+
+
+def _scalar(shape: Shape) -> Shape:
+    return ()
+
+
+def _stored(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    return tensor.arrays["values"].astype(np.float32)
+
+
+def _stored_bfloat16(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    return (tensor.arrays["values"].astype(np.uint32) << 16).view(np.float32)
+
+
+def _int8_row(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    scales = tensor.arrays["scales"].astype(np.float32)
+    return tensor.arrays["codes"].astype(np.float32) * scales[:, None]
+
+
+def _int8_tensor(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    values: npt.NDArray[np.float32] = tensor.arrays["codes"].astype(np.float32)
+    return values * np.float32(tensor.arrays["scales"])
+
+
+METHODS: dict[str, Method] = {
+    "float32": Method(
+        arrays=(ArraySpec(name="values", dtype="<f4", shape=_same),), ranks=None, values=_stored
+    ),
+    "float16": Method(
+        arrays=(ArraySpec(name="values", dtype="<f2", shape=_same),), ranks=None, values=_stored
+    ),
+    "bfloat16": Method(
+        arrays=(ArraySpec(name="values", dtype="<u2", shape=_same),),
+        ranks=None,
+        values=_stored_bfloat16,
+    ),
+    "int8": Method(
+        arrays=(
+            ArraySpec(name="codes", dtype="|i1", shape=_same),
+            ArraySpec(name="scales", dtype="<f2", shape=_rows),
+        ),
+        ranks=(2,),
+        values=_int8_row,
+    ),
+    "int8-tensor": Method(
+        arrays=(
+            ArraySpec(name="codes", dtype="|i1", shape=_same),
+            ArraySpec(name="scales", dtype="<f4", shape=_scalar),
+        ),
+        ranks=None,
+        values=_int8_tensor,
+    ),
+}
+
+
+def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    """The values that `tensor` stands for, float32, of `tensor.shape`; the same on every machine.
+
+    Raises:
+        ArtifactError: the arrays do not decode to finite values of the shape.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = METHODS[tensor.method].values(tensor)
+    if values.shape != tensor.shape or not np.isfinite(values).all():
+        raise ArtifactError(f"{tensor.name}: {tensor.method} does not decode to finite values")
+    return values
