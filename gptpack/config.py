@@ -66,6 +66,8 @@ class ModelConfig:
     rope_base: float = 10000.0
     rope_dims: int = 0
     """Rotated dimensions of each head; 0 rotates all of them."""
+    rope_ntk_context: int = 0
+    """Sequences longer than this stretch RoPE's base (NTK rule); 0 never does."""
     qk_gain: float = 1.5
     """Initial value of the learned per-head gain on normalised queries."""
     logit_softcap: float = 30.0
@@ -76,6 +78,10 @@ class ModelConfig:
     bigram_width: int = 0
     smear_gate: bool = False
     """Mix each token's embedding with its predecessor's, by a learned per-channel gate."""
+    smear_across_documents: bool = False
+    """Let the gate reach over a document's start, as the contest's first version did."""
+    bos: int = 1
+    """Token that starts each document."""
     value_embedding_layers: tuple[int, ...] = ()
     """Layers that add a shared token embedding to their values."""
     value_embedding_width: int = 0
@@ -174,10 +180,6 @@ class TrainingConfig:
     seed: int = 1337
     checkpoint_seconds: float = 300.0
     """Save every so many seconds; 0 saves at the end only."""
-    val_tokens: int = 0
-    """Validation tokens scored at the end of training; 0 scores all of them."""
-    val_every_steps: int = 0
-    """Also score validation every so many steps; 0 does so at the end only."""
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "steps"):
@@ -186,6 +188,20 @@ class TrainingConfig:
         for name in ("micro_batch_tokens", "seconds", "warmdown_steps", "checkpoint_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerIdentity:
+    """Which tokenizer a model's tokens belong to."""
+
+    sha256: str
+    """Hexadecimal digest of the SentencePiece model file."""
+    vocab: int
+    bos: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ConfigError(f"tokenizer sha256 '{self.sha256}' is not 64 hexadecimal digits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

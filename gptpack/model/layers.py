@@ -1,0 +1,138 @@
+"""The small parts of the model: norm, linear, rotary positions, bigram table, smear gate.
+
+Shape legend: B = sequences, T = positions, H = heads, D = width of a head, W = model width.
+
+Weights stay float32; every part computes in the dtype of the activations that it is given.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = torch.finfo(torch.float32).eps
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last axis, without a weight. Zhang and Sennrich 2019."""
+    return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+
+
+class Linear(nn.Module):
+    """``x W^T`` without bias; `weight` is ``[outputs, inputs]``."""
+
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        self.zero = zero
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Uniform in ``+-1/sqrt(inputs)``, or zero where the block must start as the identity."""
+        if not self.zero:
+            bound = self.weight.shape[1] ** -0.5
+            nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Module):
+    """A table ``[rows, width]`` looked up by integer ids."""
+
+    def __init__(self, rows: int, width: int, *, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, width))
+        self.std = std
+
+    def reset(self, generator: torch.Generator) -> None:
+        if self.std:
+            nn.init.normal_(self.weight, std=self.std, generator=generator)
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(ids, self.weight).to(dtype)
+
+
+Tables = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, each ``[1, T, 1, dims / 2]``."""
+
+
+def rotary_tables(length: int, dims: int, *, base: float, ntk_context: int, like: Tensor) -> Tables:
+    """Rotary angles for `length` positions, in the dtype and on the device of `like`.
+
+    Sequences longer than `ntk_context` (0: never) use the base ``base * s^(dims / (dims - 2))``
+    with ``s = length / ntk_context``.
+    """
+    if ntk_context and length > ntk_context and dims > 2:
+        base *= (length / ntk_context) ** (dims / (dims - 2))
+    pairs = torch.arange(0, dims, 2, dtype=torch.float32, device=like.device) / dims
+    positions = torch.arange(length, dtype=torch.float32, device=like.device)
+    angles = torch.outer(positions, base**-pairs).view(1, length, 1, dims // 2)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, tables: Tables) -> Tensor:
+    """Rotate the first channels of each head of `x` ``[B, T, H, D]``. Su et al. 2021.
+
+    Channel i of the first half of the rotated channels is paired with channel i of the second.
+    """
+    cos, sin = tables
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    rotated = (first * cos + second * sin, second * cos - first * sin)
+    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
+
+
+class BigramHash(nn.Module):
+    """An embedding of the hashed pair (previous token, token), projected to the model's width.
+
+    With m = rows - 1, position 0 has row m and position t has row
+    ``((36313 * token[t]) XOR (27191 * token[t - 1])) mod m``. parameter-golf, `BigramHash`.
+    """
+
+    def __init__(self, rows: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.embed = Embedding(rows, width, std=0.0)
+        self.proj = Linear(width, outputs)
+        self.scale = nn.Parameter(torch.tensor(0.05))
+
+    def hashes(self, tokens: Tensor) -> Tensor:
+        """Rows ``[B, T]`` (int64) of the tokens ``[B, T]``."""
+        modulus = self.rows - 1
+        pairs = torch.bitwise_xor(36313 * tokens[:, 1:], 27191 * tokens[:, :-1]) % modulus
+        return F.pad(pairs, (1, 0), value=modulus)
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.proj(self.embed(self.hashes(tokens), dtype)) * self.scale.to(dtype)
+
+
+class SmearGate(nn.Module):
+    """``(1 - g) x[t] + g x[t - 1]`` with a learned gate g per channel.
+
+    The predecessor of a sequence's first position is zero, and so is that of a document's first
+    token unless `across_documents`: otherwise the last token of one document leaks into the next.
+    """
+
+    def __init__(self, width: int, *, bos: int, across_documents: bool) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(width))
+        self.bos, self.across_documents = bos, across_documents
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate).to(x.dtype)
+        previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if not self.across_documents:
+            previous = previous * (tokens != self.bos).unsqueeze(-1).to(x.dtype)
+        return (1 - gate) * x + gate * previous
+
+
+class ValueEmbedding(nn.Module):
+    """A token embedding projected to the width of the values, shared by several layers."""
+
+    def __init__(self, vocab: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.embed = Embedding(vocab, width, std=0.01)
+        self.proj = Linear(width, outputs)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.proj(self.embed(tokens, dtype)) * self.scale.to(dtype)

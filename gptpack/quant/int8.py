@@ -1,0 +1,79 @@
+"""The reference's int8: one scale per row, the largest weights clipped, small tensors in floats.
+
+parameter-golf baseline, `quantize_state_dict_int8`. Shape legend: R = rows, C = columns.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.quant.types import PackedTensor
+
+CLIP_QUANTILE = 0.9999984
+"""Share of a row's magnitudes that must not be clipped."""
+SMALL_NUMEL = 65536
+"""Tensors of at most so many elements stay in float16."""
+CONTROL = (
+    "attn_scale",
+    "mlp_scale",
+    "resid_mix",
+    "q_gain",
+    "skip_weight",
+)
+"""Parts of the names of tensors that stay in float32: they steer the residual stream."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+def quantize_int8_rows(name: str, weight_RC: Float32) -> PackedTensor:
+    """Codes in -127..127 and one float16 scale per row of a matrix ``[R, C]``.
+
+    The scale is ``max(clip / 127, 1 / 127)`` with `clip` the row's `CLIP_QUANTILE` magnitude:
+    the floor makes the step the same in all rows without large weights.
+    """
+    clip_R = np.quantile(np.abs(weight_RC), CLIP_QUANTILE, axis=1).astype(np.float32)
+    scale_R = np.maximum(clip_R / 127, 1 / 127).astype(np.float16)
+    limit_R1 = np.minimum(clip_R, 127 * scale_R.astype(np.float32))[:, None]
+    clipped_RC = np.clip(weight_RC, -limit_R1, limit_R1)
+    codes_RC = np.rint(clipped_RC / scale_R.astype(np.float32)[:, None])
+    return PackedTensor(
+        name=name,
+        shape=weight_RC.shape,
+        method="int8",
+        arrays={"codes": np.clip(codes_RC, -127, 127).astype(np.int8), "scales": scale_R},
+    )
+
+
+def quantize_int8_tensor(name: str, values: Float32) -> PackedTensor:
+    """Codes in -127..127 and one float32 scale for a tensor of any shape."""
+    clip = np.float32(np.quantile(np.abs(values), CLIP_QUANTILE))
+    scale = np.float32(clip / 127 if clip > 0 else 1)
+    codes = np.clip(np.rint(np.clip(values, -clip, clip) / scale), -127, 127)
+    return PackedTensor(
+        name=name,
+        shape=values.shape,
+        method="int8-tensor",
+        arrays={"codes": codes.astype(np.int8), "scales": np.array(scale, np.float32)},
+    )
+
+
+def keep_float(name: str, values: Float32, dtype: str) -> PackedTensor:
+    """`values` as they are, in ``float32``, ``float16`` or ``bfloat16`` (nearest, ties to even)."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    else:
+        stored = values.astype(np.dtype(dtype))
+    return PackedTensor(
+        name=name, shape=values.shape, method=dtype, arrays={"values": stored.reshape(values.shape)}
+    )
+
+
+def quantize_reference(name: str, values: Float32) -> PackedTensor:
+    """What the reference does with a tensor of this name and size."""
+    if any(part in name for part in CONTROL):
+        return keep_float(name, values, "float32")
+    if values.size <= SMALL_NUMEL:
+        return keep_float(name, values, "float16")
+    if values.ndim == 2:
+        return quantize_int8_rows(name, values)
+    return quantize_int8_tensor(name, values)

@@ -1,0 +1,335 @@
+"""Batches -> weights: the training run as a story.
+
+Set up, compile outside the clock, then step until the steps or the seconds are spent; every step's
+loss is looked at one step later, so that looking never makes the device wait.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gptpack.config import Recipe, TokenizerIdentity, to_dict
+from gptpack.data.batches import Prefetcher, SequentialBatches, Tokens
+from gptpack.errors import CheckpointError, ConfigError, TrainingError
+from gptpack.model.gpt import GPT, state_problem
+from gptpack.progress import Progress, silent
+from gptpack.training.distributed import Ranks
+from gptpack.training.metrics import Metrics
+from gptpack.training.optimizers import Optimizers
+from gptpack.training.schedules import lr_multiplier, momentum
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
+"""Most tokens that go through the model at once when the recipe leaves it open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run came to."""
+
+    checkpoint: Path
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    """Training clock: compile time and compile warm-up are not in it."""
+    compile_seconds: float
+    loss_nats: float
+    """Mean training loss of the last step."""
+    peak_memory_bytes: int
+    """CUDA memory at its peak; 0 on CPU."""
+    attention: str
+
+
+def train(
+    recipe: Recipe,
+    shards: Sequence[Tokens],
+    output: Path,
+    ranks: Ranks,
+    *,
+    tokenizer: TokenizerIdentity | None = None,
+    resume: bool = False,
+    attention: str = "auto",
+    compiled: bool | None = None,
+    progress: Progress = silent,
+) -> TrainResult:
+    """Train by `recipe` on `shards` and leave ``checkpoint.pt`` and ``metrics.jsonl`` in `output`.
+
+    With a limit in steps, a run on one device that is killed and resumed ends with the same bits
+    as one that was not; with a limit in seconds the clock goes on from where it stood.
+
+    Args:
+        compiled: use torch.compile; None does so on CUDA only.
+
+    Raises:
+        ConfigError: `output` holds another run's checkpoint, or the batch has no whole window.
+        TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
+    """
+    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled)
+    if resume:
+        run.restore()
+    elif run.path.exists():
+        raise ConfigError(f"{run.path} exists; continue it with --resume or choose another folder")
+    try:
+        return run.until_done(progress)
+    finally:
+        run.batches.close()
+
+
+class Run:
+    """The state of a training run between steps."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        shards: Sequence[Tokens],
+        output: Path,
+        ranks: Ranks,
+        tokenizer: TokenizerIdentity | None,
+        attention: str,
+        compiled: bool | None,
+    ) -> None:
+        self.recipe, self.ranks, self.tokenizer, self.output = recipe, ranks, tokenizer, output
+        self.path = output / CHECKPOINT
+        context = recipe.model.context
+        self.sequences, rest = divmod(recipe.training.batch_tokens, context)
+        if rest or self.sequences < ranks.world:
+            raise ConfigError(
+                f"batch_tokens={recipe.training.batch_tokens} must be a multiple of "
+                f"context={context} and hold a window for each of {ranks.world} ranks"
+            )
+        self.share = ranks.share(self.sequences)
+        stream = SequentialBatches(shards, context=context, sequences=self.sequences)
+        self.batches = Prefetcher(stream, self.share, ranks.device)
+        self.compiled = ranks.device.type == "cuda" if compiled is None else compiled
+        self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
+        self.attention = self.model.use_attention(attention)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
+        if self.compiled:
+            self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
+        self.optimizers = Optimizers(self.model, recipe.optimizer, compiled=self.compiled)
+        self.ema = self._weights() if recipe.optimizer.ema_decay else None
+        self.step = 0
+        self.spent_seconds = 0.0
+        """Training seconds of earlier processes of this run."""
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def micro_batch(self) -> int:
+        """Windows that go through the model at once: the largest even split under the limit."""
+        device = self.ranks.device.type
+        limit = self.recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[device]
+        windows = max(1, limit // self.recipe.model.context)
+        count = len(self.share)
+        return next(size for size in range(min(windows, count), 0, -1) if count % size == 0)
+
+    def gradients(self, step: int) -> Tensor:
+        """Leave the gradients of step `step` in the model; returns the mean loss over all ranks."""
+        inputs, targets = self.batches.get(step)
+        micro = self.micro_batch()
+        total = torch.zeros((), device=self.ranks.device)
+        for start in range(0, len(inputs), micro):
+            loss = self.loss(inputs[start : start + micro], targets[start : start + micro])
+            weighted = loss * (micro / self.sequences)
+            weighted.backward()  # type: ignore[no-untyped-call]
+            total += weighted.detach()
+        present = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.ranks.sum([*present, total])
+        if clip := self.recipe.optimizer.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        return total
+
+    def update(self, elapsed: float) -> tuple[Tensor, float, float]:
+        """One optimizer step; returns its loss, learning-rate multiplier and momentum."""
+        training, optimizer = self.recipe.training, self.recipe.optimizer
+        multiplier = lr_multiplier(
+            self.step,
+            steps=training.steps,
+            warmdown=training.warmdown_steps,
+            elapsed=elapsed,
+            seconds=training.seconds,
+        )
+        mu = momentum(
+            self.step,
+            start=optimizer.muon_momentum_start,
+            final=optimizer.muon_momentum,
+            warmup=optimizer.muon_momentum_warmup_steps,
+        )
+        loss = self.gradients(self.step)
+        self.optimizers.step(lr_multiplier=multiplier, momentum=mu)
+        if self.ema is not None:
+            state = self.model.state_dict()
+            fresh = [state[name] for name in self.ema]
+            torch._foreach_lerp_(list(self.ema.values()), fresh, 1 - optimizer.ema_decay)
+        self.step += 1
+        return loss, multiplier, mu
+
+    def warm_up(self) -> float:
+        """Compile by training a few steps whose effect is undone; returns the seconds it took."""
+        if not self.compiled:
+            return 0.0
+        start = time.perf_counter()
+        weights, step = self._weights(), self.step
+        state = copy.deepcopy(self.optimizers.state_dict())
+        ema = None if self.ema is None else {n: t.clone() for n, t in self.ema.items()}
+        for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
+            self.update(0.0)
+        self.model.load_state_dict(weights)
+        orthogonalize = self.optimizers.muon.orthogonalize
+        self.optimizers = Optimizers(self.model, self.recipe.optimizer, compiled=False)
+        self.optimizers.muon.orthogonalize = orthogonalize
+        if step:
+            self.optimizers.load_state_dict(state)
+        self.step, self.ema = step, ema
+        self._synchronize()
+        self.ranks.barrier()
+        return time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def until_done(self, progress: Progress) -> TrainResult:
+        """Train to the recipe's end, save, and only then return."""
+        training = self.recipe.training
+        device = self.ranks.device
+        if self.ranks.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        compile_seconds = self.warm_up()
+        metrics = Metrics(self.output / METRICS, self.step) if self.ranks.main else None
+        start = saved = time.perf_counter() - self.spent_seconds
+        saved += self.spent_seconds
+        last = float("nan")
+        before: tuple[Any, ...] | None = None
+        try:
+            while True:
+                elapsed = self.ranks.first(time.perf_counter() - start)
+                over = bool(training.seconds) and elapsed >= training.seconds
+                if over or self.step >= training.steps:
+                    break
+                now = (*self.update(elapsed), self.step, elapsed)
+                if before is not None:
+                    last = self._look(before, metrics)
+                before = now
+                done = self.step / training.steps
+                if training.seconds:
+                    done = max(done, elapsed / training.seconds)
+                progress("train", round(1000 * min(done, 1.0)), 1000)
+                due = self.ranks.first(time.perf_counter() - saved)
+                if training.checkpoint_seconds and due >= training.checkpoint_seconds:
+                    last, before = self._look(now, metrics), None
+                    self.save(time.perf_counter() - start)
+                    saved = time.perf_counter()
+            if before is not None:
+                last = self._look(before, metrics)
+            self._synchronize()
+            seconds = time.perf_counter() - start
+            self.save(seconds)
+        finally:
+            if metrics is not None:
+                metrics.close()
+        progress("train", 1000, 1000)
+        return TrainResult(
+            checkpoint=self.path,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            steps=self.step,
+            tokens=self.step * training.batch_tokens,
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+            loss_nats=last,
+            peak_memory_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+            attention=self.attention,
+        )
+
+    def _look(self, step: tuple[Any, ...], metrics: Metrics | None) -> float:
+        """Write a finished step down; a loss that is not finite ends the run."""
+        tensor, multiplier, mu, number, elapsed = step
+        loss = float(tensor)
+        if not math.isfinite(loss):
+            kept = (
+                f"the last good checkpoint is {self.path}"
+                if self.path.exists()
+                else ("no checkpoint had been written")
+            )
+            rate = self.recipe.optimizer.matrix_lr * multiplier
+            raise TrainingError(
+                f"the loss of step {number} is {loss} at matrix learning rate {rate:.3g}; {kept}; "
+                "lower the learning rates or clip gradients (optimizer.grad_clip)"
+            )
+        if metrics is not None:
+            metrics.write(
+                step=number,
+                loss_nats=loss,
+                lr_multiplier=multiplier,
+                momentum=mu,
+                seconds=round(elapsed, 4),
+            )
+        return loss
+
+    def save(self, seconds: float) -> None:
+        """Write the checkpoint; the weights in it are the averaged ones if there are any."""
+        if not self.ranks.main:
+            return
+        raw = {name: tensor.cpu() for name, tensor in self._weights().items()}
+        averaged = None
+        if self.ema is not None:
+            averaged = {name: tensor.cpu() for name, tensor in self.ema.items()}
+        training = {
+            "raw": raw if averaged else None,
+            "optimizers": self.optimizers.state_dict(),
+            "seconds": seconds,
+        }
+        checkpoint = Checkpoint(
+            model=self.recipe.model,
+            weights=averaged or raw,
+            tokenizer=self.tokenizer,
+            recipe=self.recipe,
+            step=self.step,
+            training=training,
+        )
+        save_checkpoint(self.path, checkpoint)
+
+    def restore(self) -> None:
+        """Take up the run of the checkpoint in the output folder.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to another recipe.
+        """
+        checkpoint = load_checkpoint(self.path)
+        if checkpoint.training is None:
+            raise CheckpointError(f"{self.path} holds no training state; it cannot be resumed")
+        if checkpoint.recipe != self.recipe:
+            assert checkpoint.recipe is not None
+            old, new = to_dict(checkpoint.recipe), to_dict(self.recipe)
+            changed = [
+                f"{table}.{key}"
+                for table, values in new.items()
+                for key in values
+                if values[key] != old[table][key]
+            ]
+            raise CheckpointError(
+                f"{self.path} belongs to a recipe that differs in {', '.join(changed)}; "
+                "resume with the same recipe"
+            )
+        raw = checkpoint.training["raw"] or checkpoint.weights
+        if problem := state_problem(self.model, raw):
+            raise CheckpointError(f"{self.path}: {problem}")
+        self.model.load_state_dict(raw)
+        self.optimizers.load_state_dict(checkpoint.training["optimizers"])
+        if self.ema is not None:
+            device = self.ranks.device
+            self.ema = {name: t.to(device) for name, t in checkpoint.weights.items()}
+        self.step = checkpoint.step
+        self.spent_seconds = float(checkpoint.training["seconds"])

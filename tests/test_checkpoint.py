@@ -1,0 +1,147 @@
+"""Checkpoints: what loads, what is refused, and the reference's own files."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gptpack.config import ModelConfig, Recipe, TokenizerIdentity
+from gptpack.errors import CheckpointError
+from gptpack.model.gpt import GPT, state_problem
+
+CONFIG = ModelConfig(vocab=40, layers=3, width=24, heads=4, kv_heads=2, mlp_hidden=20, context=8)
+
+
+def state() -> dict[str, torch.Tensor]:
+    return dict(GPT(CONFIG, seed=1).state_dict())
+
+
+def banked(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The reference's banks: all layers of one role, then all of the next."""
+
+    def stack(*roles: str) -> torch.Tensor:
+        return torch.stack(
+            [weights.pop(f"blocks.{layer}.{role}.weight") for role in roles for layer in range(3)]
+        )
+
+    return {
+        "qo_bank": stack("attn.c_q", "attn.proj"),
+        "kv_bank": stack("attn.c_k", "attn.c_v"),
+        "mlp_up_bank": stack("mlp.fc"),
+        "mlp_down_bank": stack("mlp.proj"),
+        **weights,
+    }
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "c.pt"
+    identity = TokenizerIdentity(sha256="ab" * 32, vocab=40, bos=1)
+    saved = Checkpoint(
+        model=CONFIG, weights=state(), tokenizer=identity, recipe=Recipe(model=CONFIG), step=7
+    )
+    save_checkpoint(path, saved)
+    loaded = load_checkpoint(path)
+    assert (loaded.model, loaded.tokenizer, loaded.recipe, loaded.step) == (
+        CONFIG,
+        identity,
+        Recipe(model=CONFIG),
+        7,
+    )
+    assert all(torch.equal(loaded.weights[name], value) for name, value in state().items())
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_the_references_state_dict_loads_without_being_told_its_shape(tmp_path, prefix):
+    path = tmp_path / "final_model.pt"
+    torch.save({prefix + name: value.bfloat16() for name, value in state().items()}, path)
+    loaded = load_checkpoint(path)
+    assert loaded.model == ModelConfig(
+        vocab=40, layers=3, width=24, heads=4, kv_heads=2, mlp_hidden=20
+    )
+    assert state_problem(GPT(loaded.model), loaded.weights) == ""
+
+
+def test_banks_are_taken_apart(tmp_path):
+    path = tmp_path / "banked.pt"
+    torch.save(banked(state()), path)
+    loaded = load_checkpoint(path, CONFIG)
+    assert loaded.weights.keys() == state().keys()
+    assert all(torch.equal(loaded.weights[name], value) for name, value in state().items())
+
+
+def test_safetensors_load(tmp_path):
+    save_file(state(), tmp_path / "model.safetensors")
+    loaded = load_checkpoint(tmp_path / "model.safetensors", CONFIG)
+    assert all(torch.equal(loaded.weights[name], value) for name, value in state().items())
+
+
+def test_a_newer_state_dict_has_to_be_told_its_shape(tmp_path):
+    torch.save({**state(), "smear.gate": torch.zeros(24)}, tmp_path / "new.pt")
+    with pytest.raises(CheckpointError, match=r"smear.gate does not show .* --model"):
+        load_checkpoint(tmp_path / "new.pt")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_are_never_run(tmp_path, capsys, protocol):
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps({"x": Evil()}, protocol))
+    with pytest.raises(CheckpointError, match="not a checkpoint that torch's weights-only"):
+        load_checkpoint(path)
+    torch.save({"tok_emb.weight": Evil()}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint that torch's weights-only"):
+        load_checkpoint(path)
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": 1}, "'a' is a int"),
+        ([1, 2], "holds a list"),
+        ({"x": torch.ones(2)}, "not a checkpoint of gptpack or of the reference"),
+        ({"qo_bank": torch.ones(2, 2)}, "qo_bank has shape"),
+        ({"gptpack_checkpoint": 9}, "version 9, needed 1"),
+        ({"gptpack_checkpoint": 1, "model": {"layers": -1}}, "damaged checkpoint"),
+    ],
+)
+def test_what_is_not_a_checkpoint_says_what_it_is(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_missing_truncated_and_foreign_files_are_one_line(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        load_checkpoint(tmp_path / "none.pt")
+    whole = tmp_path / "whole.pt"
+    torch.save(state(), whole)
+    for length in (0, 10, 1000, whole.stat().st_size - 1):
+        (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(CheckpointError, match=r"cut.pt") as caught:
+            load_checkpoint(tmp_path / "cut.pt")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense" * 10)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        load_checkpoint(tmp_path / "bad.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_checkpoint(path, Checkpoint(model=CONFIG, weights=state()))
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]

@@ -1,0 +1,159 @@
+"""The model against a slow float64 twin, part by part and whole."""
+
+import numpy as np
+import pytest
+import reference_model
+import torch
+
+from gptpack.config import ModelConfig
+from gptpack.errors import ConfigError, MissingDependencyError
+from gptpack.model.attention import choose_backend, remove_own_value
+from gptpack.model.gpt import GPT, state_problem
+from gptpack.model.layers import BigramHash
+
+SMALL = {
+    "vocab": 40,
+    "layers": 3,
+    "width": 24,
+    "heads": 4,
+    "kv_heads": 2,
+    "mlp_hidden": 20,
+    "context": 8,
+}
+PARTS = {
+    "baseline": {},
+    "untied": {"tied_embedding": False},
+    "leaky": {"activation": "leaky_relu2"},
+    "xsa on the last two": {"xsa_layers": 2},
+    "partial rope": {"rope_dims": 2},
+    "ntk rope": {"rope_ntk_context": 4},
+    "ln scale": {"ln_scale": True},
+    "bigram": {"bigram_rows": 11, "bigram_width": 5},
+    "smear": {"smear_gate": True},
+    "leaking smear": {"smear_gate": True, "smear_across_documents": True},
+    "value embedding": {"value_embedding_layers": (0, 2), "value_embedding_width": 6},
+    "no sharing of values": {"kv_heads": 4},
+    "one layer": {"layers": 1},
+    "all": {
+        "activation": "leaky_relu2",
+        "xsa_layers": 3,
+        "rope_dims": 4,
+        "rope_ntk_context": 4,
+        "ln_scale": True,
+        "bigram_rows": 11,
+        "bigram_width": 5,
+        "smear_gate": True,
+        "value_embedding_layers": (1,),
+        "value_embedding_width": 6,
+    },
+}
+
+
+def randomized(config: ModelConfig, seed: int = 0) -> GPT:
+    """A model none of whose parts is zero or the identity."""
+    model = GPT(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_model_equals_its_slow_twin(part):
+    config = ModelConfig(**{**SMALL, **PARTS[part]})
+    model = randomized(config).double()
+    model.compute_dtype = torch.float64
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    tokens[0, 4] = config.bos
+    losses = model.token_losses(tokens[:, :-1], tokens[:, 1:]).detach().numpy()
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    for row in range(2):
+        x, y = tokens[row, :-1].numpy(), tokens[row, 1:].numpy()
+        slow = reference_model.token_losses(config, weights, x, y)
+        # cosines are tabulated in float32; the losses themselves are float32
+        np.testing.assert_allclose(losses[row], slow, rtol=2e-5)
+
+
+@pytest.mark.parametrize("part", ["baseline", "all"])
+def test_a_loss_does_not_depend_on_later_tokens(part):
+    model = randomized(ModelConfig(**{**SMALL, **PARTS[part]}))
+    tokens = torch.randint(2, 40, (1, 9), generator=torch.Generator().manual_seed(1))
+    changed = tokens.clone()
+    changed[0, 6:] = (tokens[0, 6:] + 7) % 40
+    before = model.token_losses(tokens[:, :-1], tokens[:, 1:])
+    after = model.token_losses(changed[:, :-1], changed[:, 1:])
+    assert torch.equal(before[0, :5], after[0, :5])
+    assert not torch.equal(before[0, 6:], after[0, 6:])
+
+
+def test_the_smear_gate_does_not_reach_over_a_documents_start():
+    for across in (False, True):
+        config = ModelConfig(**SMALL, smear_gate=True, smear_across_documents=across)
+        smear = randomized(config).smear
+        tokens = torch.tensor([[1, 5, 1, 6]])
+        x = torch.randn(1, 4, 24)
+        other = x.clone()
+        other[0, 1] += 1
+        moved = smear(other, tokens)[0, 2] - smear(x, tokens)[0, 2]
+        assert bool(moved.abs().max() > 0) is across
+
+
+def test_bigram_rows_are_the_formula_for_every_pair_of_tokens():
+    table = BigramHash(2816, 4, 4)
+    tokens = torch.randint(0, 1024, (1, 500))
+    pairs = zip(tokens[0, :-1].tolist(), tokens[0, 1:].tolist(), strict=True)
+    rows = [2815] + [((36313 * b) ^ (27191 * a)) % 2815 for a, b in pairs]
+    assert table.hashes(tokens)[0].tolist() == rows
+
+
+def test_xsa_leaves_nothing_along_the_own_value():
+    y, v = torch.randn(2, 5, 6, 8), torch.randn(2, 5, 3, 8)
+    left = remove_own_value(y, v).view(2, 5, 3, 2, 8)
+    assert (left * v.unsqueeze(3)).sum(-1).abs().max() < 1e-5
+
+
+def test_initial_weights_follow_from_the_seed_alone():
+    a, b, c = (GPT(ModelConfig(**SMALL), seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["tok_emb.weight"], c["tok_emb.weight"])
+
+
+def test_an_untrained_model_predicts_uniformly():
+    model = GPT(ModelConfig(**SMALL, tied_embedding=False))
+    tokens = torch.randint(0, 40, (2, 9))
+    losses = model.token_losses(tokens[:, :-1], tokens[:, 1:])
+    assert torch.allclose(losses, torch.full_like(losses, np.log(40)))
+
+
+def test_every_problem_of_a_state_is_named():
+    model = GPT(ModelConfig(**SMALL))
+    good = model.state_dict()
+    assert state_problem(model, good) == ""
+    assert "missing skip_weights" in state_problem(
+        model, {name: value for name, value in good.items() if name != "skip_weights"}
+    )
+    assert "unexpected more" in state_problem(model, {**good, "more": torch.ones(1)})
+    assert "has shape (2,), needed (1, 24)" in state_problem(
+        model, {**good, "skip_weights": torch.ones(2)}
+    )
+    broken = {**good, "skip_weights": torch.full((1, 24), torch.nan)}
+    assert "not finite: skip_weights" in state_problem(model, broken)
+
+
+def test_a_named_backend_that_is_missing_raises():
+    with pytest.raises(MissingDependencyError, match="needs a CUDA device"):
+        choose_backend("cudnn", torch.device("cpu"))
+    with pytest.raises(ConfigError, match="attention backend 'fast'"):
+        choose_backend("fast", torch.device("cpu"))
+    assert choose_backend("auto", torch.device("cpu")) == "flash"
+
+
+def test_attention_backends_agree():
+    model = randomized(ModelConfig(**SMALL))
+    tokens = torch.randint(0, 40, (2, 9))
+    losses = []
+    for backend in ("flash", "math"):
+        model.use_attention(backend)
+        losses.append(model.token_losses(tokens[:, :-1], tokens[:, 1:]))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
