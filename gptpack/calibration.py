@@ -1,0 +1,187 @@
+"""Tokens -> what each weight's rounding costs: input second moments and output gradients.
+
+For a linear layer y = W x the packer needs ``H = E[x x^T]`` and, to compare rows and tensors, the
+Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn from the model itself
+(docs/decisions/packing.md). Both are sums over tokens here, so that ranks may be added.
+
+Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptpack.model.gpt import GPT
+from gptpack.model.layers import Linear
+from gptpack.progress import Progress, silent
+from gptpack.training.distributed import Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Sensitivities of a model's matrices, per token; everything float32 on the CPU."""
+
+    hessians: dict[str, Tensor]
+    """``E[x x^T]`` ``[C, C]`` of each matrix, by the name of its weight."""
+    row_fisher: dict[str, Tensor]
+    """``E[(dL/dy_r)^2]`` ``[R]`` in nats^2 of each matrix, by the name of its weight."""
+    hessian_tokens: int
+    fisher_tokens: int
+
+
+def _linears(model: GPT) -> dict[str, Linear]:
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+    }
+
+
+def _source_of(name: str) -> str:
+    """The matrix whose input is also that of `name`: queries, keys and values share theirs."""
+    return name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
+
+
+@contextmanager
+def _hooks(register: Callable[[ExitStack], None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        register(stack)
+        yield
+
+
+@contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """TF32 multiplies bfloat16 inputs exactly and adds in float32; the setting is put back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def input_moments(
+    model: GPT,
+    windows: Tensor,
+    *,
+    batch: int,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Sums of ``x x^T`` over all tokens of `windows` ``[N, T]``, for each matrix of the model.
+
+    The embedding, where it is the output head, has the final norm's output as x. Layers that share
+    weights add up. Accumulated in float32 on the model's device.
+    """
+    device = model.tok_emb.weight.device
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1]).float()
+        if name in sums:
+            sums[name].addmm_(flat.T, flat)
+        else:
+            sums[name] = flat.T @ flat
+
+    def register(stack: ExitStack) -> None:
+        for name, linear in _linears(model).items():
+            if _source_of(name) == name:
+                hook = linear.register_forward_pre_hook(
+                    lambda _module, inputs, name=name: add(name, inputs[0])
+                )
+                stack.callback(hook.remove)
+
+    with torch.inference_mode(), _exact_products(device), _hooks(register):
+        for start in range(0, len(windows), batch):
+            tokens = windows[start : start + batch].to(device)
+            hidden = model.hidden(tokens)
+            add("tok_emb.weight" if model.lm_head is None else "lm_head.weight", hidden)
+            progress("hessians", min(start + batch, len(windows)), len(windows))
+    return sums
+
+
+def output_fisher(
+    model: GPT,
+    windows: Tensor,
+    *,
+    batch: int,
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, labels sampled from the model.
+
+    L is the sum of the tokens' cross entropies. Embedding tables that are looked up get, for each
+    row, the sum of their output's squared gradient over the tokens that used the row, divided by
+    the table's width: the same unit as a matrix whose input is one-hot.
+    """
+    device = model.tok_emb.weight.device
+    sums: dict[str, Tensor] = {}
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def add(name: str, squares: Tensor) -> None:
+        sums[name] = sums[name] + squares if name in sums else squares
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            output.register_hook(
+                lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
+            )
+
+        return forward
+
+    def register(stack: ExitStack) -> None:
+        for name, linear in _linears(model).items():
+            if name != "lm_head.weight":
+                stack.callback(linear.register_forward_hook(watch(name)).remove)
+
+    with _hooks(register):
+        for start in range(0, len(windows), batch):
+            tokens = windows[start : start + batch].to(device)
+            hidden = model.hidden(tokens)
+            logits = model.logits(hidden)
+            with torch.no_grad():
+                probabilities = logits.softmax(-1).flatten(0, 1)
+                labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+                # dL/dlogit = p - 1[label]; its square sums to E[p (1 - p)] in expectation
+                head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
+                add(head, (probabilities * (1 - probabilities)).sum(0))
+            loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+            progress("fisher", min(start + batch, len(windows)), len(windows))
+    model.zero_grad(set_to_none=True)
+    return sums
+
+
+def collect(
+    model: GPT,
+    windows: Tensor,
+    ranks: Ranks,
+    *,
+    fisher_windows: int,
+    batch: int,
+    seed: int,
+    progress: Progress = silent,
+) -> Statistics:
+    """Moments over `windows` ``[N, T]`` (int64 tokens) and Fisher rows over the first few of them.
+
+    Every rank calls this with the same windows, sees its share, and gets the sums over all ranks.
+    """
+    share = ranks.share(len(windows))
+    few = ranks.share(min(fisher_windows, len(windows)))
+    mine, mine_few = windows[share.start : share.stop], windows[few.start : few.stop]
+    moments = input_moments(model, mine, batch=batch, progress=progress)
+    fisher = output_fisher(model, mine_few, batch=batch, seed=seed + ranks.rank, progress=progress)
+    ranks.sum([*moments.values(), *fisher.values()])
+    tokens = len(windows) * windows.shape[1]
+    fisher_tokens = min(fisher_windows, len(windows)) * windows.shape[1]
+    names = [*_linears(model), *(["tok_emb.weight"] if model.lm_head is None else [])]
+    return Statistics(
+        hessians={name: (moments[_source_of(name)] / tokens).cpu() for name in names},
+        row_fisher={name: (fisher[name] / fisher_tokens).cpu() for name in names},
+        hessian_tokens=tokens,
+        fisher_tokens=fisher_tokens,
+    )

@@ -1,0 +1,127 @@
+"""`gptpack inspect`: what a packed file holds, in under a second and without torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from gptpack.cli.console import print_json, print_table
+from gptpack.report.inspect import InspectReport, flat, inspect
+
+
+@click.command(
+    epilog="Example: gptpack inspect model.gptpack --json | jq .headroom_bytes",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
+def command(path: str, as_json: bool) -> None:
+    """Show what the packed file PATH holds, from its header.
+
+    The sections are not read: `gptpack eval` verifies them and measures the bits per byte anew.
+    The bytes of a tensor are its share of its section, in proportion to raw bytes.
+    """
+    report = inspect(path)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
+
+
+def _print(report: InspectReport) -> None:
+    click.echo(
+        f"{click.format_filename(report.path)}: gptpack artifact, format {report.format_version}, "
+        f"{report.parameters:,} parameters in {len(report.tensors):,} tensors"
+    )
+    click.echo(_budget_line(report))
+    click.echo()
+    print_table(
+        ["identity", ""],
+        [
+            ["model", _model_line(report.model)],
+            ["header sha256", report.header_sha256],
+            ["weights sha256", report.weights_sha256],
+            ["tokenizer sha256", report.tokenizer.sha256],
+            ["tokenizer", f"vocab {report.tokenizer.vocab:,}, bos {report.tokenizer.bos}"],
+        ],
+    )
+    click.echo()
+    rows = [
+        [
+            escape(f"{group.name} x{group.tensors}"),
+            " x ".join(map(str, group.shape)) or "scalar",
+            f"{group.parameters:,}",
+            group.method,
+            f"{group.stored_bytes:,}",
+            f"{group.bits_per_parameter:.3f}",
+            f"{group.share:.2%}",
+        ]
+        for group in report.groups
+    ]
+    header_share = report.header_bytes / report.file_bytes
+    rows.append(["(header)", "", "", "", f"{report.header_bytes:,}", "", f"{header_share:.2%}"])
+    bits = 8 * report.file_bytes / report.parameters
+    rows.append(
+        [
+            "file",
+            "",
+            f"{report.parameters:,}",
+            "",
+            f"{report.file_bytes:,}",
+            f"{bits:.3f}",
+            f"{1:.2%}",
+        ]
+    )
+    print_table(
+        ["tensors", "shape", "parameters", "method", "bytes", "bits/parameter", "share"], rows
+    )
+    click.echo()
+    print_table(
+        ["section", "codec", "layout", "raw bytes", "stored bytes", "stored/raw"],
+        [
+            [
+                section.name,
+                section.codec,
+                section.layout,
+                f"{section.raw_bytes:,}",
+                f"{section.stored_bytes:,}",
+                f"{section.stored_bytes / section.raw_bytes:.2%}",
+            ]
+            for section in report.sections
+        ],
+    )
+    stored = list(flat(report.pack))
+    if stored:
+        click.echo()
+        print_table(
+            ["stored when packed", ""],
+            [[escape(_plain(name)), escape(_plain(value))] for name, value in stored],
+        )
+
+
+def _budget_line(report: InspectReport) -> str:
+    if report.budget_bytes is None or report.headroom_bytes is None:
+        return f"file {report.file_bytes:,} bytes; the file names no budget"
+    code = "" if report.code_bytes is None else f", code {report.code_bytes:,}"
+    left = (
+        f"headroom {report.headroom_bytes:,}"
+        if report.headroom_bytes >= 0
+        else f"OVER by {-report.headroom_bytes:,}"
+    )
+    return f"budget {report.budget_bytes:,}, file {report.file_bytes:,}{code}, {left} bytes"
+
+
+def _model_line(model: Mapping[str, Any]) -> str:
+    return (
+        f"{model['layers']:,} layers, width {model['width']:,}, heads {model['heads']:,} "
+        f"({model['kv_heads']:,} kv), vocab {model['vocab']:,}, context {model['context']:,}"
+    )
+
+
+def _plain(value: Any) -> str:
+    """`value` in printable ASCII: a file's text must not reach the terminal's control codes."""
+    if type(value) is int:
+        return f"{value:,}" if abs(value) < 1 << 63 else "an integer of more than 64 bits"
+    text = value if isinstance(value, str) else repr(value)
+    return ascii(text)[1:-1][:120]

@@ -1,0 +1,97 @@
+"""`gptpack train`: recipe + shards -> checkpoint, then the validation loss of what was saved."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from gptpack.cli.console import note, print_json, print_table, progress_bars
+
+
+@click.command()
+@click.option("--recipe", default="baseline", show_default=True, help="TOML file or a name.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of shards.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--attention", default="auto", show_default=True, help="auto, cudnn, flash, math.")
+@click.option("--compile/--no-compile", "compiled", default=None, help="Default: on CUDA only.")
+@click.option("--eval/--no-eval", "evaluate", default=True, help="Score validation at the end.")
+@click.option("--eval-tokens", default=0, show_default=True, help="Score so many; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    recipe: str,
+    data: Path,
+    output: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    device: str,
+    attention: str,
+    compiled: bool | None,
+    evaluate: bool,
+    eval_tokens: int,
+    as_json: bool,
+) -> None:
+    """Train a model by a recipe and write a checkpoint.
+
+    Runs under torchrun as well, one process per GPU. The checkpoint is written before anything
+    else happens at the end; RUN/metrics.jsonl has a line per step.
+
+    \b
+    Examples:
+      gptpack train --recipe tiny --data data/ --output runs/tiny
+      gptpack train --recipe seq4096 --set training.seconds=240 --data data/ --output runs/a
+      torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
+    """
+    from gptpack.cli.fresh import evaluate_in_fresh_process
+    from gptpack.config import load_recipe
+    from gptpack.data.manifest import TOKENIZER
+    from gptpack.data.shards import Shard, find_shards
+    from gptpack.data.tokenizer import Tokenizer
+    from gptpack.recipe_files import find_recipe
+    from gptpack.training.distributed import ranks
+    from gptpack.training.loop import train
+
+    settings = load_recipe(find_recipe(recipe), overrides)
+    vocab = settings.model.vocab
+    shards = [Shard.open(path, vocab).tokens for path in find_shards(data, "train")]
+    beside = data / TOKENIZER
+    with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
+        result = train(
+            settings,
+            shards,
+            output,
+            here,
+            tokenizer=Tokenizer.load(beside).identity if beside.exists() else None,
+            resume=resume,
+            attention=attention,
+            compiled=compiled,
+            progress=progress,
+        )
+    if not here.main:
+        return
+    score = None
+    if evaluate:
+        score = evaluate_in_fresh_process(
+            result.checkpoint, data, limit_tokens=eval_tokens, device=device, quiet=as_json
+        )
+    summary = {**asdict(result), "checkpoint": str(result.checkpoint), "validation": score}
+    if as_json:
+        print_json(summary)
+        return
+    rows = [
+        ["parameters", f"{result.parameters:,}"],
+        ["steps", f"{result.steps:,} x {1000 * result.seconds / max(result.steps, 1):.1f} ms"],
+        ["tokens", f"{result.tokens:,}"],
+        ["training seconds", f"{result.seconds:.1f}"],
+        ["compile seconds", f"{result.compile_seconds:.1f} (outside the clock)"],
+        ["attention", result.attention],
+        ["training loss, nats", f"{result.loss_nats:.4f}"],
+    ]
+    if result.peak_memory_bytes:
+        rows.append(["peak memory, GB", f"{result.peak_memory_bytes / 1e9:.2f}"])
+    if score is not None:
+        rows.append(["validation bpb", f"{score['plain']['bpb']:.5f}"])
+    print_table(["training", ""], rows)
+    note(f"checkpoint: {result.checkpoint}")

@@ -1,0 +1,188 @@
+"""What `tokenize_files` made and from what, as ``manifest.json`` beside the shards."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpack.config import from_dict, to_dict
+from gptpack.data.atomic import replacing
+from gptpack.data.shards import Shard, file_sha256
+from gptpack.errors import ConfigError, DataError, ShardError
+from gptpack.progress import Progress, silent
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+FORMAT = 1
+
+
+def _check_sha256(name: str, value: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise DataError(f"{name}: sha256 {value!r} is not 64 hexadecimal digits")
+
+
+def _check_file_name(name: str) -> None:
+    if not name or name.startswith(".") or re.search(r"[/\\\0]", name):
+        raise DataError(f"{name!r} must be a plain file name")
+
+
+def _check_counts(where: str, config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise DataError(f"{where}: {name}={getattr(config, name)} must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEntry:
+    """A file of text."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        _check_sha256(self.name, self.sha256)
+        _check_counts(self.name, self, "size_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """A shard; its file stands beside the manifest."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+        _check_sha256(self.file, self.sha256)
+        _check_counts(self.file, self, "tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitEntry:
+    """One split's totals; everything is 0 and empty for a split that was not made."""
+
+    sources: tuple[SourceEntry, ...] = ()
+    documents: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+    """Tokens that stand for text the vocabulary lacks; they count 0 bytes."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the documents as they are."""
+    normalized_bytes: int = 0
+    """UTF-8 bytes of the documents as the tokenizer normalises them."""
+    accounted_bytes: int = 0
+    """Bytes that the tokens stand for, audited: what bits per byte divides by. The same as
+    `normalized_bytes` where no token is unknown."""
+    shards: tuple[ShardEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = ("documents", "tokens", "unknown_tokens", "text_bytes")
+        _check_counts("split", self, *counts, "normalized_bytes", "accounted_bytes")
+        listed = sum(shard.tokens for shard in self.shards)
+        if listed != self.tokens:
+            raise DataError(f"the shards hold {listed} tokens, but the split states {self.tokens}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerEntry:
+    """The tokenizer; a copy stands beside the manifest as `file`."""
+
+    file: str
+    name: str
+    """File name of the original."""
+    vocab: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+        _check_sha256(self.file, self.sha256)
+        if not 1 <= self.vocab <= 1 << 16:
+            raise DataError(f"{self.file}: vocab={self.vocab} must lie in 1..65536")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything about one directory of shards."""
+
+    format: int
+    name: str
+    split_rule: str
+    """How documents went to train and val, in words."""
+    separator: str
+    tokenizer: TokenizerEntry
+    train: SplitEntry
+    val: SplitEntry
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise DataError(f"manifest format {self.format}, but only {FORMAT} is known")
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into `directory`."""
+    with replacing(directory / MANIFEST) as file:
+        file.write(json.dumps(to_dict(manifest), indent=2).encode() + b"\n")
+
+
+def load_manifest(directory: str | Path) -> Manifest:
+    """Read ``manifest.json`` of `directory`; types, names and sums are checked, no shard is read.
+
+    Raises:
+        DataError: missing, not JSON, or not what a manifest holds.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the manifest: {error.strerror or error}; "
+            "'gptpack data tokenize' writes one"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON manifest: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: the manifest must be a JSON object")
+    try:
+        return from_dict(Manifest, values)
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{path}: {error}") from error
+    except TypeError as error:
+        # What a dataclass says of an argument that is not there.
+        raise DataError(f"{path}: incomplete manifest: {error}") from error
+
+
+def verify_manifest(directory: str | Path, manifest: Manifest, progress: Progress = silent) -> None:
+    """Read every shard and the tokenizer and compare them with `manifest`.
+
+    Raises:
+        ShardError, DataError: a file is missing or malformed, or its count or hash differs.
+    """
+    directory = Path(directory)
+    model = directory / manifest.tokenizer.file
+    _check_hash(model, manifest.tokenizer.sha256)
+    entries = [*manifest.train.shards, *manifest.val.shards]
+    total = sum(entry.tokens for entry in entries)
+    done = 0
+    for entry in entries:
+        shard = Shard.open(directory / entry.file, manifest.tokenizer.vocab)
+        if len(shard.tokens) != entry.tokens:
+            raise ShardError(
+                f"{shard.path}: {len(shard.tokens)} tokens, but the manifest states {entry.tokens}"
+            )
+        _check_hash(shard.path, entry.sha256)
+        done += entry.tokens
+        progress("verify shards (tokens)", done, total)
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
+    if found != expected:
+        raise DataError(
+            f"{path}: sha256 {found}, but the manifest states {expected}; make the data again"
+        )

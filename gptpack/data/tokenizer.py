@@ -1,0 +1,222 @@
+"""SentencePiece models: loading one as a frozen value, and training one on documents."""
+
+import hashlib
+import heapq
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import sentencepiece
+
+from gptpack.config import TokenizerIdentity
+from gptpack.data.atomic import replacing
+from gptpack.errors import ConfigError, TokenizerError
+from gptpack.progress import Progress, silent
+
+Normalization = Literal["nmt_nfkc", "nfkc", "identity"]
+
+SPACE = "\u2581"
+"""SentencePiece's space."""
+MAX_VOCAB = 1 << 16
+"""Shards hold 16-bit tokens."""
+SENTENCE_BYTES = 4096
+"""Documents are cut into pieces of at most so many bytes for the trainer, which would otherwise
+skip long ones without a word."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokenizer:
+    """A SentencePiece model; `load` makes one."""
+
+    path: Path
+    processor: Any
+    vocab: int
+    bos: int
+    unknown: int
+    """Id of the piece for characters that the vocabulary lacks."""
+    sha256: str
+    """Of the model file's bytes, in hex."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a model file.
+
+        Raises:
+            TokenizerError: not a SentencePiece model, no BOS piece, or ids beyond 16 bits.
+        """
+        path = Path(path)
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            vocab = processor.vocab_size() if model else 0
+        except (RuntimeError, OSError) as error:
+            raise TokenizerError(
+                f"{path}: not a SentencePiece model ({len(model)} bytes)"
+            ) from error
+        if vocab < 1:
+            raise TokenizerError(f"{path}: not a SentencePiece model ({len(model)} bytes)")
+        if vocab > MAX_VOCAB:
+            raise TokenizerError(f"{path}: {vocab} pieces; shards hold ids below {MAX_VOCAB}")
+        bos = processor.bos_id()
+        if bos < 0:
+            raise TokenizerError(f"{path}: no BOS piece; documents need one (train with bos_id=1)")
+        digest = hashlib.sha256(model).hexdigest()
+        return cls(path, processor, vocab, bos, processor.unk_id(), digest)
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """What a checkpoint and an artifact say of the tokenizer."""
+        return TokenizerIdentity(sha256=self.sha256, vocab=self.vocab, bos=self.bos)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without BOS."""
+        ids: list[int] = self.processor.encode(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        ids: list[list[int]] = self.processor.encode(list(texts), num_threads=1)
+        return ids
+
+    def normalized_bytes(self, texts: Sequence[str]) -> list[int]:
+        """UTF-8 bytes of each text as the model normalises it."""
+        normalized: list[str] = self.processor.normalize(list(texts))
+        # SPACE stands for one byte and has three.
+        return [len(text.encode()) - 2 * text.count(SPACE) for text in normalized]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The normalised text that `ids` stand for."""
+        return self.decode_batch([ids])[0]
+
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """`decode` of each list; raises TokenizerError for an id that the model lacks."""
+        try:
+            texts: list[str] = self.processor.decode([list(ids) for ids in batch], num_threads=1)
+        except IndexError as error:
+            raise TokenizerError(
+                f"{self.path}: {error}; the model has ids below {self.vocab}"
+            ) from error
+        return texts
+
+    def piece(self, token: int) -> str:
+        """The vocabulary's entry for `token`; a space is U+2581."""
+        piece: str = self.processor.id_to_piece(token)
+        return piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """How a tokenizer is trained; the defaults are the contest's."""
+
+    vocab: int = 1024
+    normalization: Normalization = "nmt_nfkc"
+    """`nmt_nfkc` turns line ends into spaces; `identity` leaves every character as it is."""
+    keep_whitespace: bool = False
+    """Keep runs of spaces, and spaces at either end. A document that begins with a space then
+    fails the byte audit: the contest's rule does not count that space."""
+    sample_bytes: int = 100_000_000
+    """Train on documents of about so many bytes in all, chosen by hash; 0 takes every one."""
+    character_coverage: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vocab <= MAX_VOCAB:
+            raise ConfigError(f"vocab={self.vocab} must lie in 1..{MAX_VOCAB}")
+        if self.normalization not in get_args(Normalization):
+            raise ConfigError(
+                f"normalization={self.normalization!r} must be one of {get_args(Normalization)}"
+            )
+        if self.sample_bytes < 0:
+            raise ConfigError(f"sample_bytes={self.sample_bytes} must not be negative")
+        if not 0 < self.character_coverage <= 1:
+            raise ConfigError(f"character_coverage={self.character_coverage} must lie in (0, 1]")
+
+
+def train_tokenizer(
+    documents: Iterable[str],
+    output: str | Path,
+    config: TokenizerConfig | None = None,
+    progress: Progress = silent,
+) -> Tokenizer:
+    """Train a byte-fallback BPE model, write it to `output`, and load it.
+
+    The same documents and configuration give the same bytes. Pad, BOS, EOS and unknown are 0 to 3.
+
+    Raises:
+        TokenizerError: no text, or SentencePiece refuses (for example a vocabulary smaller than
+            256 bytes + 4 + the characters of the text).
+    """
+    config = config or TokenizerConfig()
+    output = Path(output)
+    sample = _sample(documents, config.sample_bytes, progress)
+    sentences = [piece for document in sample for piece in _sentences(document)]
+    if not sentences:
+        raise TokenizerError(f"{output}: no text to train a tokenizer on")
+    progress("train tokenizer", 0, 0)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=config.vocab,
+            character_coverage=config.character_coverage,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name=config.normalization,
+            remove_extra_whitespaces=not config.keep_whitespace,
+            add_dummy_prefix=False,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            hard_vocab_limit=False,
+            max_sentence_length=2 * SENTENCE_BYTES,
+            num_threads=1,
+            minloglevel=4,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+        raise TokenizerError(f"{output}: SentencePiece cannot train: {reason}") from error
+    with replacing(output) as file:
+        file.write(model.getvalue())
+    return Tokenizer.load(output)
+
+
+def _sample(documents: Iterable[str], sample_bytes: int, progress: Progress) -> list[str]:
+    """The documents with the smallest hashes, up to `sample_bytes`, in their own order.
+
+    Which ones does not depend on where they stand, so a corpus sorted by source is sampled evenly.
+    """
+    heap: list[tuple[int, int, str]] = []
+    held = read = 0
+    for index, document in enumerate(documents):
+        data = document.encode()
+        read += len(data)
+        held += len(data)
+        key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+        heapq.heappush(heap, (-key, -index, document))
+        while sample_bytes and held > sample_bytes and len(heap) > 1:
+            held -= len(heapq.heappop(heap)[2].encode())
+        if index % 256 == 0:
+            progress("read text", read, 0)
+    return [document for _, _, document in sorted(heap, key=lambda entry: -entry[1])]
+
+
+def _sentences(document: str) -> Iterator[str]:
+    """Cut at spaces or line ends where one is near, so that words stay whole."""
+    # The trainer refuses NUL; byte fallback covers it.
+    document = document.replace("\0", " ")
+    limit = SENTENCE_BYTES // 4
+    start = 0
+    while start < len(document):
+        stop = min(start + limit, len(document))
+        if stop < len(document):
+            space = max(document.rfind(" ", start, stop), document.rfind("\n", start, stop))
+            stop = space if space > start else stop
+        yield document[start:stop]
+        start = stop

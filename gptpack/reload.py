@@ -1,0 +1,83 @@
+"""From an artifact to a model that can be run, with nothing but the file."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gptpack.artifact.header import ArtifactHeader
+from gptpack.artifact.reader import read_artifact
+from gptpack.errors import ArtifactError
+from gptpack.model.gpt import GPT, state_problem
+from gptpack.quant.types import dequantize
+
+LARGEST_EXCESS = 4
+"""A model is not even allocated if its matrices have so many times the weights of the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model whose weights are those of a file, and what the file says of itself."""
+
+    model: GPT
+    header: ArtifactHeader
+    seconds: Mapping[str, float]
+    """Wall-clock time of ``decode`` (read, verify, decode) and ``build`` (values, model)."""
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model of the artifact at `path`, in evaluation mode on `device`.
+
+    All checksums are verified, that of the float32 weights too. No model is allocated that the
+    file's tensors could not fill.
+
+    Raises:
+        GptpackError: there is no file that can be read.
+        ArtifactError: it is corrupt or hostile, or its tensors are not those of its model.
+        MissingDependencyError: a section's codec is not installed.
+    """
+    began = time.perf_counter()
+    artifact = read_artifact(path, verify_weights=True)
+    decoded = time.perf_counter()
+    _check_shape(path, artifact.header)
+    model = GPT(artifact.header.model)
+    # The copy: values may be read-only views, of which torch warns.
+    state = {
+        tensor.name: torch.from_numpy(dequantize(tensor).copy()) for tensor in artifact.tensors
+    }
+    if problem := state_problem(model, state):
+        raise ArtifactError(f"{path}: its tensors are not those of its model: {problem}")
+    model.load_state_dict(state, strict=True)
+    model = model.to(device).eval()
+    built = time.perf_counter()
+    return LoadedModel(
+        model=model,
+        header=artifact.header,
+        seconds={"decode": decoded - began, "build": built - decoded},
+    )
+
+
+def _check_shape(path: str | Path, header: ArtifactHeader) -> None:
+    """Refuse a model with more layers than the file has tensors, or far more weights.
+
+    This bounds memory; which tensor is missing is said later. (An outline on torch's meta device
+    would say it at once, but costs two seconds of imports.)
+    """
+    config = header.model
+    if config.layers > len(header.tensors):
+        raise ArtifactError(
+            f"{path}: {config.layers:,} layers cannot be made of {len(header.tensors):,} tensors"
+        )
+    width, kv_width = config.width, config.kv_width
+    per_layer = 2 * width * (width + kv_width + config.mlp_hidden)
+    bigram = config.bigram_width * (config.bigram_rows + width)
+    values = config.value_embedding_width * (config.vocab + kv_width)
+    needed = config.layers * per_layer + config.vocab * width + bigram + values
+    held = sum(tensor.numel for tensor in header.tensors)
+    if needed > LARGEST_EXCESS * held:
+        raise ArtifactError(
+            f"{path}: a model of this shape has {needed:,} weights in its matrices alone, "
+            f"but the file holds {held:,}"
+        )

@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from gptpack.cli.main import run
+from gptpack.data.documents import SEPARATOR
+
+TEXTS = [f"the cat number {i} sat on the mat" for i in range(30)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text(SEPARATOR.join(TEXTS))
+    return path
+
+
+def gptpack(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = 0
+    try:
+        run(["data", *map(str, arguments)])
+    except SystemExit as done:
+        status = int(done.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_corpus_becomes_a_tokenizer_and_shards_that_info_confirms(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "tok.model", tmp_path / "shards"
+    status, text, _ = gptpack(
+        capsys, "tokenizer", corpus, "--vocab", 290, "-o", model, "--json", "--quiet"
+    )
+    assert status == 0
+    assert json.loads(text)["vocab"] == 290
+    status, text, _ = gptpack(
+        capsys,
+        "tokenize",
+        "--train",
+        corpus,
+        "--val-documents",
+        5,
+        "--tokenizer",
+        model,
+        "-o",
+        out,
+        "--workers",
+        1,
+        "--json",
+        "--quiet",
+    )
+    assert status == 0
+    made = json.loads(text)
+    assert (made["train"]["documents"], made["val"]["documents"]) == (25, 5)
+    status, text, _ = gptpack(capsys, "info", out, "--json")
+    assert status == 0
+    assert json.loads(text) == made
+    status, text, err = gptpack(capsys, "info", out)
+    assert status == 0
+    assert "the last 5 documents are val" in text
+    assert f"{made['val']['accounted_bytes']:,}" in text
+    assert "unknown" not in err
+
+
+def test_a_separator_may_be_written_with_escapes(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gptpack(capsys, "tokenizer", corpus, "--vocab", 290, "-o", tmp_path / "tok.model")
+    corpus.write_text("the cat\x1dthe mat")
+    status, text, _ = gptpack(
+        capsys,
+        "tokenize",
+        "--train",
+        corpus,
+        "--tokenizer",
+        tmp_path / "tok.model",
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        1,
+        "--json",
+        "--separator",
+        r"\x1d",
+    )
+    assert status == 0
+    assert json.loads(text)["train"]["documents"] == 2
+
+
+def test_an_existing_tokenizer_needs_force(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "tok.model"
+    model.write_text("mine")
+    assert gptpack(capsys, "tokenizer", corpus, "--vocab", 290, "-o", model) == (
+        2,
+        "",
+        f"gptpack: {model} exists; choose another name or give --force\n",
+    )
+    status, text, err = gptpack(
+        capsys, "tokenizer", corpus, "--vocab", 5000, "-o", model, "--force"
+    )
+    assert status == 0
+    assert "pieces only, not 5,000" in err
+    assert str(model) in text
+
+
+def test_a_damaged_shard_is_one_line_and_status_2(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gptpack(capsys, "tokenizer", corpus, "--vocab", 290, "-o", tmp_path / "tok.model")
+    gptpack(
+        capsys,
+        "tokenize",
+        "--val",
+        corpus,
+        "--tokenizer",
+        tmp_path / "tok.model",
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        1,
+    )
+    shard = tmp_path / "out" / "data_val_000000.bin"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    for manifest in (True, False):
+        if not manifest:
+            (tmp_path / "out" / "manifest.json").unlink()
+        status, text, err = gptpack(capsys, "info", tmp_path / "out", "--quiet")
+        assert (status, text) == (2, "")
+        assert err.count("\n") == 1
+        assert "write it again" in err
+    shard.write_bytes(whole)
+    status, text, _ = gptpack(capsys, "info", tmp_path / "out", "--json")
+    assert status == 0
+    assert json.loads(text)["shards"] == [{"file": shard.name, "tokens": (len(whole) - 1024) // 2}]
+    status, text, _ = gptpack(capsys, "info", tmp_path / "out")
+    assert status == 0
+    assert shard.name in text
+
+
+def test_info_of_a_directory_without_shards_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = gptpack(capsys, "info", tmp_path)
+    assert status == 2
+    assert "no shards named *_val_*.bin" in err
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenize", "download", "info"])
+def test_every_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = gptpack(capsys, name, "--help")
+    assert status == 0
+    assert f"    gptpack data {name}" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_a_download_without_the_extra_ends_with_status_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    status, _, err = gptpack(capsys, "download", "fineweb", "-o", tmp_path)
+    assert status == 4
+    assert "gptpack[hub]" in err

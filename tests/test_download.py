@@ -1,0 +1,249 @@
+"""Downloads against a Hub of a few lines on the loopback interface."""
+
+import hashlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptpack.data.download import Download, DownloadConfig, download_fineweb
+from gptpack.data.shards import load_tokens, write_shard
+from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptpack.errors import ConfigError, DataError, MissingDependencyError
+
+COMMIT = "c" * 40
+DATASET = "datasets/datasets/fineweb10B_sp320"
+
+
+class Hub:
+    """Files and what was asked of them; `endpoint` serves them as the Hugging Face Hub does."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.large = {name for name in files if not name.endswith(".json")}
+        self.served = dict(files)
+        """What GET sends; a test may make it differ from what is published."""
+        self.requests: list[tuple[str, str, str | None]] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                hub.answer(self, "HEAD")
+
+            def do_GET(self) -> None:
+                hub.answer(self, "GET")
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, request: BaseHTTPRequestHandler, method: str) -> None:
+        assert "Authorization" not in request.headers
+        prefix, _, rest = request.path.partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        asked = request.headers.get("Range")
+        self.requests.append((method, name, asked))
+        data = self.files.get(name)
+        if prefix != "/datasets/a/golf" or revision not in ("main", COMMIT) or data is None:
+            request.send_response(404)
+            request.send_header("X-Error-Code", "EntryNotFound")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if name in self.large:
+            etag = hashlib.sha256(data).hexdigest()
+        else:
+            etag = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        body = self.served[name]
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and method == "GET" else 0
+        request.send_response(206 if start else 200)
+        if start:
+            span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            request.send_header("Content-Range", span)
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("ETag", f'"{etag}"')
+        if name in self.large:
+            request.send_header("X-Linked-ETag", f'"{etag}"')
+            request.send_header("X-Linked-Size", str(len(data)))
+        request.send_header("Content-Length", str(len(body) - start))
+        request.end_headers()
+        if method == "GET":
+            request.wfile.write(body[start:])
+
+    def gets(self) -> list[tuple[str, str | None]]:
+        return [
+            (name.split("/")[-1], asked) for method, name, asked in self.requests if method == "GET"
+        ]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("published")
+    model = folder / "a.model"
+    train_tokenizer(["the cat sat on the mat"] * 20, model, TokenizerConfig(vocab=275))
+    manifest = {
+        "datasets": [
+            {
+                "name": "fineweb10B_sp320",
+                "tokenizer_name": "sp320",
+                "stats": {"files_train": 2, "files_val": 1},
+            }
+        ],
+        "tokenizers": [{"name": "sp320", "model_path": "tokenizers/fineweb_320_bpe.model"}],
+    }
+    files = {
+        "datasets/manifest.json": json.dumps(manifest).encode(),
+        "datasets/tokenizers/fineweb_320_bpe.model": model.read_bytes(),
+    }
+    for number, name in enumerate(["val_000000", "train_000000", "train_000001"]):
+        path = folder / f"fineweb_{name}.bin"
+        write_shard(path, np.full(500, number + 1))
+        files[f"{DATASET}/{path.name}"] = path.read_bytes()
+    return files
+
+
+@pytest.fixture
+def hub(published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    hub = Hub(dict(published))
+    thread = threading.Thread(target=hub.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield hub
+    hub.server.shutdown()
+    thread.join()
+    hub.server.server_close()
+
+
+def fetch(hub: Hub, output: Path, shards: int = 2, variant: str = "sp320") -> Download:
+    config = DownloadConfig(variant=variant, shards=shards, repo="a/golf", endpoint=hub.endpoint)
+    return download_fineweb(output, config)
+
+
+def test_the_published_files_arrive_and_are_shards(hub: Hub, tmp_path: Path) -> None:
+    seen: list[tuple[str, float, float]] = []
+    config = DownloadConfig(variant="sp320", shards=2, repo="a/golf", endpoint=hub.endpoint)
+    got = download_fineweb(tmp_path / "out", config, lambda *where: seen.append(where))
+    assert got.commit == COMMIT
+    assert load_tokens(got.directory, "train", 275).tolist() == [2] * 500 + [3] * 500
+    assert load_tokens(got.directory, "val", 275).tolist() == [1] * 500
+    assert got.tokenizer == tmp_path / "out" / "tokenizer.model"
+    assert sorted(path.name for path in got.directory.iterdir()) == [
+        "export_manifest.json",
+        *(f"fineweb_{name}.bin" for name in ("train_000000", "train_000001", "val_000000")),
+        "tokenizer.model",
+    ]
+    assert ("fineweb_train_000001.bin", 2024, 2024) in seen
+
+
+def test_files_that_are_there_are_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path, shards=1)
+    hub.requests.clear()
+    fetch(hub, tmp_path, shards=2)
+    assert hub.gets() == [("fineweb_train_000001.bin", None)]
+
+
+def test_a_partial_file_is_continued(hub: Hub, tmp_path: Path) -> None:
+    name = f"{DATASET}/fineweb_train_000000.bin"
+    data = hub.files[name]
+    etag = hashlib.sha256(data).hexdigest()
+    (tmp_path / f".fineweb_train_000000.bin.{etag[:16]}.partial").write_bytes(data[:1500])
+    fetch(hub, tmp_path, shards=1)
+    assert ("fineweb_train_000000.bin", "bytes=1500-") in hub.gets()
+    assert (tmp_path / "fineweb_train_000000.bin").read_bytes() == data
+
+
+def test_a_download_that_stops_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    name = f"{DATASET}/fineweb_train_000000.bin"
+    hub.served[name] = hub.files[name][:700]
+    with pytest.raises(DataError, match=r"stopped at 700 of 2024 bytes.*run again"):
+        fetch(hub, tmp_path, shards=1)
+    assert not (tmp_path / "fineweb_train_000000.bin").exists()
+    hub.served[name] = hub.files[name]
+    hub.requests.clear()
+    fetch(hub, tmp_path, shards=1)
+    assert hub.gets() == [("fineweb_train_000000.bin", "bytes=700-")]
+
+
+def test_bytes_with_another_hash_never_get_the_name(hub: Hub, tmp_path: Path) -> None:
+    name = f"{DATASET}/fineweb_train_000000.bin"
+    hub.served[name] = hub.files[name][:-1] + b"\x07"
+    with pytest.raises(DataError, match="does not have the published hash"):
+        fetch(hub, tmp_path, shards=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["export_manifest.json", "fineweb_val_000000.bin", "tokenizer.model"]
+    hub.served[name] = hub.files[name]
+    fetch(hub, tmp_path, shards=1)
+
+
+def test_a_damaged_local_file_is_replaced(hub: Hub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path, shards=1)
+    path = tmp_path / "fineweb_val_000000.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    fetch(hub, tmp_path, shards=1)
+    assert path.read_bytes() == whole
+
+
+def test_a_published_file_that_is_no_shard_is_an_error(hub: Hub, tmp_path: Path) -> None:
+    name = f"{DATASET}/fineweb_val_000000.bin"
+    hub.files[name] = hub.served[name] = b"<html>"
+    with pytest.raises(DataError, match=r"fineweb_val_000000\.bin: 6 bytes"):
+        fetch(hub, tmp_path)
+
+
+def test_a_missing_file_is_named(hub: Hub, tmp_path: Path) -> None:
+    del hub.files[f"{DATASET}/fineweb_train_000001.bin"]
+    with pytest.raises(DataError, match=r"a/golf/.*fineweb_train_000001\.bin: .*404") as error:
+        fetch(hub, tmp_path)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "fineweb_train_000000.bin").exists()
+
+
+def test_what_the_export_does_not_have_is_said(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no fineweb10B_sp999; there are: fineweb10B_sp320"):
+        fetch(hub, tmp_path, variant="sp999")
+    with pytest.raises(DataError, match="2 train shards of sp320, fewer than the 3"):
+        fetch(hub, tmp_path, shards=3)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{", b'{"datasets": [], "tokenizers": 3}', b"\xff"])
+def test_a_strange_manifest_is_refused(hub: Hub, tmp_path: Path, text: bytes) -> None:
+    hub.files["datasets/manifest.json"] = hub.served["datasets/manifest.json"] = text
+    with pytest.raises(DataError, match="not the contest's manifest"):
+        fetch(hub, tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_an_error(hub: Hub, tmp_path: Path) -> None:
+    config = DownloadConfig(repo="a/golf", endpoint="http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"a/golf/datasets/manifest\.json: "):
+        download_fineweb(tmp_path, config)
+
+
+def test_without_huggingface_hub_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gptpack\[hub\]'"):
+        download_fineweb(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"variant": "1024"}, {"shards": -1}, {"endpoint": "hub"}, {"endpoint": "http:// /"}]
+)
+def test_a_senseless_configuration_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        DownloadConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_repository_name_that_cannot_be_is_refused(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="repository 'a/b/c'"):
+        download_fineweb(tmp_path, DownloadConfig(repo="a/b/c", endpoint=hub.endpoint))

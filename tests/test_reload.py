@@ -1,0 +1,155 @@
+"""A model that comes back from a file is the one that went in, or there is none."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gptpack.artifact.header import TokenizerIdentity
+from gptpack.artifact.writer import write_artifact
+from gptpack.config import ModelConfig
+from gptpack.errors import ArtifactError, GptpackError
+from gptpack.model.gpt import GPT
+from gptpack.quant.int8 import keep_float, quantize_reference
+from gptpack.quant.types import PackedTensor, dequantize
+from gptpack.reload import load_model
+
+CONFIG = ModelConfig(
+    vocab=64,
+    layers=2,
+    width=32,
+    heads=2,
+    kv_heads=1,
+    mlp_hidden=48,
+    context=16,
+    smear_gate=True,
+    bigram_rows=20,
+    bigram_width=4,
+    value_embedding_layers=(1,),
+    value_embedding_width=8,
+)
+
+
+def weights(config: ModelConfig = CONFIG) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.normal(0, 0.2, tuple(tensor.shape)).astype(np.float32)
+        for name, tensor in GPT(config).state_dict().items()
+    }
+
+
+def write(path: Path, tensors: list[PackedTensor], config: ModelConfig = CONFIG) -> Path:
+    identity = TokenizerIdentity(sha256="0" * 64, vocab=64, bos=1)
+    write_artifact(path, model=config, tokenizer=identity, tensors=tensors, pack={}, codecs="zlib")
+    return path
+
+
+def float32(values: dict[str, np.ndarray]) -> list[PackedTensor]:
+    return [keep_float(name, value, "float32") for name, value in values.items()]
+
+
+def test_float32_weights_come_back_bit_for_bit_and_give_the_same_losses(tmp_path: Path) -> None:
+    values = weights()
+    loaded = load_model(write(tmp_path / "m.gptpack", float32(values)))
+    state = loaded.model.state_dict()
+    assert state.keys() == values.keys()
+    assert all(np.array_equal(state[name].numpy(), value) for name, value in values.items())
+
+    original = GPT(CONFIG)
+    original.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
+    tokens = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = original.token_losses(tokens[:, :-1], tokens[:, 1:])
+        assert torch.equal(loaded.model.token_losses(tokens[:, :-1], tokens[:, 1:]), expected)
+
+
+def test_the_model_holds_what_the_packed_tensors_stand_for(tmp_path: Path) -> None:
+    packed = [quantize_reference(name, value) for name, value in weights().items()]
+    loaded = load_model(write(tmp_path / "m.gptpack", packed))
+    state = loaded.model.state_dict()
+    for tensor in packed:
+        assert np.array_equal(state[tensor.name].numpy(), dequantize(tensor))
+    assert not loaded.model.training
+    assert loaded.header.model == CONFIG
+    assert set(loaded.seconds) == {"decode", "build"}
+
+
+def test_the_loaded_model_can_be_trained_further(tmp_path: Path) -> None:
+    model = load_model(write(tmp_path / "m.gptpack", float32(weights()))).model
+    tokens = torch.zeros(1, 5, dtype=torch.int64)
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    tensors = [t for t in float32(weights()) if t.name != "blocks.1.mlp.fc.weight"]
+    with pytest.raises(ArtifactError, match=r"missing blocks\.1\.mlp\.fc\.weight"):
+        load_model(write(tmp_path / "m.gptpack", tensors))
+
+
+def test_an_extra_tensor_is_named(tmp_path: Path) -> None:
+    extra = keep_float("blocks.2.attn_scale", np.ones(32, np.float32), "float32")
+    with pytest.raises(ArtifactError, match=r"unexpected blocks\.2\.attn_scale"):
+        load_model(write(tmp_path / "m.gptpack", [*float32(weights()), extra]))
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    values = weights()
+    values["blocks.0.attn.c_k.weight"] = np.zeros((32, 16), np.float32)
+    with pytest.raises(ArtifactError, match=re.escape("(32, 16), needed (16, 32)")):
+        load_model(write(tmp_path / "m.gptpack", float32(values)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 10**12}, "1,000,000,000,000 layers cannot be made"),
+        ({"width": 2**40}, "but the file holds"),
+        ({"mlp_hidden": 10**15}, "but the file holds"),
+        ({"bigram_rows": 10**15}, "but the file holds"),
+        ({"bigram_width": 10**15}, "but the file holds"),
+        ({"value_embedding_width": 10**15}, "but the file holds"),
+        ({"vocab": 65536}, "but the file holds"),
+        ({"layers": 1, "value_embedding_layers": (0,)}, r"unexpected blocks\.1"),
+        ({"xsa_layers": 0, "smear_gate": False}, r"unexpected smear\.gate"),
+    ],
+)
+def test_a_shape_that_the_tensors_do_not_justify_is_refused_before_memory_is_taken(
+    changes: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "m.gptpack", float32(weights()), replace(CONFIG, **changes))
+    with pytest.raises(ArtifactError, match=message):
+        load_model(path)
+
+
+def test_a_flipped_bit_anywhere_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gptpack", float32(weights()))
+    good = path.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(good), 25):
+        bad = bytearray(good)
+        bad[position] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(ArtifactError):
+            load_model(path)
+
+
+def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(GptpackError, match="nosuch"):
+        load_model(tmp_path / "nosuch")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        ModelConfig(vocab=50, layers=3, width=16, heads=4, kv_heads=4, mlp_hidden=8, context=8),
+        replace(CONFIG, tied_embedding=False, smear_gate=False, bigram_rows=0, bigram_width=0),
+    ],
+)
+def test_models_of_other_shapes_come_back(config: ModelConfig, tmp_path: Path) -> None:
+    values = weights(config)
+    state = load_model(write(tmp_path / "m.gptpack", float32(values), config)).model.state_dict()
+    assert all(np.array_equal(state[name].numpy(), value) for name, value in values.items())

@@ -1,0 +1,180 @@
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gptpack.data.shards import (
+    Shard,
+    ShardWriter,
+    file_sha256,
+    find_shards,
+    load_tokens,
+    write_shard,
+)
+from gptpack.errors import DataError, ShardError
+
+in_a_folder = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+token_arrays = hnp.arrays(np.uint16, st.integers(1, 300))
+
+
+def reference_bytes(tokens: list[int]) -> bytes:
+    """The format, spelled out."""
+    header = [20240520, 1, len(tokens)] + [0] * 253
+    return struct.pack("<256i", *header) + struct.pack(f"<{len(tokens)}H", *tokens)
+
+
+@in_a_folder
+@given(tokens=token_arrays)
+def test_what_is_written_is_read_back_and_is_the_contests_format(
+    tmp_path: Path, tokens: np.ndarray
+) -> None:
+    path = tmp_path / "a_train_000000.bin"
+    write_shard(path, tokens)
+    assert path.read_bytes() == reference_bytes(tokens.tolist())
+    shard = Shard.open(path, 65536)
+    assert isinstance(shard.tokens, np.memmap)
+    assert shard.tokens.dtype == np.uint16
+    assert np.array_equal(shard.tokens, tokens)
+    assert shard.sha256() == file_sha256(path)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@in_a_folder
+@given(tokens=token_arrays, data=st.data())
+def test_a_cut_or_flipped_shard_has_the_same_count_or_is_refused(
+    tmp_path: Path, tokens: np.ndarray, data: st.DataObject
+) -> None:
+    whole = bytearray(reference_bytes(tokens.tolist()))
+    if data.draw(st.booleans()):
+        del whole[data.draw(st.integers(0, len(whole) - 1)) :]
+    else:
+        at = data.draw(st.one_of(st.integers(0, 11), st.integers(0, len(whole) - 1)))
+        whole[at] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path / "a_train_000000.bin"
+    path.write_bytes(whole)
+    count, message = len(tokens), str(path)
+    try:
+        count = len(Shard.open(path).tokens)
+    except ShardError as error:
+        message = str(error)
+    assert count == len(tokens)
+    assert str(path) in message
+    assert "\n" not in message
+
+
+@in_a_folder
+@given(data=st.binary(max_size=1100))
+def test_any_bytes_are_a_shard_or_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(data)
+    with pytest.raises(ShardError):
+        Shard.open(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b: b[:-1], r"1029 bytes, but 3 uint16 tokens need 1030"),
+        (lambda b: b + b"\0\0", r"1032 bytes, but 3 uint16 tokens need 1030"),
+        (lambda b: b[:100], r"100 bytes; a shard begins with a header of 1024"),
+        (lambda b: b"", r"0 bytes; a shard begins"),
+        (lambda b: b"\0" + b[1:], r"magic number 20240384, but token shards have 20240520"),
+        (lambda b: b[:4] + b"\2" + b[5:], r"shard version 2, but only 1 is known"),
+        (lambda b: b[:8] + b"\4" + b[9:], r"1030 bytes, but 4 uint16 tokens need 1032"),
+        (lambda b: b[:8] + b"\xff" * 4 + b[12:], r"states -1 tokens"),
+        (lambda b: b[:8] + bytes(4) + b[12:1024], r"states 0 tokens; a shard holds at least 1"),
+    ],
+)
+def test_each_way_of_being_malformed_is_named(tmp_path: Path, change, reason: str) -> None:
+    path = tmp_path / "a_val_000000.bin"
+    path.write_bytes(change(reference_bytes([1, 2, 3])))
+    with pytest.raises(ShardError, match=rf"a_val_000000\.bin: .*{reason}"):
+        Shard.open(path)
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a_val_000000.bin"
+    write_shard(path, np.array([1, 5, 9, 2]))
+    assert len(Shard.open(path, 10).tokens) == 4
+    with pytest.raises(ShardError, match="token 9 at 2 is not below the vocabulary's 9"):
+        Shard.open(path, 9)
+
+
+def test_tokens_that_no_shard_can_hold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    for tokens in (np.array([], int), np.array([-1]), np.array([65536]), np.zeros((2, 2), int)):
+        with pytest.raises(ShardError, match=r"a\.bin"):
+            write_shard(path, tokens)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bin"
+    write_shard(path, np.array([1, 2]))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"a\.bin: cannot write: No space left"):
+        write_shard(path, np.array([3]))
+    assert Shard.open(path).tokens.tolist() == [1, 2]
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@in_a_folder
+@given(parts=st.lists(st.lists(st.integers(0, 9), max_size=9), max_size=6), size=st.integers(1, 5))
+def test_a_stream_of_tokens_becomes_full_shards_and_a_rest(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("stream")
+    with ShardWriter(folder, "a", "val", size) as writer:
+        for part in parts:
+            writer.append(np.array(part, np.uint16))
+    tokens = [token for part in parts for token in part]
+    assert len(writer.paths) == -(-len(tokens) // size)
+    if tokens:
+        assert writer.paths == find_shards(folder, "val")
+        assert load_tokens(folder, "val", 10).tolist() == tokens
+        assert all(len(Shard.open(path).tokens) == size for path in writer.paths[:-1])
+
+
+def test_shards_are_found_in_order_without_sidecars_and_other_splits(tmp_path: Path) -> None:
+    for number, name in enumerate(
+        [
+            "fineweb_val_000001",
+            "fineweb_val_000000",
+            "fineweb_train_000000",
+            "fineweb_val_bytes_000000",
+            ".fineweb_val_000003",
+        ]
+    ):
+        write_shard(tmp_path / f"{name}.bin", np.array([number, number]))
+    names = [path.name for path in find_shards(tmp_path, "val")]
+    assert names == ["fineweb_val_000000.bin", "fineweb_val_000001.bin"]
+    assert load_tokens(tmp_path, "val", 5).tolist() == [1, 1, 0, 0]
+    assert load_tokens(tmp_path, "val", 5, limit=3).tolist() == [1, 1, 0]
+    assert isinstance(load_tokens(tmp_path, "val", 5, limit=2), np.memmap)
+    assert isinstance(load_tokens(tmp_path, "train", 5), np.memmap)
+    with pytest.raises(ShardError, match="is not below"):
+        load_tokens(tmp_path, "val", 1)
+
+
+def test_no_shards_or_those_of_two_datasets_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no shards named \*_train_\*\.bin"):
+        find_shards(tmp_path, "train")
+    with pytest.raises(ShardError, match="no shards"):
+        find_shards(tmp_path / "nowhere", "train")
+    write_shard(tmp_path / "a_train_000000.bin", np.array([1]))
+    write_shard(tmp_path / "b_train_000000.bin", np.array([1]))
+    with pytest.raises(ShardError, match=r"shards of 2 datasets \(a, b\)"):
+        find_shards(tmp_path, "train")
