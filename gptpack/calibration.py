@@ -127,7 +127,7 @@ def output_fisher(
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            output.register_hook(
+            output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
             )
 

@@ -4,9 +4,7 @@ Three kinds of file are accepted: gptpack's own checkpoint, a plain state dict o
 (`final_model.pt`, also with its matrices in banks), and the same as safetensors.
 """
 
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gptpack.atomic import replacing
 from gptpack.config import ModelConfig, Recipe, TokenizerIdentity, from_dict, to_dict
 from gptpack.errors import CheckpointError, ConfigError
 
@@ -61,19 +60,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "weights": dict(checkpoint.weights),
         "training": checkpoint.training,
     }
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = file.name
+    with replacing(path, CheckpointError) as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        except RuntimeError as error:  # torch's own word for a full disk
+            raise CheckpointError(f"{path}: cannot write: {error}") from error
 
 
 def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:

@@ -282,7 +282,7 @@ def _report(
 ) -> None:
     """Print the result, and write it where asked."""
     if output is not None:
-        from gptpack.data.atomic import replacing
+        from gptpack.atomic import replacing
 
         with replacing(output) as file:
             file.write(json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")

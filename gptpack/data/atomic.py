@@ -1,34 +1,12 @@
-"""Files and directories appear under their final name complete, or not at all."""
+"""A directory appears under its final name complete, or not at all."""
 
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from gptpack.errors import DataError
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A writable file that becomes `path` when the block ends, synced to disk; dropped on error.
-
-    Raises:
-        DataError: the file system refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

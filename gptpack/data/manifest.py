@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptpack.atomic import replacing
 from gptpack.config import from_dict, to_dict
-from gptpack.data.atomic import replacing
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.errors import ConfigError, DataError, ShardError
 from gptpack.progress import Progress, silent
@@ -123,7 +123,7 @@ class Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into `directory`."""
-    with replacing(directory / MANIFEST) as file:
+    with replacing(directory / MANIFEST, DataError) as file:
         file.write(json.dumps(to_dict(manifest), indent=2).encode() + b"\n")
 
 

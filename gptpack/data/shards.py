@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.data.atomic import replacing
-from gptpack.errors import ShardError
+from gptpack.atomic import replacing
+from gptpack.errors import DataError, ShardError
 
 Split = Literal["train", "val"]
 
@@ -109,7 +109,7 @@ def write_shard(path: str | Path, tokens: npt.NDArray[np.integer[Any]]) -> None:
         raise ShardError(
             f"{path}: ids {tokens.min()} to {tokens.max()}; shards hold ids of 0 to 65535"
         )
-    with replacing(path) as file:
+    with replacing(path, DataError) as file:
         file.write(header_bytes(tokens.size))
         file.write(tokens.astype(TOKEN, copy=False).tobytes())
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 import sentencepiece
 
+from gptpack.atomic import replacing
 from gptpack.config import TokenizerIdentity
-from gptpack.data.atomic import replacing
-from gptpack.errors import ConfigError, TokenizerError
+from gptpack.errors import ConfigError, DataError, TokenizerError
 from gptpack.progress import Progress, silent
 
 Normalization = Literal["nmt_nfkc", "nfkc", "identity"]
@@ -182,7 +182,7 @@ def train_tokenizer(
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
         raise TokenizerError(f"{output}: SentencePiece cannot train: {reason}") from error
-    with replacing(output) as file:
+    with replacing(output, DataError) as file:
         file.write(model.getvalue())
     return Tokenizer.load(output)
 

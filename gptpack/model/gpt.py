@@ -101,7 +101,9 @@ class GPT(nn.Module):
                 nn.Parameter(torch.ones(1)) for _ in config.value_embedding_layers
             )
         self.encoders = config.layers // 2
-        self.skip_weights = nn.Parameter(torch.ones(self.encoders, config.width))
+        self.skip_weights = (
+            nn.Parameter(torch.ones(self.encoders, config.width)) if self.encoders else None
+        )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.lm_head = (
             None if config.tied_embedding else Linear(config.width, config.vocab, zero=True)
@@ -145,7 +147,7 @@ class GPT(nn.Module):
         )
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
-            if layer >= self.encoders and skips:
+            if layer >= self.encoders and skips and self.skip_weights is not None:
                 weight = self.skip_weights[layer - self.encoders].to(dtype)
                 x = x + weight * skips.pop()
             x = block(x, x0, tables, values.get(layer))

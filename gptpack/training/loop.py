@@ -191,11 +191,11 @@ class Run:
         if step:
             self.optimizers.load_state_dict(state)
         self.step, self.ema = step, ema
-        self._synchronize()
+        self.synchronize()
         self.ranks.barrier()
         return time.perf_counter() - start
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -234,7 +234,7 @@ class Run:
                     saved = time.perf_counter()
             if before is not None:
                 last = self._look(before, metrics)
-            self._synchronize()
+            self.synchronize()
             seconds = time.perf_counter() - start
             self.save(seconds)
         finally:
