@@ -1,8 +1,9 @@
 """A file appears under its final name complete, or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,21 +11,42 @@ from gptpack.errors import GptpackError
 
 
 @contextmanager
-def replacing(path: Path, error: type[GptpackError] = GptpackError) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Iterator[BinaryIO]:
     """A writable file that becomes `path` when the block ends, synced to disk; dropped on error.
 
+    A link is followed; what stood there before stays until the new file is complete.
+
     Raises:
-        `error`: the file system refuses.
+        `error`: `path` is not the name of a regular file, or the file system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        target = Path(os.path.realpath(path))
+        exists = target.exists()
+    except (OSError, ValueError) as cause:
+        raise error(f"{str(path)!r} is not the name of a file: {cause}") from cause
+    if exists and not target.is_file():
+        raise error(f"{path}: exists and is not a regular file; choose another name")
+    temporary = target.with_name(f".gptpack-{secrets.token_hex(8)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as cause:
-        raise error(f"{path}: cannot write: {cause.strerror or cause}") from cause
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, target)
+    except BaseException as cause:
+        with suppress(OSError):
+            temporary.unlink()
+        if not isinstance(cause, OSError):
+            raise
+        raise error(
+            f"{path}: cannot write: {cause.strerror or cause}; "
+            "choose another directory or free some space"
+        ) from cause
+    # Some file systems cannot sync a directory; the file itself is complete by now.
+    with suppress(OSError):
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -202,6 +202,10 @@ class TokenizerIdentity:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ConfigError(f"tokenizer sha256 '{self.sha256}' is not 64 hexadecimal digits")
+        if not 1 <= self.vocab <= 65536:
+            raise ConfigError(f"tokenizer vocab={self.vocab} must lie in 1..65536")
+        if not 0 <= self.bos < self.vocab:
+            raise ConfigError(f"tokenizer bos={self.bos} must lie in 0..{self.vocab - 1}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,10 @@ import pytest
 import torch
 from reference_scoring import slow_losses
 
-from gptpack.artifact.header import TokenizerIdentity
 from gptpack.artifact.writer import write_artifact
 from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli import main
-from gptpack.config import ModelConfig
+from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.model.gpt import GPT

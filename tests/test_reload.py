@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gptpack.artifact.header import TokenizerIdentity
 from gptpack.artifact.writer import write_artifact
-from gptpack.config import ModelConfig
+from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.model.gpt import GPT
 from gptpack.quant.int8 import keep_float, quantize_reference

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from gptpack.progress import Progress as ProgressCallback
 
@@ -35,7 +36,7 @@ def print_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console = Console(width=200, soft_wrap=True, no_color=True)

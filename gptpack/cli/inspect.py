@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from gptpack.cli.console import print_json, print_table
 from gptpack.report.inspect import InspectReport, flat, inspect
@@ -49,7 +48,7 @@ def _print(report: InspectReport) -> None:
     click.echo()
     rows = [
         [
-            escape(f"{group.name} x{group.tensors}"),
+            f"{group.name} x{group.tensors}",
             " x ".join(map(str, group.shape)) or "scalar",
             f"{group.parameters:,}",
             group.method,
@@ -96,7 +95,7 @@ def _print(report: InspectReport) -> None:
         click.echo()
         print_table(
             ["stored when packed", ""],
-            [[escape(_plain(name)), escape(_plain(value))] for name, value in stored],
+            [[_plain(name), _plain(value)] for name, value in stored],
         )
 
 

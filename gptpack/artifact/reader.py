@@ -1,0 +1,185 @@
+"""From a file to packed tensors. The file is hostile: all that is wrong with it is `ArtifactError`.
+
+Nothing is allocated that the file's own size cannot justify: sizes are checked against the memory
+rule before anything is decompressed, and decompression stops at the declared size.
+"""
+
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from gptpack.artifact.header import ArtifactHeader, parse_header
+from gptpack.artifact.layout import (
+    DIGEST_BYTES,
+    FIELDS,
+    PREAMBLE_BYTES,
+    digest,
+    read_preamble,
+    section_digest,
+)
+from gptpack.artifact.plan import plan_sections
+from gptpack.artifact.weights import weights_sha256
+from gptpack.codec.sections import Array, EncodedStream, decode_stream
+from gptpack.errors import ArtifactError, GptpackError
+from gptpack.quant.types import PackedTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A whole file, decoded."""
+
+    header: ArtifactHeader
+    tensors: tuple[PackedTensor, ...]
+    """In the order of the tensor table; their arrays may be read-only."""
+
+
+def read_header(path: str | Path) -> ArtifactHeader:
+    """What the file at `path` says of itself; reads the preamble and the header only.
+
+    Raises:
+        GptpackError: there is no regular file that can be read.
+        ArtifactError: preamble or header are corrupt, or the file has another size.
+    """
+    with _opened(path) as (file, file_bytes):
+        return _header(file, file_bytes)
+
+
+def read_artifact(path: str | Path, *, verify_weights: bool = False) -> Artifact:
+    """The file at `path`, every checksum verified.
+
+    Args:
+        verify_weights: also compute the float32 values and check their hash.
+
+    Raises:
+        GptpackError: there is no regular file that can be read.
+        ArtifactError: the file is corrupt or hostile.
+        MissingDependencyError: a section's codec is not installed.
+    """
+    with _opened(path) as (file, file_bytes):
+        return _artifact(file, file_bytes, verify_weights)
+
+
+def decode_artifact(data: bytes, *, verify_weights: bool = False) -> Artifact:
+    """`read_artifact` of a file's bytes."""
+    return _artifact(io.BytesIO(data), len(data), verify_weights)
+
+
+def decode_header(data: bytes) -> ArtifactHeader:
+    """`read_header` of a file's bytes."""
+    return _header(io.BytesIO(data), len(data))
+
+
+def read_sections(data: bytes, header: ArtifactHeader) -> list[EncodedStream]:
+    """The stored sections of a file's bytes, digests verified, not decoded."""
+    return list(_streams(io.BytesIO(data), header))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """An open regular file and its size; errors inside get the path in front."""
+    # Without O_NONBLOCK, a pipe would wait here for its writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise GptpackError(f"{path}: cannot read it: {error.strerror}") from error
+    except ValueError as error:
+        raise GptpackError(f"{str(path)!r} is not the name of a file: {error}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise GptpackError("not a regular file; give the path of a packed file")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file, status.st_size
+    except GptpackError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except OSError as error:
+        raise GptpackError(f"{path}: cannot read it: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: BinaryIO, size: int, what: str) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise ArtifactError(f"{what} ends after {len(data):,} of {size:,} bytes; get it again")
+    return data
+
+
+def _header(file: BinaryIO, file_bytes: int) -> ArtifactHeader:
+    start = file.read(PREAMBLE_BYTES)
+    preamble = read_preamble(start, file_bytes)
+    stored = _read(file, preamble.stored_header_bytes, "the header")
+    declared = start[FIELDS.size :]
+    assert len(declared) == DIGEST_BYTES
+    if digest(start[: FIELDS.size], stored) != declared:
+        raise ArtifactError("preamble and header do not match their SHA-256; get the file again")
+    raw = stored
+    if preamble.deflated:
+        inflater = zlib.decompressobj()
+        try:
+            raw = inflater.decompress(stored, preamble.raw_header_bytes + 1)
+        except zlib.error as error:
+            raise ArtifactError(f"the header is not a zlib stream: {error}") from error
+        if len(raw) != preamble.raw_header_bytes or not inflater.eof or inflater.unused_data:
+            raise ArtifactError(
+                f"the header is not one zlib stream of {preamble.raw_header_bytes:,} bytes"
+            )
+    return parse_header(
+        raw,
+        header_bytes=preamble.sections_start,
+        file_bytes=file_bytes,
+        header_sha256=declared.hex(),
+    )
+
+
+def _streams(file: BinaryIO, header: ArtifactHeader) -> Iterator[EncodedStream]:
+    file.seek(header.header_bytes)
+    for section in header.sections:
+        data = _read(file, section.stored_bytes, f"section {section.name}")
+        if section_digest(data) != section.digest:
+            raise ArtifactError(
+                f"section {section.name} does not match its SHA-256; get the file again"
+            )
+        yield EncodedStream(codec=section.codec, layout=section.layout, data=data)
+
+
+def _artifact(file: BinaryIO, file_bytes: int, verify_weights: bool) -> Artifact:
+    header = _header(file, file_bytes)
+    decoded: list[dict[str, Array]] = [{} for _ in header.tensors]
+    for plan, stream in zip(plan_sections(header.tensors), _streams(file, header), strict=True):
+        try:
+            arrays = decode_stream(stream, plan.slots(header.tensors, decoded))
+        except GptpackError as error:
+            raise type(error)(f"section {plan.name}: {error}") from error
+        except MemoryError as error:
+            raise ArtifactError(
+                f"section {plan.name}: {sum(plan.member_bytes):,} bytes do not fit into memory"
+            ) from error
+        for member, array in zip(plan.members, arrays, strict=True):
+            decoded[member][plan.array.name] = array
+    tensors = tuple(
+        PackedTensor(
+            name=entry.name,
+            shape=entry.shape,
+            method=entry.method,
+            arrays=arrays,
+            parameters=entry.parameters,
+            record=entry.record,
+        )
+        for entry, arrays in zip(header.tensors, decoded, strict=True)
+    )
+    if verify_weights:
+        found = weights_sha256(tensors)
+        if found != header.weights_sha256:
+            raise ArtifactError(
+                f"the weights hash to {found[:16]}..., the header says "
+                f"{header.weights_sha256[:16]}...; it was written by a faulty packer"
+            )
+    return Artifact(header=header, tensors=tensors)

@@ -1,0 +1,34 @@
+"""One hash for the weights that a file stands for, whatever it holds them as."""
+
+import hashlib
+import struct
+from collections.abc import Iterable
+
+from gptpack.errors import ArtifactError
+from gptpack.quant.types import PackedTensor, dequantize
+
+
+def weights_sha256(tensors: Iterable[PackedTensor]) -> str:
+    """SHA-256, in hexadecimal, over name, shape, and float32 values of each tensor in order.
+
+    A tensor adds its name in ASCII, a zero byte, its rank as u8, its dimensions as u64, and its
+    values as float32 in row order, all little endian.
+
+    Raises:
+        ArtifactError: a tensor's arrays or parameters do not decode to finite values.
+    """
+    state = hashlib.sha256()
+    for tensor in tensors:
+        try:
+            values = dequantize(tensor)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(
+                f"{tensor.name}: its {tensor.method} parameters cannot be decoded: {error!a:.100}"
+            ) from error
+        rank = len(tensor.shape)
+        state.update(tensor.name.encode("ascii") + b"\0")
+        state.update(struct.pack(f"<B{rank}Q", rank, *tensor.shape))
+        state.update(values.astype("<f4", order="C", copy=False).reshape(-1).data)
+    return state.hexdigest()

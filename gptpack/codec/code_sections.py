@@ -1,0 +1,77 @@
+"""The context coder as a codec of sections: integer codes, and the small arrays beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.codec.trellis import POLYNOMIALS, state_table
+from gptpack.errors import ArtifactError
+
+Array = npt.NDArray[Any]
+
+
+class OfCodes:
+    """Code matrices share classes and tables (gptpack/codec/range.py); vectors are concatenated.
+
+    A matrix whose slot has the parameter ``states`` above 1 is coded with its trellis' parities.
+    """
+
+    name = "range"
+
+    def layouts(self, slots: "Sequence[Any]") -> tuple[str, ...]:
+        integers = all(slot.dtype.kind == "i" for slot in slots)
+        ranks = {len(slot.shape) for slot in slots}
+        return ("row",) if integers and ranks in ({1}, {2}) else ()
+
+    def encode(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
+        from gptpack.codec.range import TableStepper, encode_codes, encode_small, trace_parities
+
+        del layout
+        if arrays[0].ndim == 1:
+            return encode_small(np.concatenate(arrays))
+        states = _states(slots)
+        if not states:
+            return encode_codes(arrays)
+        parities = [
+            trace_parities(array, TableStepper(state_table(count)))
+            for array, count in zip(arrays, states, strict=True)
+        ]
+        return encode_codes(arrays, parities=parities)
+
+    def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
+        from gptpack.codec.range import TableStepper, decode_codes, decode_small
+
+        if layout != "row":
+            raise ArtifactError(f"codec range has no layout {layout}")
+        if not self.layouts(slots):
+            raise ArtifactError("codec range holds integer vectors or integer matrices only")
+        if len(slots[0].shape) == 1:
+            sizes = [slot.shape[0] for slot in slots]
+            flat = decode_small(stored, sum(sizes))
+            found = np.split(flat, np.cumsum(sizes)[:-1])
+        else:
+            states = _states(slots)
+            steppers = [TableStepper(state_table(count)) for count in states]
+            shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
+            found = decode_codes(stored, shapes, steppers=steppers or None)
+        return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]
+
+
+def _states(slots: "Sequence[Any]") -> list[int]:
+    """Trellis states of each matrix; none if there is no trellis."""
+    states = [slot.parameters.get("states", 1) for slot in slots]
+    if set(states) == {1}:
+        return []
+    for slot, count in zip(slots, states, strict=True):
+        if type(count) is not int or count not in POLYNOMIALS:
+            raise ArtifactError(f"{slot.tensor}: there is no trellis with {count} states")
+    return states
+
+
+def _narrow(array: Array, dtype: "np.dtype[Any]") -> Array:
+    info = np.iinfo(dtype)
+    if array.size and not (info.min <= array.min() and array.max() <= info.max):
+        raise ArtifactError(f"a decoded code is beyond {dtype.name}")
+    return array.astype(dtype)

@@ -1,0 +1,337 @@
+"""The context coder: matrices of signed integers <-> one range-coded stream.
+
+In the stream stand the classes of rows and columns, the frequency tables, and the codes. Codes go
+in steps: blocks of one matrix, or, where a trellis gives each code's parity, row r of all matrices
+at once, since the parities of row r + 1 follow from the codes of row r. Within a step they go table
+by table, which makes a step one call per table (benchmarks/bench_codec.py).
+
+Decoding adds, compares and divides integers: it gives the same codes on every machine.
+
+Shape legend: R = rows, C = columns.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.codec.contexts import (
+    CLASSES_MAX,
+    Codes,
+    Parity,
+    Scales,
+    class_range,
+    count_values,
+    fit_scales,
+    merge_classes,
+)
+from gptpack.codec.stream import (
+    LIMIT,
+    Book,
+    Books,
+    Reader,
+    Symbols,
+    Writer,
+    check_limit,
+    escape_bits,
+)
+from gptpack.codec.tables import PLACES, REACH_MAX, Ints, Span, fit_span, histogram
+from gptpack.errors import ArtifactError, QuantError
+
+Shape = tuple[int, int]
+
+PLAIN, TRELLIS, SMALL = 1, 2, 3
+"""Kinds of payload."""
+_BLOCK = 1 << 18
+"""Codes of a step without a trellis; sorting fits the cache."""
+
+
+class Stepper(Protocol):
+    """The trellis of one matrix: a row's parities from the codes of the rows above it."""
+
+    def start(self, columns: int) -> Parity:
+        """The parities, 0 or 1, of the first row: ``[C]``."""
+
+    def step(self, symbols: Symbols) -> Parity:
+        """The parities of the next row, given this row's codes ``[C]``."""
+
+
+class TableStepper:
+    """A state machine driven by the symbols' lowest bits; a state's lowest bit is the parity."""
+
+    def __init__(self, next_states: npt.NDArray[np.integer]) -> None:
+        """`next_states` holds the state after each state and bit, ``[S, 2]``; 0 is the first."""
+        self._next = next_states.astype(np.uint16).ravel()
+        self._state_C = np.zeros(0, dtype=np.uint16)
+
+    def start(self, columns: int) -> Parity:
+        self._state_C = np.zeros(columns, dtype=np.uint16)
+        return np.zeros(columns, dtype=np.uint8)
+
+    def step(self, symbols: Symbols) -> Parity:
+        bit_C = (symbols & 1).astype(np.uint16)
+        self._state_C = self._next.take(2 * self._state_C + bit_C)
+        return (self._state_C & 1).astype(np.uint8)
+
+
+def trace_parities(codes: Codes, stepper: Stepper) -> Parity:
+    """The parity of each code of a matrix, for `encode_codes`: ``[R, C]``."""
+    parity_RC = np.zeros(codes.shape, dtype=np.uint8)
+    parity_C = stepper.start(codes.shape[1])
+    for row, symbols in enumerate(codes.astype(np.int32)):
+        parity_RC[row] = parity_C
+        parity_C = stepper.step(symbols)
+    return parity_RC
+
+
+def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> bytes:
+    """Code matrices ``[R, C]`` together; `decode_codes` gives them back.
+
+    Args:
+        codes: integers of magnitude below 2^20; tables are shared by all matrices.
+        parities: for codes of a trellis, the parity of each code as its `Stepper` will give it.
+
+    Raises:
+        QuantError: a code is too large, or the parities are not of the codes' shapes.
+    """
+    plan = _plan(codes, parities)
+    writer = Writer()
+    plan.write(writer)
+    for step in _steps([_shape(matrix) for matrix in codes], by_rows=parities is not None):
+        symbols = [codes[m][block].ravel() for m, block in step]
+        books = [
+            plan.books(m, block, None if parities is None else parities[m][block])
+            for m, block in step
+        ]
+        writer.symbols(np.concatenate(symbols).astype(np.int32), np.concatenate(books), plan.book)
+    return writer.payload(PLAIN if parities is None else TRELLIS)
+
+
+def decode_codes(
+    data: bytes, shapes: Sequence[Shape], *, steppers: Sequence[Stepper] | None = None
+) -> list[Symbols]:
+    """The matrices that `encode_codes` was given.
+
+    Memory and time are bounded by `shapes`: 4 bytes per code, and some 30 per code of a step.
+
+    Args:
+        steppers: one per matrix if the codes are of a trellis, else None.
+
+    Raises:
+        ArtifactError: `data` is not a payload for these shapes.
+    """
+    reader = Reader(data, PLAIN if steppers is None else TRELLIS)
+    plan = _Plan.read(reader, shapes, lanes=1 if steppers is None else 2)
+    codes = [np.empty(shape, dtype=np.int32) for shape in shapes]
+    parities: list[Parity] = []
+    if steppers is not None:
+        starts = zip(steppers, shapes, strict=True)
+        parities = [stepper.start(columns) for stepper, (_, columns) in starts]
+    for step in _steps(shapes, by_rows=steppers is not None):
+        books = [plan.books(m, block, parities[m] if parities else None) for m, block in step]
+        symbols = reader.symbols(np.concatenate(books), plan.book)
+        stop = 0
+        for m, block in step:
+            rows = codes[m][block]
+            start, stop = stop, stop + rows.size
+            rows[:] = symbols[start:stop].reshape(rows.shape)
+            if steppers is not None and block.stop < len(codes[m]):
+                parities[m] = steppers[m].step(rows[0])
+    reader.finish()
+    return codes
+
+
+def estimate_bits(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> float:
+    """Bits of `encode_codes` of the same arguments, within 0.01 % and 64 bits, without coding."""
+    plan = _plan(codes, parities)
+    writer = Writer()
+    plan.write(writer)
+    return 8.0 * len(writer.payload(PLAIN)) + plan.symbol_bits
+
+
+def encode_small(array: npt.NDArray[np.integer]) -> bytes:
+    """Code a small integer array, such as indexes of scales, in the order of its elements.
+
+    Values or differences of neighbours, by a table of the fixed family or by one of their own:
+    whichever is smallest.
+
+    Raises:
+        QuantError: a value is too large.
+    """
+    check_limit(array, "integers")
+    values = array.astype(np.int64).ravel()
+    payloads = []
+    for mode in range(4):
+        coded = np.diff(values, prepend=0) if mode & 1 else values
+        writer = Writer()
+        writer.number(mode)
+        if mode & 2:
+            centre = int(np.sort(coded)[coded.size // 2]) if coded.size else 0
+            span = fit_span(histogram(coded - centre))
+            writer.number(centre)
+            writer.spans([span], 1)
+            books = np.zeros(coded.size, dtype=np.uint16)
+            writer.symbols((coded - centre).astype(np.int32), books, Book([span.table()]))
+        else:
+            writer.integers(coded)
+        payloads.append(writer.payload(SMALL))
+    return min(payloads, key=len)
+
+
+def decode_small(data: bytes, size: int) -> Symbols:
+    """The `size` values that `encode_small` was given.
+
+    Raises:
+        ArtifactError: `data` is not a payload of so many values.
+    """
+    reader = Reader(data, SMALL)
+    mode = reader.number()
+    if not 0 <= mode < 4:
+        raise ArtifactError(f"small integers: mode {mode} is unknown")
+    if mode & 2:
+        centre = reader.number()
+        book = Book([span.table() for span in reader.spans(1, 1)])
+        values = reader.symbols(np.zeros(size, dtype=np.uint16), book).astype(np.int64) + centre
+    else:
+        values = reader.integers(size)
+    reader.finish()
+    if mode & 1:
+        values = np.cumsum(values)
+    if values.size and int(np.abs(values).max()) >= LIMIT:
+        raise ArtifactError(f"small integers: a value is not below {LIMIT:,} in magnitude")
+    return values.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the stream says before the codes."""
+
+    scales: list[Scales]
+    lowest: int
+    """The class that `groups` begins with; lower ones count as it, higher ones as the last."""
+    groups: Ints
+    """The group of tables of each class: from 0, rising by 0 or 1."""
+    spans: list[Span]
+    """`lanes` per group: one, or one for each parity."""
+    lanes: int
+    symbol_bits: float = 0.0
+    """What the codes cost; the encoder's estimate."""
+
+    @cached_property
+    def book(self) -> Book:
+        return Book([span.table() for span in self.spans])
+
+    @cached_property
+    def _shifted(self) -> list[Ints]:
+        return [scales.columns - self.lowest for scales in self.scales]
+
+    @cached_property
+    def _first(self) -> Books:
+        return (self.groups * self.lanes).astype(np.uint16)
+
+    def books(self, matrix: int, block: slice, parity: Parity | None) -> Books:
+        """The table of each code in rows `block` of a matrix, flattened."""
+        class_BC = self.scales[matrix].rows[block, None] + self._shifted[matrix]
+        books: Books = self._first.take(class_BC.ravel(), mode="clip")
+        if parity is not None:
+            books += parity.ravel()
+        return books
+
+    def write(self, writer: Writer) -> None:
+        writer.number(self.lowest)
+        writer.number(self.groups.size)
+        writer.integers(np.diff(self.groups))
+        for scales in self.scales:
+            writer.integers(scales.rows)
+            writer.integers(scales.columns)
+        writer.spans(self.spans, self.lanes)
+
+    @classmethod
+    def read(cls, reader: Reader, shapes: Sequence[Shape], lanes: int) -> "_Plan":
+        lowest = reader.number()
+        classes = reader.number()
+        if not 1 <= classes <= CLASSES_MAX:
+            raise ArtifactError(f"codes: {classes} classes, but 1 to {CLASSES_MAX} are possible")
+        rises = reader.integers(classes - 1)
+        if not np.isin(rises, (0, 1)).all():
+            raise ArtifactError("codes: groups of classes do not rise by 0 or 1")
+        group_K = np.concatenate(([0], np.cumsum(rises)))
+        scales = []
+        for rows, columns in shapes:
+            inhabited = rows * columns > 0
+            row_R = reader.integers(rows if inhabited else 0)
+            scales.append(Scales(row_R, reader.integers(columns if inhabited else 0)))
+        spans = reader.spans((int(group_K[-1]) + 1) * lanes, lanes)
+        return cls(scales, lowest, group_K, spans, lanes)
+
+
+def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> _Plan:
+    for index, matrix in enumerate(codes):
+        if matrix.ndim != 2:
+            raise QuantError(f"codes {index} have shape {matrix.shape}; the coder takes matrices")
+        check_limit(matrix, f"codes {index}")
+        if parities is not None and parities[index].shape != matrix.shape:
+            shape = parities[index].shape
+            raise QuantError(f"parities {index} have shape {shape}, but the codes {matrix.shape}")
+    scales = [fit_scales(matrix) for matrix in codes]
+    lowest, classes = class_range(scales)
+    lanes = 1 if parities is None else 2
+    counts_KPV = sum(
+        (
+            count_values(
+                matrix, None if parities is None else parities[m], scales[m], lowest, classes
+            )
+            for m, matrix in enumerate(codes)
+        ),
+        start=np.zeros((classes, lanes, PLACES), dtype=np.int64),
+    )
+    group_K = merge_classes(counts_KPV)
+    starts = np.flatnonzero(np.diff(group_K, prepend=-1))
+    counts_GPV = np.add.reduceat(counts_KPV, starts, axis=0)
+    lines = [counts_V for counts_PV in counts_GPV for counts_V in counts_PV]
+    spans = [fit_span(counts_V) for counts_V in lines]
+    beyond = sum(_beyond_bits(matrix) for matrix in codes)
+    bits = beyond + sum(_span_bits(*pair) for pair in zip(spans, lines, strict=True))
+    return _Plan(scales, lowest, group_K, spans, lanes, bits)
+
+
+def _span_bits(span: Span, counts_V: Ints) -> float:
+    """Bits of values with these counts, but for lengths of those beyond `REACH_MAX`."""
+    first = span.low + REACH_MAX + 1
+    named = slice(first, first + span.size)
+    table = span.table()
+    place_V = np.arange(counts_V.size)
+    below_V, above_V = first - 1 - place_V, place_V - first - span.size
+    escaped_V = np.where(below_V >= 0, 2 * below_V + 1, 2 * np.maximum(above_V, 0))
+    cost_V = table.bits[-1] + escape_bits(escaped_V)
+    cost_V[[0, -1]] = table.bits[-1]
+    cost_V[named] = table.bits[:-1]
+    return float(counts_V @ cost_V)
+
+
+def _beyond_bits(codes: Codes) -> float:
+    if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
+        return 0.0
+    magnitudes = np.abs(codes.astype(np.int64))
+    return float(escape_bits(2 * (magnitudes[magnitudes > REACH_MAX] - REACH_MAX // 2)).sum())
+
+
+def _shape(matrix: Codes) -> Shape:
+    rows, columns = matrix.shape
+    return rows, columns
+
+
+def _steps(shapes: Sequence[Shape], *, by_rows: bool) -> Iterator[list[tuple[int, slice]]]:
+    """Blocks of rows, as matrix and slice, in the order of coding; those of a step go together."""
+    if by_rows:
+        heights = [rows if columns else 0 for rows, columns in shapes]
+        for row in range(max(heights, default=0)):
+            yield [(m, slice(row, row + 1)) for m, height in enumerate(heights) if row < height]
+        return
+    for m, (rows, columns) in enumerate(shapes):
+        height = max(1, _BLOCK // max(columns, 1))
+        for row in range(0, rows if columns else 0, height):
+            yield [(m, slice(row, min(row + height, rows)))]

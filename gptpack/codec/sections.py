@@ -1,0 +1,220 @@
+"""How the arrays of one section become bytes: the codecs by name, and which of them wins.
+
+A section holds one array (say, the codes) of every tensor of one method. A general codec sees the
+concatenated bytes; a codec that knows more sees the arrays, and what was decoded before them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.codec.code_sections import OfCodes
+from gptpack.codec.general import BYTE_CODECS, ByteCodec, most_raw_bytes
+from gptpack.errors import ArtifactError, GptpackError
+
+Array = npt.NDArray[Any]
+
+LAYOUTS = ("row", "column", "planes")
+"""Orders in which a general codec sees the values; docs/format.md defines each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One tensor's place in a section: all that is known before its array is decoded."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    """Shape of the array."""
+    dtype: np.dtype[Any]
+    """Little endian, the same for all slots of a section."""
+    parameters: Mapping[str, int | float] = field(default_factory=dict)
+    context: Mapping[str, Array] = field(default_factory=dict)
+    """The tensor's arrays of earlier sections. Hostile until the codec has looked at them."""
+
+    @property
+    def raw_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class SectionCodec(Protocol):
+    """Turns the arrays of a section into bytes and back, exactly."""
+
+    @property
+    def name(self) -> str: ...
+
+    def layouts(self, slots: Sequence[Slot]) -> tuple[str, ...]:
+        """Members of `LAYOUTS` worth trying; none if the codec cannot hold such arrays."""
+
+    def encode(self, slots: Sequence[Slot], arrays: Sequence[Array], layout: str) -> bytes:
+        """Deterministic: the same arrays give the same bytes."""
+
+    def decode(self, stored: bytes, slots: Sequence[Slot], layout: str) -> list[Array]:
+        """One array for each slot, of its dtype and shape.
+
+        The caller has checked that the slots' raw bytes obey the memory rule for `stored`.
+
+        Raises:
+            ArtifactError: `stored` is not what `encode` makes of any such arrays.
+        """
+
+
+class OfBytes:
+    """A general codec over the concatenated values of a section."""
+
+    def __init__(self, codec: ByteCodec) -> None:
+        self.codec = codec
+
+    @property
+    def name(self) -> str:
+        return self.codec.name
+
+    def layouts(self, slots: Sequence[Slot]) -> tuple[str, ...]:
+        if self.name == "raw":
+            return ("row",)
+        found = ["row"]
+        if any(len(slot.shape) == 2 and min(slot.shape) > 1 for slot in slots):
+            found.append("column")
+        if any(slot.dtype.itemsize > 1 for slot in slots):
+            found.append("planes")
+        return tuple(found)
+
+    def encode(self, slots: Sequence[Slot], arrays: Sequence[Array], layout: str) -> bytes:
+        del slots
+        raw = b"".join(
+            array.tobytes("F" if layout == "column" and array.ndim == 2 else "C")
+            for array in arrays
+        )
+        if layout == "planes":
+            raw = np.frombuffer(raw, np.uint8).reshape(-1, arrays[0].itemsize).T.tobytes()
+        return self.codec.encode(raw)
+
+    def decode(self, stored: bytes, slots: Sequence[Slot], layout: str) -> list[Array]:
+        raw = self.codec.decode(stored, sum(slot.raw_bytes for slot in slots))
+        if layout == "planes":
+            itemsize = slots[0].dtype.itemsize
+            raw = np.frombuffer(raw, np.uint8).reshape(itemsize, -1).T.tobytes()
+        arrays = []
+        start = 0
+        for slot in slots:
+            flat = np.frombuffer(raw, slot.dtype, math.prod(slot.shape), start)
+            start += slot.raw_bytes
+            if layout == "column" and len(slot.shape) == 2:
+                arrays.append(np.ascontiguousarray(flat.reshape(slot.shape[::-1]).T))
+            else:
+                arrays.append(flat.reshape(slot.shape))
+        return arrays
+
+
+def _general(codec: ByteCodec) -> Callable[[], SectionCodec]:
+    return lambda: OfBytes(codec)
+
+
+SECTION_CODECS: dict[str, Callable[[], SectionCodec]] = {
+    **{codec.name: _general(codec) for codec in BYTE_CODECS if codec.name != "brotli"},
+    "range": OfCodes,
+    **{codec.name: _general(codec) for codec in BYTE_CODECS if codec.name == "brotli"},
+}
+"""Every codec of the format. A call imports what the codec needs, so that listing them is free."""
+
+AUTO = ("raw", "zlib", "zstd", "lzma", "range")
+"""What ``auto`` tries: the codecs that every machine with gptpack can decode."""
+
+
+def codec_names(codecs: Sequence[str] | str) -> tuple[str, ...]:
+    """The codecs that `codecs` (a list, one name, or ``auto``) asks for, in the format's order.
+
+    Raises:
+        GptpackError: none, or one that the format does not have.
+    """
+    asked = (codecs,) if isinstance(codecs, str) else tuple(codecs)
+    unknown = [name for name in asked if name != "auto" and name not in SECTION_CODECS]
+    if unknown or not asked:
+        raise GptpackError(
+            f"codec '{', '.join(unknown)}': there are auto, {', '.join(SECTION_CODECS)}"
+        )
+    wanted = {*asked, *(AUTO if "auto" in asked else ())}
+    return tuple(name for name in SECTION_CODECS if name in wanted)
+
+
+def worth_trying(codecs: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
+    """`codecs`, or the context coder alone for a large section of matrices that are its own.
+
+    On 16-bit codes general codecs are slower by minutes and larger by tenths of a bit per code
+    (docs/log.md).
+    """
+    own = all(len(slot.shape) == 2 and slot.dtype == np.dtype("<i2") for slot in slots)
+    own = own and sum(slot.raw_bytes for slot in slots) >= 1 << 16
+    return ("range",) if own and "range" in codecs else codecs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedStream:
+    """A section's stored bytes, and what decodes them."""
+
+    codec: str
+    layout: str
+    data: bytes
+
+
+def encode_streams(
+    sections: Sequence[tuple[Sequence[Slot], Sequence[Array]]], codecs: Sequence[str]
+) -> list[EncodedStream]:
+    """Each section's smallest stream over `codecs` and their layouts; the first of equals.
+
+    A stream that breaks the memory rule could not be read back and does not count. Where none is
+    left, zlib steps in, which always keeps the rule; the section's record shows it.
+
+    Args:
+        codecs: from `codec_names`. Tried on as many threads as there are cores; the libraries
+            release the interpreter lock.
+
+    Raises:
+        MissingDependencyError: a codec's library is not installed.
+    """
+    with ThreadPoolExecutor() as pool:
+
+        def tried(index: int, names: Sequence[str]) -> Iterator[Callable[[], EncodedStream]]:
+            slots, arrays = sections[index]
+
+            def job(codec: SectionCodec, layout: str) -> Callable[[], EncodedStream]:
+                pending = pool.submit(codec.encode, slots, arrays, layout)
+                return lambda: EncodedStream(codec=codec.name, layout=layout, data=pending.result())
+
+            for name in worth_trying(names, slots):
+                codec = SECTION_CODECS[name]()
+                for layout in codec.layouts(slots):
+                    yield job(codec, layout)
+
+        jobs = [list(tried(index, codecs)) for index in range(len(sections))]
+        best = []
+        for index, (slots, _) in enumerate(sections):
+            raw_bytes = sum(slot.raw_bytes for slot in slots)
+            readable = [
+                stream
+                for stream in (done() for done in jobs[index])
+                if raw_bytes <= most_raw_bytes(len(stream.data))
+            ] or [done() for done in tried(index, ("zlib",))]
+            best.append(min(readable, key=lambda stream: len(stream.data)))
+    return best
+
+
+def decode_stream(stream: EncodedStream, slots: Sequence[Slot]) -> list[Array]:
+    """The arrays that `stream` holds, one for each slot.
+
+    Raises:
+        ArtifactError: the stream is not one of arrays of these shapes, or breaks the memory rule.
+    """
+    raw_bytes = sum(slot.raw_bytes for slot in slots)
+    if raw_bytes > most_raw_bytes(len(stream.data)):
+        raise ArtifactError(
+            f"{len(stream.data):,} bytes may hold {most_raw_bytes(len(stream.data)):,} at most, "
+            f"not {raw_bytes:,}"
+        )
+    arrays = SECTION_CODECS[stream.codec]().decode(stream.data, slots, stream.layout)
+    assert [(a.shape, a.dtype) for a in arrays] == [(s.shape, s.dtype) for s in slots]
+    return arrays

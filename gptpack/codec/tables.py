@@ -1,0 +1,228 @@
+"""Frequency tables in integers: what a file says about a distribution, and how it becomes counts.
+
+A table is written as logarithms on a grid of 1/16 octave, which cost some two bits each and lose
+0.0001 bit per symbol, and is turned into frequencies that sum to 2^24 by integer arithmetic alone.
+constriction 0.5 makes its model from floats f - 1: it grants every symbol one part of 2^24 and
+scales the rest by (2^24 - n) / sum(f - 1), which is exactly 1, so cumulative sums are integers
+below 2^24, exact in float32 and float64, and the frequencies it uses are exactly f.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+PRECISION = 24
+"""Frequencies sum to 2^24, the fixed-point precision inside constriction."""
+OCTAVE = 16
+"""Grid points per factor of two."""
+TOP = 20 * OCTAVE
+"""The logarithm of probability 1; 0 stands for 2^-20 and below."""
+REACH = 127
+"""Parametric tables hold -127 .. 127 and an escape."""
+SHAPES = 128
+"""Number of parametric tables."""
+REACH_MAX = 255
+"""Explicit tables hold values of at most this magnitude."""
+CENTRE_MAX = OCTAVE * REACH_MAX
+CURVATURE_MAX = 20 * OCTAVE
+PLACES = 2 * REACH_MAX + 3
+"""Places of a histogram: those values, and one for what lies beyond on either side."""
+
+
+@cache
+def _roots() -> Ints:
+    """The integer part of ``2^(15 + j/16)`` for j = 0 .. 15."""
+    powers = [1 << (15 * OCTAVE + j) for j in range(OCTAVE)]
+    for _ in range(4):
+        powers = [math.isqrt(power) for power in powers]
+    return np.array(powers, dtype=np.int64)
+
+
+def frequencies(logs: Ints) -> Ints:
+    """Frequencies, each at least 1 and 2^24 in all, in proportion to ``2^(logs / 16)``."""
+    clipped = np.clip(logs, 0, TOP)
+    weights = _roots()[clipped % OCTAVE] << (clipped // OCTAVE)
+    # 36 + 24 bits: no product overflows.
+    shares = weights * ((1 << PRECISION) - weights.size) // weights.sum() + 1
+    shares[np.argmax(weights)] += (1 << PRECISION) - shares.sum()
+    return shares
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frequencies of the values `low` .. `low + size - 1` and, in the last place, of an escape."""
+
+    low: int
+    logs: Ints
+
+    @property
+    def size(self) -> int:
+        return self.logs.size - 1
+
+    @cached_property
+    def frequencies(self) -> Ints:
+        return frequencies(self.logs)
+
+    @cached_property
+    def model(self) -> Any:
+        """The constriction model with exactly `frequencies`."""
+        categorical = constriction.stream.model.Categorical
+        return categorical((self.frequencies - 1).astype(np.float64), perfect=False)
+
+    @cached_property
+    def bits(self) -> npt.NDArray[np.float64]:
+        """What each symbol costs; the encoder's estimate, never used to decode."""
+        bits: npt.NDArray[np.float64] = PRECISION - np.log2(self.frequencies)
+        return bits
+
+
+@cache
+def parametric(shape: int) -> Table:
+    """Table number `shape` of the fixed family, centred on 0.
+
+    Even shapes fall off as |k|, odd ones as k^2, with slopes four to an octave; an escape has
+    some 2^-10.
+    """
+    slope = (4 + shape // 2 % 4) << (shape // 8)
+    k = np.abs(np.arange(-REACH, REACH + 1, dtype=np.int64)) ** (1 + shape % 2)
+    return Table(-REACH, np.append(TOP - (slope * k >> 8), TOP - 10 * OCTAVE))
+
+
+@cache
+def _parametric_costs() -> npt.NDArray[np.float64]:
+    """Bits in units of 2^-16, so that sums are exact: ``[SHAPES, 2 REACH + 2]``."""
+    return np.rint([parametric(shape).bits * 65536 for shape in range(SHAPES)])
+
+
+def best_parametric(values: Ints) -> tuple[int, int]:
+    """The centre and the shape of the fixed family that code `values` in the fewest bits."""
+    if not values.size:
+        return 0, 0
+    centre = int(np.sort(values)[values.size // 2])
+    places = np.where(np.abs(values - centre) <= REACH, values - centre, REACH + 1) + REACH
+    costs = _parametric_costs() @ np.bincount(places, minlength=2 * REACH + 2)
+    return centre, int(np.argmin(costs))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A table as it is written: logarithms on a parabola, bent where the values ask for it."""
+
+    low: int
+    size: int
+    escape: int
+    """The escape's logarithm."""
+    peak: int
+    """The parabola's largest logarithm."""
+    centre: int
+    """Where it is, in units of 1/16."""
+    curvature: int
+    """The logarithm, in 1/16 octave, of its second difference in units of 2^-10."""
+    residuals: tuple[int, ...]
+    """What is added to the slope over the parabola at each value, going out from the centre to
+    either side, and to the logarithm at the centre itself."""
+
+    @property
+    def pivot(self) -> int:
+        """The place of the value at the centre."""
+        return min(max((self.centre + OCTAVE // 2) // OCTAVE - self.low, 0), self.size - 1)
+
+    def table(self) -> Table:
+        curvature = int(_roots()[self.curvature % OCTAVE]) << (self.curvature // OCTAVE)
+        distances = OCTAVE * np.arange(self.low, self.low + self.size) - self.centre
+        parabola = self.peak - (distances * distances * curvature >> 34)
+        residuals = np.array(self.residuals, dtype=np.int64)
+        above = np.cumsum(np.cumsum(residuals[self.pivot + 1 :]))
+        below = np.cumsum(np.cumsum(residuals[: self.pivot][::-1]))[::-1]
+        bends = residuals[self.pivot] + np.concatenate((below, [0], above))
+        return Table(self.low, np.append(parabola + bends, self.escape))
+
+
+def histogram(values: npt.NDArray[np.integer]) -> Ints:
+    """Counts of -256 and below, -255 .. 255, 256 and above: ``[PLACES]``."""
+    bound = REACH_MAX + 1
+    counts: Ints = np.bincount(np.clip(values, -bound, bound).ravel() + bound, minlength=PLACES)
+    return counts
+
+
+def fit_span(counts: Ints) -> Span:
+    """The table for values of which a `histogram` counts `counts`.
+
+    Values so rare that naming them costs more than escaping from the table are left out. Each
+    logarithm is chosen to minimise the bits of its symbols plus those of its own residual.
+    """
+    total = int(counts.sum())
+    low, high = 0, 1
+    if total:
+        rare = 1 + (total >> 18)
+        inner = counts[1:-1]
+        centre = int(np.argmax(inner))
+        above = np.flatnonzero(np.cumsum(inner[::-1])[::-1] > rare)
+        below = np.flatnonzero(np.cumsum(inner) > rare)
+        low = min(int(below[0]), centre) if below.size else centre
+        high = max(int(above[-1]), centre) + 1 if above.size else centre + 1
+        low, high = low - REACH_MAX, high - REACH_MAX
+    counts = counts[low + REACH_MAX + 1 : high + REACH_MAX + 1]
+    escapes = total - int(counts.sum())
+    escape = _logarithm(escapes + 0.25, total + 1)
+    targets = [_logarithm(count + 0.25, total + 1) for count in counts.tolist()]
+    fits = [
+        _bent(Span(low, len(targets), escape, *parabola, (0,) * len(targets)), counts, targets)
+        for parabola in _parabolas(low, counts)
+    ]
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+def _bent(span: Span, counts: Ints, targets: list[int]) -> tuple[float, Span]:
+    """`span` with residuals, and the bits of its symbols and residuals."""
+    total = int(counts.sum())
+    parabola = span.table().logs.tolist()
+    residuals = [0] * span.size
+    cost = 0.0
+    for places in (range(span.pivot, span.size), range(span.pivot - 1, -1, -1)):
+        bend, slope = residuals[span.pivot], 0
+        for place in places:
+            expected = parabola[place] + bend + slope
+            wanted = targets[place] - expected
+            bits, residual = min(
+                (_symbol_bits(int(counts[place]), total, expected + r) + 1 + 1.2 * abs(r), r)
+                for r in range(min(wanted, 0), max(wanted, 0) + 1)
+            )
+            residuals[place] = residual
+            cost += bits
+            if place == span.pivot:
+                bend = residual
+            else:
+                slope += residual
+                bend += slope
+    return cost, replace(span, residuals=tuple(residuals))
+
+
+def _logarithm(count: float, total: float) -> int:
+    return max(round(OCTAVE * math.log2(count / total)) + TOP, 0)
+
+
+def _parabolas(low: int, counts: Ints) -> Iterator[tuple[int, int, int]]:
+    """Peak, centre and curvature of Gaussians with the mean of the values and wide enough."""
+    k = np.arange(low, low + counts.size)
+    total = max(int(counts.sum()), 1)
+    mean = float(counts @ k) / total
+    variance = max(float(counts @ (k - mean) ** 2) / total, 0.2)
+    peak = round(TOP - OCTAVE / 2 * math.log2(2 * math.pi * variance))
+    for widening in (1, 2, 5):
+        curve = math.log2(1024 * OCTAVE / (math.log(2) * variance * widening))
+        yield peak, round(OCTAVE * mean), max(round(OCTAVE * curve), 0)
+
+
+def _symbol_bits(count: int, total: int, log: int) -> float:
+    """Bits of `count` symbols out of `total`, and what their share costs the others."""
+    height = min(max(log, 0), TOP) / OCTAVE - TOP // OCTAVE
+    return total * 2.0**height / math.log(2) - count * height

@@ -1,0 +1,116 @@
+"""Hypothesis strategies for packed tensors and what goes into a file with them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from gptpack.config import ModelConfig, TokenizerIdentity
+from gptpack.quant.types import METHODS, PackedTensor
+
+MODEL = ModelConfig(vocab=64, layers=2, width=16, heads=2, kv_heads=1, mlp_hidden=32)
+TOKENIZER = TokenizerIdentity(sha256="ab12" * 16, vocab=64, bos=1)
+
+names = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=30)
+shapes = st.lists(st.integers(1, 7), max_size=4).map(tuple)
+scalars = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | scalars | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+json_objects = st.dictionaries(st.text(max_size=8), json_values, max_size=4)
+
+
+def contents(dtype: str, shape: tuple[int, ...]) -> st.SearchStrategy[npt.NDArray[Any]]:
+    """Arrays whose values stay finite when they are dequantized."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        width = 8 * kind.itemsize
+        limit = float(np.float32(1e30)) if width == 32 else 6e4
+        limit = float(kind.type(limit))
+        values: st.SearchStrategy[Any] = st.floats(-limit, limit, width=width)
+    elif dtype == "<u2":
+        # bfloat16: an exponent of all ones is not finite.
+        values = st.integers(0, 0xFFFF).filter(lambda bits: bits & 0x7F80 != 0x7F80)
+    else:
+        values = npst.from_dtype(kind)
+    return npst.arrays(kind, shape, elements=values)
+
+
+@st.composite
+def packed_tensors(draw: st.DrawFn, name: str | None = None) -> PackedTensor:
+    """A tensor of any of the plain methods."""
+    method = draw(st.sampled_from(("float32", "float16", "bfloat16", "int8", "int8-tensor")))
+    shape = draw(shapes)
+    if METHODS[method].ranks is not None:
+        shape = (*shape, 1, 1)[:2]
+    return PackedTensor(
+        name=draw(names) if name is None else name,
+        shape=shape,
+        method=method,
+        arrays={
+            spec.name: draw(contents(spec.dtype, spec.shape(shape)))
+            for spec in METHODS[method].arrays
+        },
+        parameters=draw(st.dictionaries(st.text(max_size=4), scalars, max_size=2)),
+        record=draw(json_objects),
+    )
+
+
+tensor_lists = st.lists(names, min_size=1, max_size=5, unique=True).flatmap(
+    lambda unique: st.tuples(*(packed_tensors(name=name) for name in unique))
+)
+
+
+def example_tensors() -> list[PackedTensor]:
+    """Two layers of a small model in every plain method, always the same."""
+    tensors = []
+    for layer in range(2):
+        # Integer arithmetic, so that no version of numpy's generators matters.
+        square = (np.arange(16 * 24).reshape(16, 24) * (37 + layer)) ** 2 % 23
+        tensors += [
+            PackedTensor(
+                name=f"blocks.{layer}.fc.weight",
+                shape=(16, 24),
+                method="int8",
+                arrays={
+                    "codes": (square - 11).astype(np.int8),
+                    "scales": (np.arange(16) / 16 + 1).astype("<f2"),
+                },
+                record={"made_by": "rounding", "damping": 0.01},
+            ),
+            PackedTensor(
+                name=f"blocks.{layer}.gain",
+                shape=(5,),
+                method="float32",
+                arrays={"values": (np.arange(5) / 7).astype("<f4")},
+            ),
+        ]
+    tensors += [
+        PackedTensor(
+            name="embedding",
+            shape=(3, 2, 2),
+            method="int8-tensor",
+            arrays={
+                "codes": (np.arange(12).reshape(3, 2, 2) * 23 - 128).astype(np.int8),
+                "scales": np.array(0.25, "<f4"),
+            },
+        ),
+        PackedTensor(
+            name="temperature",
+            shape=(),
+            method="bfloat16",
+            arrays={"values": np.array(0x3FC0, "<u2")},
+            parameters={"integer": 3, "number": 0.5},
+        ),
+        PackedTensor(
+            name="skip",
+            shape=(1, 3),
+            method="float16",
+            arrays={"values": np.array([[1.5, -2.0, 0.0]], "<f2")},
+        ),
+    ]
+    return tensors

@@ -1,0 +1,224 @@
+"""The command line's frame: help, version, exit statuses, and where output goes."""
+
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+
+from gptpack import errors
+from gptpack.cli import console, main
+from gptpack.version import VERSION
+
+ROOT = Path(__file__).parent.parent
+
+
+def invoke(*arguments: str, command: str | None = None) -> int:
+    """The exit status of the command line with `arguments`."""
+    try:
+        main.run(list(arguments), command)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A function that makes `gptpack inspect` raise what it is given."""
+
+    def install(error: BaseException) -> None:
+        @click.command()
+        def command() -> None:
+            raise error
+
+        module = types.ModuleType("gptpack.cli.inspect")
+        module.command = command
+        monkeypatch.setitem(sys.modules, "gptpack.cli.inspect", module)
+
+    return install
+
+
+def test_the_version_is_printed(capsys):
+    assert invoke("--version") == 0
+    assert VERSION in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_lists_every_command(flag, capsys):
+    assert invoke(flag) == 0
+    out = capsys.readouterr().out
+    for name, summary in main.COMMANDS.items():
+        assert name in out
+        assert summary.split()[0] in out
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_commands_help_has_an_example(name, capsys):
+    assert invoke(name, "--help") == 0
+    usage, *rest = capsys.readouterr().out.splitlines()
+    assert usage.startswith("Usage: gptpack")
+    assert any(f"gptpack {name}" in line for line in rest)
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["--nosuch"], ["train", "--nosuch"]])
+def test_usage_errors_end_with_status_2_on_stderr(arguments, capsys):
+    assert invoke(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "nosuch" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.ConfigError, 2),
+        (errors.DataError, 2),
+        (errors.ShardError, 2),
+        (errors.TokenizerError, 2),
+        (errors.AccountingError, 2),
+        (errors.CheckpointError, 2),
+        (errors.QuantError, 2),
+        (errors.TrainingError, 1),
+        (errors.BudgetError, 1),
+        (errors.LimitError, 1),
+        (errors.ArtifactError, 3),
+        (errors.MissingDependencyError, 4),
+    ],
+)
+def test_an_error_of_the_family_is_one_line_and_its_status(error, status, failing, capsys):
+    failing(error("file.gptpack: what was wrong"))
+    assert invoke("inspect") == status
+    captured = capsys.readouterr()
+    assert captured.err == "gptpack: file.gptpack: what was wrong\n"
+    assert captured.out == ""
+
+
+def test_the_documented_statuses_are_the_ones_in_use():
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    family = [item for item in vars(errors).values() if isinstance(item, type)]
+    for error in family:
+        row = next(x for x in text.splitlines() if x.startswith(f"| {error.exit_status} |"))
+        assert f"`{error.__name__}`" in row
+
+
+def test_a_bug_of_ours_keeps_its_traceback(failing):
+    failing(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main.run(["inspect"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_an_interrupt_ends_with_130(error, failing, capsys):
+    failing(error)
+    assert invoke("inspect") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_command_of_a_door_comes_before_its_arguments(failing):
+    failing(errors.BudgetError("over"))
+    assert invoke(command="inspect") == 1
+
+
+@pytest.mark.parametrize("name", ["train", "pack", "eval"])
+def test_a_door_is_its_command(name):
+    door = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert f'run(command="{name}")' in door
+    assert 'if __name__ == "__main__":' in door
+    assert name in main.COMMANDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "pack", "eval"])
+def test_a_door_works_from_another_folder(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"{name}.py"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: gptpack {name}" in done.stdout
+
+
+def test_python_m_gptpack_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "gptpack", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert VERSION in done.stdout
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys\n"
+        "from gptpack.cli.main import run\n"
+        "try: run(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_a_reader_that_closes_the_pipe_gets_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "gptpack", "--help"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == ""
+
+
+def test_every_command_module_has_its_command():
+    for name in main.COMMANDS:
+        module = importlib.import_module(f"gptpack.cli.{name}")
+        assert isinstance(module.command, click.Command)
+
+
+def test_json_goes_to_stdout_and_refuses_what_json_has_not(capsys):
+    console.print_json({"bytes": 3, "text": "a"})
+    assert json.loads(capsys.readouterr().out) == {"bytes": 3, "text": "a"}
+    with pytest.raises(ValueError, match="JSON"):
+        console.print_json({"loss": float("nan")})
+
+
+def test_a_table_is_aligned_and_plain_where_there_is_no_terminal(capsys):
+    console.print_table(["what", "bytes"], [["file", "1,234"], ["budget", "20,000"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line) for line in lines] == [len("budget") + 2 + len("20,000")] * 3
+    assert "\x1b" not in "".join(lines)
+
+
+def test_progress_without_a_terminal_is_one_line_per_phase(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.progress_bars() as report:
+        for done in range(3):
+            report("train", done, 2)
+        report("pack", 0, 0)
+    assert stream.getvalue() == "train ...\npack ...\n"
+
+
+def test_quiet_progress_says_nothing(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.progress_bars(quiet=True) as report:
+        report("train", 1, 2)
+    assert stream.getvalue() == ""

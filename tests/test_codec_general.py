@@ -1,0 +1,241 @@
+"""General codecs: exact, bounded in memory, and loud."""
+
+import builtins
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import contents
+
+from gptpack.codec.general import BYTE_CODECS, ByteCodec, Zlib, Zstd, most_raw_bytes
+from gptpack.codec.sections import (
+    AUTO,
+    LAYOUTS,
+    SECTION_CODECS,
+    EncodedStream,
+    OfBytes,
+    Slot,
+    codec_names,
+    decode_stream,
+    encode_streams,
+)
+from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
+
+INSTALLED = [codec for codec in BYTE_CODECS if codec.name != "brotli"]
+try:
+    import brotli
+except ImportError:
+    brotli = None
+else:
+    INSTALLED = list(BYTE_CODECS)
+each_codec = pytest.mark.parametrize("codec", INSTALLED, ids=lambda codec: codec.name)
+
+
+def slot(array):
+    return Slot(tensor="t", shape=array.shape, dtype=array.dtype)
+
+
+@each_codec
+@settings(deadline=None, max_examples=40)
+@given(raw=st.binary(max_size=2000) | st.integers(1, 5000).map(bytes))
+def test_every_byte_string_comes_back(codec: ByteCodec, raw: bytes) -> None:
+    assert codec.decode(codec.encode(raw), len(raw)) == raw
+
+
+@each_codec
+def test_encoding_twice_gives_the_same_bytes(codec: ByteCodec) -> None:
+    raw = bytes(range(256)) * 40
+    assert codec.encode(raw) == codec.encode(raw)
+
+
+@each_codec
+@settings(deadline=None, max_examples=60)
+@given(stored=st.binary(max_size=300), raw_bytes=st.integers(0, 5000))
+def test_any_bytes_decode_to_the_declared_size_or_raise(codec, stored, raw_bytes) -> None:
+    try:
+        raw = codec.decode(stored, raw_bytes)
+    except ArtifactError:
+        return
+    assert len(raw) == raw_bytes
+
+
+@each_codec
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damaged_streams_decode_to_the_declared_size_or_raise(codec, data) -> None:
+    raw = data.draw(st.binary(min_size=1, max_size=500))
+    stored = bytearray(codec.encode(raw))
+    at = data.draw(st.integers(0, len(stored) - 1))
+    stored[at] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = codec.decode(bytes(stored), len(raw))
+    except ArtifactError:
+        return
+    assert len(found) == len(raw)
+
+
+@each_codec
+@pytest.mark.parametrize("raw", [b"a", bytes(100_000), os.urandom(1000)], ids=len)
+def test_a_stream_of_another_length_or_with_a_tail_is_rejected(codec, raw) -> None:
+    stored = codec.encode(raw)
+    for data, raw_bytes in (
+        (stored + b"x", len(raw)),
+        (stored + stored, len(raw)),
+        (stored[:-1], len(raw)),
+        (b"", len(raw)),
+        (stored, len(raw) - 1),
+        (stored, len(raw) + 1),
+    ):
+        with pytest.raises(ArtifactError, match=codec.name):
+            codec.decode(data, raw_bytes)
+
+
+@pytest.mark.parametrize("size", [1, 65536, 1 << 20, 1 << 24])
+def test_zlib_always_keeps_the_memory_rule(size: int) -> None:
+    assert size <= most_raw_bytes(len(Zlib().encode(bytes(size))))
+
+
+def test_zstd_is_no_larger_than_its_levels_1_and_19() -> None:
+    rng = np.random.default_rng(0)
+    noise = np.round(rng.standard_normal(200_000) * 6).astype(np.int8).tobytes()
+    repeats = b"".join(b"%d, %d; " % (i, i * i) for i in range(20_000))
+    for raw, level in ((noise, 1), (repeats, 19)):
+        sizes = [len(zstandard.ZstdCompressor(level=n).compress(raw)) for n in (1, 19)]
+        assert sizes[0] != sizes[1]
+        assert len(Zstd().encode(raw)) <= min(sizes)
+        assert min(sizes) == sizes[0 if level == 1 else 1]
+
+
+def test_a_section_that_zstd_shrinks_too_far_to_be_read_falls_to_zlib() -> None:
+    zeros = np.zeros(1 << 22, np.int8)
+    assert zeros.nbytes > most_raw_bytes(len(SECTION_CODECS["zstd"]().encode([], [zeros], "row")))
+    (stream,) = encode_streams([([slot(zeros)], [zeros])], ["zstd"])
+    assert stream.codec == "zlib"
+    assert np.array_equal(decode_stream(stream, [slot(zeros)])[0], zeros)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_arrays_of_any_shape_come_back_in_every_layout(layout: str, data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(("<f4", "<f2", "<u2", "|i1")))
+    shapes = st.lists(st.integers(1, 6), max_size=4).map(tuple)
+    arrays = data.draw(st.lists(shapes.flatmap(lambda s: contents(dtype, s)), min_size=1))
+    slots = [slot(array) for array in arrays]
+    for codec in ("raw", "zlib"):
+        data_ = SECTION_CODECS[codec]().encode(slots, arrays, layout)
+        found = decode_stream(EncodedStream(codec=codec, layout=layout, data=data_), slots)
+        assert [a.tobytes() for a in found] == [a.tobytes() for a in arrays]
+        assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in arrays]
+
+
+def test_layouts_are_the_documented_orders() -> None:
+    matrix = np.array([[1, 2, 3], [4, 5, 6]], "<u2") + 256
+    cube = np.arange(8, dtype="<u2").reshape(2, 2, 2)
+    raw = SECTION_CODECS["raw"]()
+
+    def order(layout: str) -> bytes:
+        return raw.encode([], [matrix, cube], layout)
+
+    assert order("row") == matrix.tobytes() + cube.tobytes()
+    assert order("column") == matrix.T.tobytes() + cube.tobytes()
+    assert order("planes") == order("row")[0::2] + order("row")[1::2]
+
+
+def test_a_non_contiguous_array_is_coded_by_its_values() -> None:
+    array = np.arange(24, dtype=np.int8).reshape(4, 6)[::2, ::3]
+    (stream,) = encode_streams([([slot(array)], [array])], ["raw"])
+    assert stream.data == bytes([0, 3, 12, 15])
+
+
+def test_auto_is_never_larger_than_any_codec_alone_and_finds_columns_and_planes() -> None:
+    # Each column has two values of its own: in column order, the next value is one bit away.
+    rng = np.random.default_rng(0)
+    codes = (rng.integers(0, 2, (4096, 7)) + np.arange(7) * 16).astype(np.int8)
+    floats = rng.normal(1, 0.001, 4096).astype("<f4")
+    jobs = [([slot(codes)], [codes]), ([slot(floats)], [floats])]
+    auto = encode_streams(jobs, AUTO)
+    assert [stream.layout for stream in auto] == ["column", "planes"]
+    for name in AUTO:
+        for best, alone in zip(auto, encode_streams(jobs, [name]), strict=True):
+            assert len(best.data) <= len(alone.data)
+
+
+def test_the_first_of_equally_small_streams_wins() -> None:
+    one = np.zeros(1, np.int8)
+    assert encode_streams([([slot(one)], [one])], AUTO)[0].codec == "raw"
+
+
+def test_a_stream_that_breaks_the_memory_rule_is_not_decoded() -> None:
+    huge = Slot(tensor="t", shape=(1 << 40,), dtype=np.dtype("|i1"))
+    with pytest.raises(ArtifactError, match="at most"):
+        decode_stream(EncodedStream(codec="zlib", layout="row", data=b"x"), [huge])
+
+
+def test_names_of_codecs_are_checked_and_put_in_order() -> None:
+    assert codec_names("auto") == AUTO
+    assert codec_names(["lzma", "raw", "lzma"]) == ("raw", "lzma")
+    assert codec_names(["auto", "brotli"]) == (*AUTO, "brotli")
+    for wrong in ("gzip", ["zlib", "gzip"], []):
+        with pytest.raises(GptpackError, match="there are auto, raw, zlib"):
+            codec_names(wrong)
+
+
+def test_a_codec_sees_the_arrays_and_what_was_decoded_before(monkeypatch) -> None:
+    class Difference:
+        """Codes are stored minus another array of their tensor."""
+
+        name = "difference"
+
+        def layouts(self, slots):
+            return ("row",) if all("offset" in s.context for s in slots) else ()
+
+        def encode(self, slots, arrays, layout):
+            pairs = zip(arrays, slots, strict=True)
+            return b"".join((a - s.context["offset"]).tobytes() for a, s in pairs)
+
+        def decode(self, stored, slots, layout):
+            raw = OfBytes(BYTE_CODECS[0]).decode(stored, slots, layout)
+            return [r + s.context["offset"] for r, s in zip(raw, slots, strict=True)]
+
+    monkeypatch.setitem(SECTION_CODECS, "difference", Difference)
+    codes = np.array([5, 6], np.int8)
+    seen = Slot(tensor="t", shape=(2,), dtype=codes.dtype, context={"offset": codes})
+    (stream,) = encode_streams([([seen], [codes])], ["difference"])
+    assert (stream.codec, stream.data) == ("difference", bytes(2))
+    assert np.array_equal(decode_stream(stream, [seen])[0], codes)
+    (plain,) = encode_streams([([slot(codes)], [codes])], ["difference"])
+    assert plain.codec == "zlib"
+
+
+def test_brotli_that_is_not_installed_is_an_error_with_the_way_out(monkeypatch) -> None:
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "brotli":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    array = np.zeros(3, np.int8)
+    with pytest.raises(MissingDependencyError, match="pip install") as caught:
+        encode_streams([([slot(array)], [array])], ["raw", "brotli"])
+    assert caught.value.exit_status == 4
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        decode_stream(EncodedStream(codec="brotli", layout="row", data=b"x"), [slot(array)])
+
+
+def test_a_brotli_that_cannot_be_bounded_is_not_used(monkeypatch) -> None:
+    old = SimpleNamespace(__version__="1.1.0", Decompressor=object)
+    monkeypatch.setitem(sys.modules, "brotli", old)
+    with pytest.raises(MissingDependencyError, match=r"1\.1\.0"):
+        BYTE_CODECS[-1].decode(b"x", 1)
+
+
+def test_auto_leaves_out_what_not_every_machine_can_decode() -> None:
+    assert set(AUTO) == set(SECTION_CODECS) - {"brotli"}

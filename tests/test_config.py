@@ -1,0 +1,211 @@
+"""config.py and the recipes: sizes, tables, overrides, and what their errors say."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptpack.config import (
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    TrainingConfig,
+    from_dict,
+    load_recipe,
+    parse_size,
+    to_dict,
+)
+from gptpack.errors import ConfigError
+from gptpack.recipe_files import find_recipe, recipe_names
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("0", 0),
+        ("16MB", 16_000_000),
+        ("16MiB", 16_777_216),
+        ("16mb", 16_000_000),
+        (" 16 MB ", 16_000_000),
+        ("15.9MB", 15_900_000),
+        ("1.5KiB", 1536),
+        ("16_000_000", 16_000_000),
+        ("16,000,000", 16_000_000),
+        ("700B", 700),
+        ("2GB", 2_000_000_000),
+    ],
+)
+def test_a_size_is_decimal_unless_it_says_binary(text, size_bytes):
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1MB", "16 MBit", "16M", "1e6", "0x10", "1.5", "1.0001KB", "1.2.3MB", "nan"]
+)
+def test_what_is_no_whole_number_of_bytes_is_refused_with_a_way_out(text):
+    with pytest.raises(ConfigError, match=r"size '.*(such as 16MB|in bytes)"):
+        parse_size(text)
+
+
+@given(st.integers(0, 10**15))
+def test_a_plain_number_is_itself_with_and_without_separators(size_bytes):
+    assert parse_size(str(size_bytes)) == parse_size(f"{size_bytes:,}B") == size_bytes
+
+
+@given(st.integers(0, 10**9), st.integers(0, 999_999))
+def test_decimal_fractions_are_exact(whole, fraction):
+    assert parse_size(f"{whole}.{fraction:06}MB") == whole * 10**6 + fraction
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"heads": 7}, "width=512 is not a multiple of heads=7"),
+        ({"kv_heads": 3}, "heads=8 is not a multiple of kv_heads=3"),
+        ({"width": 24}, "must be even for RoPE"),
+        ({"rope_dims": 3}, "rope_dims=3"),
+        ({"rope_dims": 66}, "at most 64"),
+        ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"xsa_layers": 10}, "0 to layers=9"),
+        ({"vocab": 65537}, "16-bit"),
+        ({"logit_softcap": 0.0}, "logit_softcap"),
+        ({"bigram_rows": 100}, "go together"),
+        ({"value_embedding_layers": (1,)}, "go together"),
+        ({"value_embedding_layers": (9,), "value_embedding_width": 64}, r"lie in 0\.\.8"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        (OptimizerConfig, "muon_momentum", 1.0),
+        (OptimizerConfig, "adam_beta2", -0.1),
+        (OptimizerConfig, "ema_decay", 1.0),
+        (OptimizerConfig, "muon_steps", 0),
+        (TrainingConfig, "batch_tokens", 0),
+        (TrainingConfig, "steps", 0),
+        (TrainingConfig, "seconds", -1.0),
+        (TrainingConfig, "warmdown_steps", -1),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(table, key, value):
+    with pytest.raises(ConfigError, match=f"{key}="):
+        table(**{key: value})
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_no_recipe_means_the_defaults():
+    assert load_recipe(None) == Recipe()
+
+
+def test_a_recipe_round_trips_through_plain_values():
+    recipe = Recipe(model=ModelConfig(value_embedding_layers=(1, 2), value_embedding_width=32))
+    assert from_dict(Recipe, to_dict(recipe)) == recipe
+
+
+def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
+    path = write(tmp_path, '[model]\nlayers = 3\nactivation = "relu2"\n')
+    recipe = load_recipe(
+        path,
+        [
+            "model.layers=4",
+            "model.activation=leaky_relu2",
+            "model.tied_embedding=false",
+            "model.value_embedding_layers=[0, 3]",
+            "model.value_embedding_width=16",
+            "training.seconds=5",
+        ],
+    )
+    assert recipe.model.layers == 4
+    assert recipe.model.activation == "leaky_relu2"
+    assert recipe.model.tied_embedding is False
+    assert recipe.model.value_embedding_layers == (0, 3)
+    assert recipe.training.seconds == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nlayer = 4\n", r"unknown setting 'model\.layer'; there are: .*layers"),
+        ("[modle]\n", "unknown setting 'modle'"),
+        ("[model]\nlayers = 4.0\n", r"model\.layers=4\.0 must be int"),
+        ("[model]\nlayers = true\n", r"model\.layers=True must be int"),
+        ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be \('relu2'"),
+        ("[model]\nvalue_embedding_layers = ['a']\n", r"value_embedding_layers='a' must be int"),
+        ("[training]\nseconds = 'long'\n", r"training\.seconds='long' must be float"),
+        ("model = 3\n", "model=3"),
+        ("[model\n", "not TOML"),
+    ],
+)
+def test_a_wrong_recipe_names_the_setting(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("override", ["model", "layers=4", "model.layers", "a.b.c=1", "=", ".=1"])
+def test_a_malformed_override_says_how_to_write_one(override):
+    with pytest.raises(ConfigError, match=r"model\.layers=4|unknown setting"):
+        load_recipe(None, [override])
+
+
+def test_an_override_below_a_plain_value_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not a table"):
+        load_recipe(write(tmp_path, "model = 3\n"), ["model.layers=4"])
+
+
+def test_a_recipe_that_is_missing_or_no_text_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "missing.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_recipe(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_loads(name):
+    recipe = load_recipe(find_recipe(name))
+    assert recipe.training.batch_tokens % recipe.model.context == 0
+
+
+def test_the_baseline_is_the_defaults():
+    assert load_recipe(find_recipe("baseline")) == Recipe()
+
+
+def test_seq4096_is_the_record_it_names():
+    recipe = load_recipe(find_recipe("seq4096"))
+    model, optimizer, training = recipe.model, recipe.optimizer, recipe.training
+    assert (model.vocab, model.layers, model.width) == (1024, 9, 512)
+    assert (model.heads, model.kv_heads, model.mlp_hidden) == (8, 4, 2 * 512)
+    assert model.tied_embedding
+    assert model.context == 4096
+    assert training.batch_tokens == 393216
+    assert (optimizer.embed_lr, optimizer.matrix_lr, optimizer.scalar_lr) == (0.03, 0.02, 0.02)
+    assert (optimizer.muon_momentum, optimizer.muon_momentum_start) == (0.99, 0.92)
+    assert optimizer.muon_momentum_warmup_steps == 1500
+    assert training.warmdown_steps == 3000
+    assert (training.seconds, training.steps, training.seed) == (600.0, 20000, 1337)
+
+
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
+    path = write(tmp_path, "")
+    assert find_recipe(path) == path
+    assert find_recipe("tiny").name == "tiny.toml"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert find_recipe("tiny").is_file()
+
+
+@pytest.mark.parametrize("name", ["nosuch", "recipes/nosuch.toml", "../recipes/tiny", ""])
+def test_an_unknown_recipe_lists_the_known_ones(name):
+    with pytest.raises(ConfigError, match="baseline, demo, seq4096, tiny"):
+        find_recipe(name)

@@ -1,0 +1,52 @@
+"""The demo, whole, with a few seconds of training: what `make demo` promises its first reader."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`gptpack demo` as a process of its own, without a terminal."""
+    command = [sys.executable, "-m", "gptpack", "demo", "--output", str(folder), *options]
+    return subprocess.run(
+        command,
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_file_within_its_budget_and_proves_it(tmp_path):
+    folder = tmp_path / "demo"
+    done = run_demo(folder, "--seconds", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    packed = Path(result["file"])
+    assert packed.stat().st_size == result["bytes"] <= result["budget_bytes"]
+    assert result["headroom_bytes"] == result["budget_bytes"] - result["bytes"]
+    # Chance is log2(1024) bits for about 2.4 bytes; whatever was learned is below it.
+    assert 0 < result["bpb"] < 4
+    assert abs(result["bpb"] - result["bpb_before"]) < 0.1
+    assert result["sliding_bpb"] > 0
+    for command in ("data tokenizer", "data tokenize", "train", "pack"):
+        assert f"$ gptpack {command} " in done.stderr
+    assert "$ python -m gptpack eval" in done.stderr
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+    over = run_demo(folder, "--seconds", "1", "--budget", "100KB")
+    assert over.returncode == 1, over.stderr
+    assert "the smallest budget that works is" in over.stderr.splitlines()[-1]
+    assert over.stdout == ""
+
+
+def test_the_demo_says_what_is_wrong_with_its_options(tmp_path):
+    done = run_demo(tmp_path / "demo", "--seconds", "many")
+    assert done.returncode == 2
+    assert "many" in done.stderr
+    assert not (tmp_path / "demo").exists()

@@ -1,0 +1,101 @@
+"""Logarithmic grids for scales."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptpack.errors import QuantError
+from gptpack.quant.factor import factorize
+from gptpack.quant.grids import RESOLUTIONS, quantize_scale, row_gains, scale_values, stretches
+from gptpack.quant.trellis import Job, quantize_many
+
+
+def test_a_scale_is_the_float32_nearest_to_the_power_of_two():
+    scales = scale_values(np.arange(-1600, 1616), per_octave=16)
+    for index, scale in zip(range(-1600, 1616), scales.tolist(), strict=True):
+        octave, place = divmod(index, 16)
+        significand = Fraction(scale) / Fraction(2) ** octave  # within [1, 2): half an ulp is 2^-24
+        low, high = significand - Fraction(1, 2**24), significand + Fraction(1, 2**24)
+        assert low**16 <= 2**place <= high**16
+
+
+@pytest.mark.parametrize("per_octave", RESOLUTIONS)
+def test_coarser_grids_are_parts_of_the_finest(per_octave):
+    indexes = np.arange(-20, 20)
+    finest = scale_values(indexes * (64 // per_octave), per_octave=64)
+    assert np.array_equal(scale_values(indexes, per_octave=per_octave), finest)
+
+
+@pytest.mark.parametrize("per_octave", RESOLUTIONS)
+def test_every_grid_scale_quantizes_to_itself(per_octave):
+    indexes = np.arange(-100 * per_octave, 101 * per_octave, dtype=np.int16)
+    scales = scale_values(indexes, per_octave=per_octave)
+    assert np.array_equal(quantize_scale(scales, per_octave=per_octave), indexes)
+
+
+@given(st.floats(1e-25, 1e25), st.sampled_from(RESOLUTIONS))
+def test_a_scale_moves_by_half_a_grid_step_at_most(value, per_octave):
+    scale = float(
+        scale_values(quantize_scale([value], per_octave=per_octave), per_octave=per_octave)[0]
+    )
+    assert abs(np.log2(scale / value)) <= 0.5 / per_octave + 1e-6
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf, 1e35, 1e-35])
+def test_what_the_grid_cannot_hold_is_an_error(bad):
+    with pytest.raises(QuantError, match="scale"):
+        quantize_scale([1.0, bad])
+
+
+def test_indexes_off_the_grid_are_errors():
+    with pytest.raises(QuantError, match="need integers"):
+        scale_values(np.ones(2))
+    with pytest.raises(QuantError, match=r"outside -400..403"):
+        scale_values(np.array([404]))
+    with pytest.raises(QuantError, match="3 scales per octave"):
+        scale_values(np.array([0]), per_octave=3)
+
+
+def test_row_gains_are_least_squares_and_one_for_rows_of_zeros():
+    rng = np.random.default_rng(0)
+    inputs_NC = rng.standard_normal((50, 6))
+    hessian_CC = inputs_NC.T @ inputs_NC
+    weight_RC = rng.standard_normal((4, 6))
+    value_RC = np.round(weight_RC)
+    value_RC[2] = 0
+    gain_R = row_gains(weight_RC, value_RC, hessian_CC)
+    for row in (0, 1, 3):
+        (expected,), *_ = np.linalg.lstsq(
+            (inputs_NC @ value_RC[row])[:, None], inputs_NC @ weight_RC[row]
+        )
+        assert gain_R[row] == pytest.approx(expected)
+    assert gain_R[2] == 1
+
+
+@pytest.mark.parametrize(("states", "gap"), [(1, 0.255), (8, 0.076), (64, 0.048)])
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_stretched_grids_keep_their_distance_to_the_bound_at_low_rates(states, gap, step):
+    weight_RC = np.random.default_rng(0).standard_normal((4096, 20))
+    step_R, step_C = np.full(4096, 2.0), np.full(20, step / 2)
+    stretch_C = stretches(weight_RC, step_R, step_C, states=states)
+    job = Job(
+        weight=weight_RC,
+        factor=factorize(np.eye(20), damp=0),
+        row_step=step_R,
+        column_step=step_C,
+        stretch=stretch_C,
+    )
+    (rounded,) = quantize_many([job], states=states)
+    counts = np.unique(2 * rounded.symbols + rounded.parity, return_counts=True)[1]
+    of_parity = np.bincount(rounded.parity.ravel())
+    rate = (of_parity @ np.log2(of_parity) - counts @ np.log2(counts)) / weight_RC.size
+    bound = -0.5 * np.log2(rounded.loss / weight_RC.size)
+    assert rate - bound == pytest.approx(gap, abs=0.008)
+
+
+def test_columns_of_zeros_have_a_bounded_stretch():
+    stretch_C = stretches(np.zeros((4, 3)), np.ones(4), np.ones(3), states=8)
+    assert np.array_equal(stretch_C, [1.5, 1.5, 1.5])

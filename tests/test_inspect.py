@@ -1,0 +1,204 @@
+"""`gptpack inspect` adds up to the byte, says what was stored, answers at once without torch."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from golden.make_artifact import PACK
+from hypothesis import given, settings
+from strategies import MODEL, TOKENIZER, example_tensors, json_objects, tensor_lists
+
+from gptpack.artifact.reader import decode_header
+from gptpack.artifact.writer import encode_artifact, write_artifact
+from gptpack.cli.inspect import command
+from gptpack.errors import ArtifactError, GptpackError
+from gptpack.report.inspect import flat, group_name, inspect, report_on
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny-v1.artifact"
+
+
+def written(path: Path, pack: dict) -> Path:
+    write_artifact(
+        path,
+        model=MODEL,
+        tokenizer=TOKENIZER,
+        tensors=example_tensors(),
+        pack=pack,
+        codecs="zlib",
+    )
+    return path
+
+
+def output(*arguments: object) -> str:
+    result = CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+@settings(deadline=None, max_examples=40)
+@given(tensors=tensor_lists, pack=json_objects)
+def test_the_bytes_of_tensors_groups_and_header_add_up_to_the_file(tensors, pack) -> None:
+    data = encode_artifact(
+        model=MODEL, tokenizer=TOKENIZER, tensors=tensors, pack=pack, codecs=["zlib"]
+    )
+    report = report_on(decode_header(data), "file")
+    for parts in (report.tensors, report.groups, report.sections):
+        assert report.header_bytes + sum(part.stored_bytes for part in parts) == len(data)
+    assert sum(group.parameters for group in report.groups) == report.parameters
+    assert sum(group.tensors for group in report.groups) == len(tensors)
+
+
+def test_stored_bytes_are_shared_out_in_proportion_to_raw_bytes() -> None:
+    # Stored raw, a tensor's share is the size of its arrays.
+    expected = [sum(a.nbytes for a in t.arrays.values()) for t in example_tensors()]
+    assert [tensor.stored_bytes for tensor in inspect(GOLDEN).tensors] == expected
+
+
+def test_tensors_of_one_shape_and_method_in_different_layers_are_one_row() -> None:
+    groups = {group.name: group for group in inspect(GOLDEN).groups}
+    matrix = groups["blocks.*.fc.weight"]
+    assert (matrix.tensors, matrix.shape, matrix.parameters) == (2, (16, 24), 768)
+    assert matrix.bits_per_parameter == 8 * (768 + 64) / 768
+    assert list(groups) == [
+        "blocks.*.fc.weight",
+        "blocks.*.gain",
+        "embedding",
+        "temperature",
+        "skip",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("blocks.11.attn.c_q.weight", "blocks.*.attn.c_q.weight"),
+        ("0.1", "*.*"),
+        ("conv2d.weight", "conv2d.weight"),
+        ("", ""),
+    ],
+)
+def test_layer_numbers_become_stars(name: str, group: str) -> None:
+    assert group_name(name) == group
+
+
+def test_the_budget_line_counts_file_and_code_to_the_byte(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", {"budget_bytes": 16_000_000, "code_bytes": 50_000})
+    size = path.stat().st_size
+    assert (
+        f"budget 16,000,000, file {size:,}, code 50,000, headroom {15_950_000 - size:,} bytes"
+        in output(path)
+    )
+    over = written(tmp_path / "over", {"budget_bytes": 100})
+    size = over.stat().st_size
+    assert f"budget 100, file {size:,}, OVER by {size - 100:,} bytes" in output(over)
+    silent = written(tmp_path / "silent", {})
+    assert "the file names no budget" in output(silent)
+
+
+@pytest.mark.parametrize("value", [-1, True, "16MB", 1.5, None, [1], {"a": 1}])
+def test_a_budget_that_is_not_a_count_is_shown_but_not_believed(tmp_path: Path, value) -> None:
+    path = written(tmp_path / "m", {"budget_bytes": value, "code_bytes": value})
+    report = inspect(path)
+    assert (report.budget_bytes, report.code_bytes, report.headroom_bytes) == (None, None, None)
+    assert "the file names no budget" in output(path)
+
+
+def test_what_was_stored_at_pack_time_is_shown_by_dotted_name(tmp_path: Path) -> None:
+    pack = {"quality": {"bits_per_byte_after": 1.2274}, "seconds": {"quantize": 30.5}, "gone": []}
+    assert dict(flat(pack)) == {
+        "quality.bits_per_byte_after": 1.2274,
+        "seconds.quantize": 30.5,
+        "gone": [],
+    }
+    lines = [line.split() for line in output(written(tmp_path / "m", pack)).splitlines()]
+    assert ["quality.bits_per_byte_after", "1.2274"] in lines
+    assert ["seconds.quantize", "30.5"] in lines
+
+
+def test_text_of_a_hostile_file_is_escaped(tmp_path: Path) -> None:
+    pack = {
+        "\x1b[2J": "\x1b]0;owned\x07",
+        "[/bold]": "[red]x[/red]",
+        "s": "\ud800\u202e",
+        "n": 10**400,
+    }
+    text = output(written(tmp_path / "m", pack))
+    assert all(line.isprintable() and line.isascii() for line in text.splitlines())
+    assert r"\x1b]0;owned\x07" in text
+    assert "[red]x[/red]" in text
+
+
+def test_json_is_the_whole_report(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", PACK)
+    values = json.loads(output(path, "--json"))
+    assert values["file_bytes"] == path.stat().st_size
+    assert values["headroom_bytes"] == 4000 - path.stat().st_size
+    assert values["pack"] == PACK
+    assert values["model"]["width"] == 16
+    assert values["tokenizer"] == {"sha256": TOKENIZER.sha256, "vocab": 64, "bos": 1}
+    assert [tensor["name"] for tensor in values["tensors"]] == [t.name for t in example_tensors()]
+    assert values["sections"][0] == {
+        "name": "int8.scales",
+        "codec": "zlib",
+        "layout": values["sections"][0]["layout"],
+        "raw_bytes": 64,
+        "stored_bytes": values["sections"][0]["stored_bytes"],
+    }
+
+
+def test_only_the_header_is_read_so_a_damaged_section_does_not_matter(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", {})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert inspect(path).file_bytes == len(data)
+    data[70] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        inspect(path)
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(GptpackError, match="No such file") as caught:
+        inspect(tmp_path / "missing")
+    assert caught.value.exit_status == 2
+
+
+def gptpack(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from gptpack.cli.main import run; run(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_answers_in_about_a_second_without_torch() -> None:
+    code = (
+        "import sys\nfrom gptpack.cli.main import run\n"
+        f"try:\n    run(['inspect', {str(GOLDEN)!r}])\n"
+        "finally:\n    print('torch' in sys.modules, 'numba' in sys.modules)"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+        assert done.stdout.endswith("False False\n")
+    # The best of three, and twice the promise, as the machine may be busy; torch alone takes more.
+    assert min(seconds) < 2
+
+
+def test_exit_statuses_and_messages_of_the_command(tmp_path: Path) -> None:
+    assert gptpack("inspect", str(GOLDEN)).returncode == 0
+    missing = gptpack("inspect", str(tmp_path / "missing"))
+    assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (2, "", 1)
+    corrupt = tmp_path / "corrupt"
+    corrupt.write_bytes(GOLDEN.read_bytes()[:-1])
+    wrong = gptpack("inspect", str(corrupt))
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (3, "", 1)
+    assert "Example: gptpack inspect" in gptpack("inspect", "--help").stdout
