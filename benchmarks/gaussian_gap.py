@@ -20,10 +20,10 @@ from functools import partial
 
 import numpy as np
 
+from gptpack.codec.trellis import GAIN_DECIBELS
 from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.grids import quantize_scale, row_gains, scale_values, stretches
 from gptpack.quant.trellis import Job, quantize_many
-from gptpack.codec.trellis import GAIN_DECIBELS
 
 ROWS, COLUMNS = 512, 1536
 MATRICES = 33

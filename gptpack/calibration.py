@@ -7,11 +7,12 @@ Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn fr
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,17 +20,16 @@ from torch import Tensor, nn
 from gptpack.model.gpt import GPT
 from gptpack.model.layers import Linear
 from gptpack.progress import Progress, silent
+from gptpack.quant.allocation import Sensitivity
 from gptpack.training.distributed import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Sensitivities of a model's matrices, per token; everything float32 on the CPU."""
+class Calibration:
+    """Sensitivities of a model's matrices and where they are from."""
 
-    hessians: dict[str, Tensor]
-    """``E[x x^T]`` ``[C, C]`` of each matrix, by the name of its weight."""
-    row_fisher: dict[str, Tensor]
-    """``E[(dL/dy_r)^2]`` ``[R]`` in nats^2 of each matrix, by the name of its weight."""
+    sensitivities: Mapping[str, Sensitivity]
+    """By the name of the weight."""
     hessian_tokens: int
     fisher_tokens: int
 
@@ -114,9 +114,8 @@ def output_fisher(
 ) -> dict[str, Tensor]:
     """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, labels sampled from the model.
 
-    L is the sum of the tokens' cross entropies. Embedding tables that are looked up get, for each
-    row, the sum of their output's squared gradient over the tokens that used the row, divided by
-    the table's width: the same unit as a matrix whose input is one-hot.
+    L is the sum of the tokens' cross entropies. The key ``tok_emb.input`` has the same of the
+    embedding's output, by channel ``[C]``.
     """
     device = model.tok_emb.weight.device
     sums: dict[str, Tensor] = {}
@@ -137,6 +136,7 @@ def output_fisher(
         for name, linear in _linears(model).items():
             if name != "lm_head.weight":
                 stack.callback(linear.register_forward_hook(watch(name)).remove)
+        stack.callback(model.tok_emb.register_forward_hook(watch("tok_emb.input")).remove)
 
     with _hooks(register):
         for start in range(0, len(windows), batch):
@@ -165,7 +165,7 @@ def collect(
     batch: int,
     seed: int,
     progress: Progress = silent,
-) -> Statistics:
+) -> Calibration:
     """Moments over `windows` ``[N, T]`` (int64 tokens) and Fisher rows over the first few of them.
 
     Every rank calls this with the same windows, sees its share, and gets the sums over all ranks.
@@ -176,12 +176,66 @@ def collect(
     moments = input_moments(model, mine, batch=batch, progress=progress)
     fisher = output_fisher(model, mine_few, batch=batch, seed=seed + ranks.rank, progress=progress)
     ranks.sum([*moments.values(), *fisher.values()])
-    tokens = len(windows) * windows.shape[1]
+    tokens = windows.numel()
     fisher_tokens = min(fisher_windows, len(windows)) * windows.shape[1]
-    names = [*_linears(model), *(["tok_emb.weight"] if model.lm_head is None else [])]
-    return Statistics(
-        hessians={name: (moments[_source_of(name)] / tokens).cpu() for name in names},
-        row_fisher={name: (fisher[name] / fisher_tokens).cpu() for name in names},
-        hessian_tokens=tokens,
-        fisher_tokens=fisher_tokens,
-    )
+    found = {
+        name: Sensitivity(
+            hessian=(moments[_source_of(name)] / tokens).cpu().numpy(),
+            row_weight=(fisher[name] / fisher_tokens).cpu().numpy(),
+        )
+        for name in _linears(model)
+    }
+    counts = torch.bincount(windows.flatten().cpu(), minlength=model.config.vocab)
+    found.update(_tables(model, found, moments, fisher, windows, counts, tokens, fisher_tokens))
+    return Calibration(sensitivities=found, hessian_tokens=tokens, fisher_tokens=fisher_tokens)
+
+
+def _tables(
+    model: GPT,
+    linears: Mapping[str, Sensitivity],
+    moments: Mapping[str, Tensor],
+    fisher: Mapping[str, Tensor],
+    windows: Tensor,
+    counts: Tensor,
+    tokens: int,
+    fisher_tokens: int,
+) -> dict[str, Sensitivity]:
+    """Embeddings: a row is used as often as its token comes, a column costs what follows it.
+
+    A table E that is projected by P costs ``count_r/N  e_r (P^T G P) e_r^T`` with G the Fisher
+    information of the projection's outputs. The tied embedding adds its two parts, input and output
+    head, each with its own rows and columns, as one Hessian with row weights in proportion.
+    """
+    found = {}
+    share_R = (counts / tokens).numpy()
+    for name, table in (("bigram", model.bigram), ("ve_shared", model.ve_shared)):
+        if table is None:
+            continue
+        projection = table.proj.weight.detach().float().cpu().numpy()
+        rows = linears[f"{name}.proj.weight"].row_weight
+        use_R = share_R
+        if model.bigram is not None and name == "bigram":
+            hashed = model.bigram.hashes(windows.cpu()).flatten()
+            use_R = (torch.bincount(hashed, minlength=model.bigram.rows) / tokens).numpy()
+        found[f"{name}.embed.weight"] = Sensitivity(
+            hessian=projection.T @ (rows[:, None] * projection), row_weight=use_R
+        )
+    input_C = (fisher["tok_emb.input"] / fisher_tokens).cpu().numpy()
+    input_part = Sensitivity(hessian=np.diag(input_C), row_weight=share_R)
+    if model.lm_head is None:
+        head = "tok_emb.weight"
+        output_part = Sensitivity(
+            hessian=(moments[head] / tokens).cpu().numpy(),
+            row_weight=(fisher[head] / fisher_tokens).cpu().numpy(),
+        )
+        found[head] = _together(input_part, output_part)
+    else:
+        found["tok_emb.weight"] = input_part
+    return found
+
+
+def _together(a: Sensitivity, b: Sensitivity) -> Sensitivity:
+    """One Hessian and row weights whose traces are those of the sum of two."""
+    hessian = a.row_weight.mean() * a.hessian + b.row_weight.mean() * b.hessian
+    rows = a.row_weight * np.trace(a.hessian) + b.row_weight * np.trace(b.hessian)
+    return Sensitivity(hessian=hessian, row_weight=rows / np.trace(hessian))

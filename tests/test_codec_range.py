@@ -357,7 +357,7 @@ def test_zeros_cost_next_to_nothing() -> None:
 def test_small_arrays_of_a_lopsided_distribution_get_a_table_of_their_own() -> None:
     array = np.random.default_rng(0).geometric(0.2, 4000).astype(np.uint8)
     entropy = (-0.2 * np.log2(0.2) - 0.8 * np.log2(0.8)) / 0.2
-    assert len(encode_small(array)) < 4000 * entropy / 8 + 50
+    assert len(encode_small(array)) < 4000 * entropy / 8 + 70
 
 
 def test_small_arrays_that_change_slowly_are_coded_by_differences() -> None:

@@ -11,7 +11,7 @@ Shape legend: R = rows, C = columns.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -293,9 +293,11 @@ def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> _Plan:
     counts_GPV = np.add.reduceat(counts_KPV, starts, axis=0)
     lines = [counts_V for counts_PV in counts_GPV for counts_V in counts_PV]
     spans = [fit_span(counts_V) for counts_V in lines]
-    beyond = sum(_beyond_bits(matrix) for matrix in codes)
-    bits = beyond + sum(_span_bits(*pair) for pair in zip(spans, lines, strict=True))
-    return _Plan(scales, lowest, group_K, spans, lanes, bits)
+    bits = sum(_span_bits(*pair) for pair in zip(spans, lines, strict=True))
+    plan = _Plan(scales, lowest, group_K, spans, lanes, bits)
+    for m, matrix in enumerate(codes):
+        bits += _beyond_bits(matrix, plan, m, None if parities is None else parities[m])
+    return replace(plan, symbol_bits=bits)
 
 
 def _span_bits(span: Span, counts_V: Ints) -> float:
@@ -312,11 +314,16 @@ def _span_bits(span: Span, counts_V: Ints) -> float:
     return float(counts_V @ cost_V)
 
 
-def _beyond_bits(codes: Codes) -> float:
+def _beyond_bits(codes: Codes, plan: _Plan, matrix: int, parity: Parity | None) -> float:
+    """Bits of the lengths of codes beyond `REACH_MAX`."""
     if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
         return 0.0
-    magnitudes = np.abs(codes.astype(np.int64))
-    return float(escape_bits(2 * (magnitudes[magnitudes > REACH_MAX] - REACH_MAX // 2)).sum())
+    book_RC = plan.books(matrix, slice(None), parity).reshape(codes.shape)
+    beyond_RC = np.abs(codes.astype(np.int64)) > REACH_MAX
+    values, books = codes[beyond_RC].astype(np.int64), book_RC[beyond_RC]
+    below = plan.book.lows[books] - 1 - values
+    above = values - plan.book.lows[books] - plan.book.sizes[books]
+    return float(escape_bits(np.where(below >= 0, 2 * below + 1, 2 * above)).sum())
 
 
 def _shape(matrix: Codes) -> Shape:

@@ -32,6 +32,8 @@ SHAPES = 128
 REACH_MAX = 255
 """Explicit tables hold values of at most this magnitude."""
 CENTRE_MAX = OCTAVE * REACH_MAX
+_PRICE = 1.2
+"""Bits per unit of a residual."""
 CURVATURE_MAX = 20 * OCTAVE
 PLACES = 2 * REACH_MAX + 3
 """Places of a histogram: those values, and one for what lies beyond on either side."""
@@ -173,15 +175,14 @@ def fit_span(counts: Ints) -> Span:
     counts = counts[low + REACH_MAX + 1 : high + REACH_MAX + 1]
     escapes = total - int(counts.sum())
     escape = _logarithm(escapes + 0.25, total + 1)
-    targets = [_logarithm(count + 0.25, total + 1) for count in counts.tolist()]
     fits = [
-        _bent(Span(low, len(targets), escape, *parabola, (0,) * len(targets)), counts, targets)
+        _bent(Span(low, counts.size, escape, *parabola, (0,) * counts.size), counts)
         for parabola in _parabolas(low, counts)
     ]
     return min(fits, key=lambda fit: fit[0])[1]
 
 
-def _bent(span: Span, counts: Ints, targets: list[int]) -> tuple[float, Span]:
+def _bent(span: Span, counts: Ints) -> tuple[float, Span]:
     """`span` with residuals, and the bits of its symbols and residuals."""
     total = int(counts.sum())
     parabola = span.table().logs.tolist()
@@ -190,20 +191,26 @@ def _bent(span: Span, counts: Ints, targets: list[int]) -> tuple[float, Span]:
     for places in (range(span.pivot, span.size), range(span.pivot - 1, -1, -1)):
         bend, slope = residuals[span.pivot], 0
         for place in places:
-            expected = parabola[place] + bend + slope
-            wanted = targets[place] - expected
-            bits, residual = min(
-                (_symbol_bits(int(counts[place]), total, expected + r) + 1 + 1.2 * abs(r), r)
-                for r in range(min(wanted, 0), max(wanted, 0) + 1)
-            )
+            count = int(counts[place])
+            log = parabola[place] + bend + slope
+            residual = _residual(count, total, log)
             residuals[place] = residual
-            cost += bits
+            cost += _symbol_bits(count, total, log + residual) + 1 + _PRICE * abs(residual)
             if place == span.pivot:
                 bend = residual
             else:
                 slope += residual
                 bend += slope
     return cost, replace(span, residuals=tuple(residuals))
+
+
+def _residual(count: int, total: int, log: int) -> int:
+    """What to add to `log` for the fewest bits, if a unit of it costs `_PRICE`."""
+    share = total * 2.0 ** min(log / OCTAVE - TOP // OCTAVE, 0)
+    if abs(share - count) <= _PRICE * OCTAVE:
+        return 0
+    wanted = count + math.copysign(_PRICE * OCTAVE, share - count)
+    return _logarithm(wanted, total) - log
 
 
 def _logarithm(count: float, total: float) -> int:

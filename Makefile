@@ -1,0 +1,52 @@
+# Every target makes what it needs; `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+WORKERS ?= 2
+
+.PHONY: help demo install dev check test test-gpu bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed ## train, pack and prove a small model on this machine; about three minutes
+	$(BIN)/gptpack demo
+
+install: $(VENV)/.installed ## make the environment .venv with gptpack in it
+
+dev: $(VENV)/.installed-dev ## the same, with what the tests and checks need
+
+check: $(VENV)/.installed-dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check ## lint, types and every test that needs no GPU
+	$(BIN)/pytest -n $(WORKERS) --durations=15
+
+test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+bench: $(VENV)/.installed-dev ## run each quick benchmark
+	@set -e; for script in benchmarks/*.py; do \
+		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script"; fi; done
+
+clean: ## remove the environment, caches and the demo's files
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gptpack needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing gptpack and its dependencies into $(VENV)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what the tests and checks need into $(VENV)"
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,276 @@
+"""Where precision goes: one number for a whole model, from what each weight's error costs.
+
+Rounding adds to the loss, in nats per token and to second order,
+
+    1/2 sum over matrices and rows r of  g_r  e_r H e_r^T,
+
+with H the second moment of a matrix's inputs and g_r the Fisher information of its outputs. Behind
+an entropy coder a weight's rate is a constant minus log2 of its step, so at equal slope all weights
+have the same distortion in units of the loss: ``step[r, c] = delta / (sqrt(g_r) pivot_c)``, pivots
+from the Cholesky factor of H (WaterSIC, https://arxiv.org/abs/2603.04956). One delta for all.
+
+Shape legend: R = rows (outputs), C = columns (inputs).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.errors import QuantError
+from gptpack.quant.factor import Factor, factorize
+from gptpack.quant.grids import quantize_scale, row_gains, scale_values, stretches
+from gptpack.quant.trellis import Job, quantize_many
+from gptpack.quant.types import (
+    COLUMN_SCALES_PER_OCTAVE,
+    ROW_SCALES_PER_OCTAVE,
+    PackedTensor,
+    dequantize,
+)
+
+Array = npt.NDArray[Any]
+
+ROW_POWER = 0.5
+"""Row Fisher is noisy; its square root is what transfers (docs/log.md)."""
+LEAST_ROW_SHARE = 1e-4
+"""Rows without any Fisher information are treated as having this share of the mean."""
+LARGEST_CODE = 2**15 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """An error costs ``1/2 sum_r row_weight[r] e_r hessian e_r^T`` nats per token."""
+
+    hessian: Array
+    """``[C, C]``."""
+    row_weight: Array
+    """``[R]``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A matrix ready to be quantized at any delta."""
+
+    name: str
+    weight: npt.NDArray[np.float32]
+    factor: Factor
+    hessian: Array
+    row_weight: npt.NDArray[np.float64]
+    """Fisher information of the rows, floored so that it is positive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """A quantized matrix and what it is predicted to cost."""
+
+    tensor: PackedTensor
+    loss_nats: float
+    """Per token, by the formula above."""
+
+
+def prepare_matrix(
+    name: str, weight: Array, sensitivity: Sensitivity, *, damp: float = 0.01, max_damp: float = 1.0
+) -> Matrix:
+    """Factor the Hessian of a matrix.
+
+    Raises:
+        QuantError: shapes disagree, something is not finite, or the Hessian cannot be factored.
+    """
+    weight = np.ascontiguousarray(weight, np.float32)
+    rows, columns = weight.shape
+    if sensitivity.hessian.shape != (columns, columns) or sensitivity.row_weight.shape != (rows,):
+        raise QuantError(
+            f"{name}: weight {weight.shape} does not go with a Hessian of "
+            f"{sensitivity.hessian.shape} and {sensitivity.row_weight.shape} row weights"
+        )
+    if not np.isfinite(weight).all():
+        raise QuantError(f"{name}: the weight is not finite")
+    row_weight = sensitivity.row_weight.astype(np.float64)
+    if not np.isfinite(row_weight).all() or (row_weight < 0).any() or not row_weight.any():
+        raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
+    return Matrix(
+        name=name,
+        weight=weight,
+        factor=factorize(sensitivity.hessian, damp=damp, max_damp=max_damp, name=name),
+        hessian=sensitivity.hessian,
+        row_weight=np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean()),
+    )
+
+
+def grid_indexes(
+    matrix: Matrix, delta: float, *, row_power: float = ROW_POWER
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
+    """Row and column scales of the steps at `delta`, as indexes of the logarithmic grids."""
+    mean = matrix.row_weight.mean()
+    weight_R = mean * (matrix.row_weight / mean) ** row_power
+    pivot_C = matrix.factor.pivots
+    middle = np.exp(np.log(pivot_C).mean())
+    return (
+        quantize_scale(delta / (np.sqrt(weight_R) * middle), per_octave=ROW_SCALES_PER_OCTAVE),
+        quantize_scale(middle / pivot_C, per_octave=COLUMN_SCALES_PER_OCTAVE),
+    )
+
+
+def quantize_matrices(
+    matrices: Sequence[Matrix],
+    delta: float | Mapping[str, float],
+    *,
+    states: int,
+    row_power: float = ROW_POWER,
+    shrink: bool = True,
+    rescale: bool = True,
+    threads: int | None = None,
+) -> list[Coded]:
+    """Quantize each matrix at `delta` (one number, or one per name).
+
+    Args:
+        states: of the trellis; 1 for the plain uniform grid.
+        shrink: decide on a slightly wider grid, as a conditional mean does (`grids.stretches`).
+        rescale: after coding, scale each row so that its error costs least.
+
+    Raises:
+        QuantError: see `gptpack.quant.trellis.quantize_trellis`; or a code beyond 16 bits.
+    """
+    grids = [
+        grid_indexes(
+            matrix,
+            delta if isinstance(delta, float) else delta[matrix.name],
+            row_power=row_power,
+        )
+        for matrix in matrices
+    ]
+    jobs = []
+    for matrix, (rows, columns) in zip(matrices, grids, strict=True):
+        row_step = scale_values(rows, per_octave=ROW_SCALES_PER_OCTAVE)
+        column_step = scale_values(columns, per_octave=COLUMN_SCALES_PER_OCTAVE)
+        wider = stretches(matrix.weight, row_step, column_step, states=states)
+        jobs.append(
+            Job(
+                weight=matrix.weight,
+                factor=matrix.factor,
+                row_step=row_step,
+                column_step=column_step,
+                row_weight=matrix.row_weight,
+                stretch=wider if shrink else None,
+            )
+        )
+    coded = []
+    for matrix, grid, rounding in zip(
+        matrices, grids, quantize_many(jobs, states=states, threads=threads), strict=True
+    ):
+        symbols = rounding.symbols
+        reach = int(np.abs(symbols).max(initial=0))
+        if reach > LARGEST_CODE:
+            raise QuantError(
+                f"{matrix.name}: codes reach {reach:,}, {LARGEST_CODE:,} at most can be stored; "
+                "use larger steps or a smaller budget"
+            )
+        tensor = _tensor(matrix, symbols, grid, states)
+        loss = float(matrix.row_weight @ rounding.row_loss) / 2
+        if rescale:
+            tensor, loss = _rescaled(matrix, tensor, loss)
+        coded.append(Coded(tensor=tensor, loss_nats=loss))
+    return coded
+
+
+def _tensor(matrix: Matrix, symbols: Array, grid: tuple[Array, Array], states: int) -> PackedTensor:
+    factor = matrix.factor
+    record: dict[str, Any] = {"damp": float(f"{factor.damp:.3g}")}
+    if factor.dead_columns:
+        record["dead_columns"] = len(factor.dead_columns)
+    return PackedTensor(
+        name=matrix.name,
+        shape=matrix.weight.shape,
+        method="trellis" if states > 1 else "uniform",
+        arrays={
+            "codes": symbols.astype(np.int16),
+            "row_scales": grid[0],
+            "column_scales": grid[1],
+        },
+        parameters={"states": states} if states > 1 else {},
+        record=record,
+    )
+
+
+def _rescaled(matrix: Matrix, tensor: PackedTensor, loss: float) -> tuple[PackedTensor, float]:
+    """`tensor` with the row scales that fit its codes best, where that lowers the loss."""
+    values_RC = dequantize(tensor)
+    gain_R = np.clip(row_gains(matrix.weight, values_RC, matrix.hessian), 0.5, 2.0)
+    shift_R = np.rint(np.log2(gain_R) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
+    moved = with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R)
+    error_RC = (dequantize(moved) - matrix.weight).astype(np.float64)
+    hessian = matrix.hessian.astype(np.float64)
+    row_loss_R = np.einsum("rc,rc->r", error_RC @ hessian, error_RC)
+    better = float(matrix.row_weight @ row_loss_R) / 2
+    return (moved, better) if better < loss else (tensor, loss)
+
+
+def with_row_scales(tensor: PackedTensor, row_scales: Array) -> PackedTensor:
+    """`tensor` with other indexes of row scales."""
+    return PackedTensor(
+        name=tensor.name,
+        shape=tensor.shape,
+        method=tensor.method,
+        arrays={**tensor.arrays, "row_scales": row_scales.astype(np.int16)},
+        parameters=tensor.parameters,
+        record=tensor.record,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """Where a search over delta ended."""
+
+    delta: float
+    size_bytes: int
+    tried: int
+
+
+def solve_delta(
+    size_at: Callable[[float], int],
+    target_bytes: int,
+    *,
+    start: float,
+    weights: int,
+    finest: float,
+    tolerance: float = 1e-3,
+    most: int = 12,
+) -> Solution | None:
+    """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
+
+    Secant steps on log2 delta (a weight pays one bit per halving), kept inside the bracket of the
+    sizes seen; stops within `tolerance` of the target, at `finest`, or after `most` sizes.
+    Deterministic as `size_at` is.
+    """
+    over: float | None = None
+    best: tuple[float, int] | None = None
+    position = np.log2(max(start, finest))
+    lowest = np.log2(finest)
+    highest = position + 12
+    tried = 0
+    while tried < most:
+        size = size_at(float(2.0**position))
+        tried += 1
+        if size <= target_bytes:
+            if best is None or size >= best[1]:
+                best = (position, size)
+            if size >= (1 - tolerance) * target_bytes or position <= lowest:
+                break
+        else:
+            over = position if over is None else max(over, position)
+        # aim a little under the target: over it a size is of no use
+        aim = (1 - tolerance / 3) * target_bytes
+        step = (size - aim) * 8 / weights
+        proposed = position + step
+        low = over if over is not None else lowest
+        high = best[0] if best is not None else highest
+        if not low < proposed < high:
+            proposed = (low + high) / 2 if low < high else high
+        if position == highest and size > target_bytes:
+            return None
+        position = float(min(max(proposed, lowest), highest))
+    if best is None:
+        return None
+    return Solution(delta=float(2.0 ** best[0]), size_bytes=best[1], tried=tried)
