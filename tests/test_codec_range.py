@@ -379,6 +379,11 @@ def test_parities_of_another_shape_are_refused() -> None:
         encode_codes([np.zeros((2, 3), np.int8)], parities=[np.zeros((3, 2), np.uint8)])
 
 
+def test_parities_other_than_0_and_1_are_refused() -> None:
+    with pytest.raises(QuantError, match="0 or 1"):
+        encode_codes([np.zeros((2, 3), np.int8)], parities=[np.full((2, 3), 2, np.uint8)])
+
+
 def test_only_matrices_are_codes() -> None:
     with pytest.raises(QuantError, match="matrices"):
         encode_codes([np.zeros(3, np.int8)])

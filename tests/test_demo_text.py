@@ -1,6 +1,11 @@
 """The demo's text: complete, in order, harmless to gather."""
 
+import hashlib
+
+import pytest
+
 from gptpack.demo_text import SEPARATOR, docstrings, documents, topics, write_text
+from gptpack.errors import DataError
 
 MODULE = b'''"""About the module."""
 raise SystemExit("must not run")
@@ -60,4 +65,18 @@ def test_documents_are_split_by_the_separator_and_only_by_it(tmp_path):
     size = write_text(tmp_path / "out.txt", folder=tmp_path)
     written = (tmp_path / "out.txt").read_bytes()
     assert size == len(written)
-    assert written.decode().split(SEPARATOR) == ["Onetwo .", "Three."]
+    assert sorted(written.decode().split(SEPARATOR)) == ["Onetwo .", "Three."]
+
+
+def test_the_written_order_is_that_of_hashes_and_equal_documents_are_written_once(tmp_path):
+    for name in ("a.py", "b.py", "c.py", "d.py", "e.py"):
+        (tmp_path / name).write_text(f'"""{name.replace("e", "d")}"""')
+    write_text(tmp_path / "out.txt", folder=tmp_path)
+    found = (tmp_path / "out.txt").read_text().split(SEPARATOR)
+    assert sorted(found) == ["a.py", "b.py", "c.py", "d.py"]
+    assert found == sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())
+
+
+def test_a_library_without_documentation_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no documentation"):
+        write_text(tmp_path / "out.txt", folder=tmp_path)

@@ -20,7 +20,7 @@ from gptpack.errors import GptpackError
 VOCAB = 1024
 VAL_FRACTION = 0.05
 STRIDE = 64
-BUDGET = "900KB"
+BUDGET = "1MB"
 
 
 @click.command()

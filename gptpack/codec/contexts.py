@@ -2,9 +2,9 @@
 
 Codes are nearly independent given their scale, and the scale is nearly a row factor times a column
 factor: neighbours' magnitudes or signs, or tables of a matrix's own, are worth less than 0.001 bit
-on real weights before their cost (docs/log.md). A matrix therefore carries one small integer per
-row and per column, on a grid of 1/6 octave, and a code's class is their sum. The decoder adds
-integers; what is fitted here is fitted by the encoder alone.
+on real weights before their cost (benchmarks/bench_codec.py --contexts). A matrix therefore carries
+one small integer per row and per column, on a grid of 1/6 octave, and a code's class is their sum.
+The decoder adds integers; what is fitted here is fitted by the encoder alone.
 
 Shape legend: R = rows, C = columns.
 """

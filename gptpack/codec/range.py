@@ -3,7 +3,8 @@
 In the stream stand the classes of rows and columns, the frequency tables, and the codes. Codes go
 in steps: blocks of one matrix, or, where a trellis gives each code's parity, row r of all matrices
 at once, since the parities of row r + 1 follow from the codes of row r. Within a step they go table
-by table, which makes a step one call per table (benchmarks/bench_codec.py).
+by table, which makes a step one call per table: 26 M codes decode in 1.0 s on one core, in 1.7 s by
+rows (benchmarks/bench_codec.py).
 
 Decoding adds, compares and divides integers: it gives the same codes on every machine.
 
@@ -56,7 +57,7 @@ class Stepper(Protocol):
         """The parities, 0 or 1, of the first row: ``[C]``."""
 
     def step(self, symbols: Symbols) -> Parity:
-        """The parities of the next row, given this row's codes ``[C]``."""
+        """The parities of the next row, given this row's codes ``[C]``; any int32 may come."""
 
 
 class TableStepper:
@@ -273,9 +274,13 @@ def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> _Plan:
         if matrix.ndim != 2:
             raise QuantError(f"codes {index} have shape {matrix.shape}; the coder takes matrices")
         check_limit(matrix, f"codes {index}")
-        if parities is not None and parities[index].shape != matrix.shape:
-            shape = parities[index].shape
+        if parities is None:
+            continue
+        shape = parities[index].shape
+        if shape != matrix.shape:
             raise QuantError(f"parities {index} have shape {shape}, but the codes {matrix.shape}")
+        if not np.isin(parities[index], (0, 1)).all():
+            raise QuantError(f"parities {index} are not all 0 or 1")
     scales = [fit_scales(matrix) for matrix in codes]
     lowest, classes = class_range(scales)
     lanes = 1 if parities is None else 2

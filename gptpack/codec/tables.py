@@ -1,6 +1,6 @@
 """Frequency tables in integers: what a file says about a distribution, and how it becomes counts.
 
-A table is written as logarithms on a grid of 1/16 octave, which cost some two bits each and lose
+A table is written as logarithms on a grid of 1/16 octave, which cost some 1.5 bits each and lose
 0.0001 bit per symbol, and is turned into frequencies that sum to 2^24 by integer arithmetic alone.
 constriction 0.5 makes its model from floats f - 1: it grants every symbol one part of 2^24 and
 scales the rest by (2^24 - n) / sum(f - 1), which is exactly 1, so cumulative sums are integers
@@ -31,12 +31,13 @@ SHAPES = 128
 """Number of parametric tables."""
 REACH_MAX = 255
 """Explicit tables hold values of at most this magnitude."""
-CENTRE_MAX = OCTAVE * REACH_MAX
-_PRICE = 1.2
-"""Bits per unit of a residual."""
-CURVATURE_MAX = 20 * OCTAVE
 PLACES = 2 * REACH_MAX + 3
 """Places of a histogram: those values, and one for what lies beyond on either side."""
+CENTRE_MAX = OCTAVE * REACH_MAX
+CURVATURE_MAX = 20 * OCTAVE
+"""Bounds of those fields of a `Span`; `Span.table` fits 64 bits within them."""
+_PRICES = (1.2, 4.0)
+"""Bits that a unit of a residual has to earn: its own, or those of the ones that undo it too."""
 
 
 @cache
@@ -176,13 +177,14 @@ def fit_span(counts: Ints) -> Span:
     escapes = total - int(counts.sum())
     escape = _logarithm(escapes + 0.25, total + 1)
     fits = [
-        _bent(Span(low, counts.size, escape, *parabola, (0,) * counts.size), counts)
+        _bent(Span(low, counts.size, escape, *parabola, (0,) * counts.size), counts, price)
         for parabola in _parabolas(low, counts)
+        for price in _PRICES
     ]
     return min(fits, key=lambda fit: fit[0])[1]
 
 
-def _bent(span: Span, counts: Ints) -> tuple[float, Span]:
+def _bent(span: Span, counts: Ints, price: float) -> tuple[float, Span]:
     """`span` with residuals, and the bits of its symbols and residuals."""
     total = int(counts.sum())
     parabola = span.table().logs.tolist()
@@ -193,9 +195,9 @@ def _bent(span: Span, counts: Ints) -> tuple[float, Span]:
         for place in places:
             count = int(counts[place])
             log = parabola[place] + bend + slope
-            residual = _residual(count, total, log)
+            residual = _residual(count, total, log, price)
             residuals[place] = residual
-            cost += _symbol_bits(count, total, log + residual) + 1 + _PRICE * abs(residual)
+            cost += _symbol_bits(count, total, log + residual) + 1 + _PRICES[0] * abs(residual)
             if place == span.pivot:
                 bend = residual
             else:
@@ -204,12 +206,12 @@ def _bent(span: Span, counts: Ints) -> tuple[float, Span]:
     return cost, replace(span, residuals=tuple(residuals))
 
 
-def _residual(count: int, total: int, log: int) -> int:
-    """What to add to `log` for the fewest bits, if a unit of it costs `_PRICE`."""
+def _residual(count: int, total: int, log: int, price: float) -> int:
+    """What to add to `log` for the fewest bits, if a unit of it costs `price`."""
     share = total * 2.0 ** min(log / OCTAVE - TOP // OCTAVE, 0)
-    if abs(share - count) <= _PRICE * OCTAVE:
+    if abs(share - count) <= price * OCTAVE:
         return 0
-    wanted = count + math.copysign(_PRICE * OCTAVE, share - count)
+    wanted = count + math.copysign(price * OCTAVE, share - count)
     return _logarithm(wanted, total) - log
 
 
@@ -224,7 +226,7 @@ def _parabolas(low: int, counts: Ints) -> Iterator[tuple[int, int, int]]:
     mean = float(counts @ k) / total
     variance = max(float(counts @ (k - mean) ** 2) / total, 0.2)
     peak = round(TOP - OCTAVE / 2 * math.log2(2 * math.pi * variance))
-    for widening in (1, 2, 5):
+    for widening in (1, 3, 20):
         curve = math.log2(1024 * OCTAVE / (math.log(2) * variance * widening))
         yield peak, round(OCTAVE * mean), max(round(OCTAVE * curve), 0)
 

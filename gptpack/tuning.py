@@ -1,0 +1,144 @@
+"""Training what the packer leaves in floating point against the model as it was before packing.
+
+Codes are frozen; row scales, gains, norms and whatever matrices are not coded yet move so that the
+student's next-token distributions come close to the teacher's, on training text only. Known from
+QuIP# (https://arxiv.org/abs/2402.04396) and EfficientQAT (https://arxiv.org/abs/2407.11062) to win
+back a large part of what rounding costs; it needs no re-coding because scales are stored anyway.
+
+Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptpack.model.gpt import GPT
+from gptpack.progress import Progress, silent
+from gptpack.training.distributed import Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneConfig:
+    """Adam, its learning rates falling linearly to 0."""
+
+    steps: int = 250
+    tokens: int = 16384
+    """Tokens of a step over all ranks."""
+    scale_lr: float = 2e-3
+    """Of row scales (relative) and of all vectors and scalars."""
+    matrix_lr: float = 2e-4
+    """Of matrices and embeddings that are not coded."""
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+class CodedLinear(nn.Module):
+    """A linear layer whose weight is a frozen ``[R, C]`` base times a trained gain per row."""
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        self.base: Tensor
+        self.register_buffer("base", base)
+        self.gain = nn.Parameter(torch.ones(base.shape[0], device=base.device))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base * self.gain.unsqueeze(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def freeze(student: GPT, values: Mapping[str, Tensor]) -> None:
+    """Put coded values ``[R, C]`` in place of the named weights; a gain per row stays trainable."""
+    for name, value in values.items():
+        path = name.removesuffix(".weight")
+        parent_path, _, attribute = path.rpartition(".")
+        parent = student.get_submodule(parent_path)
+        device = student.tok_emb.weight.device
+        setattr(parent, attribute, CodedLinear(value.to(device)))
+
+
+def gains(student: GPT) -> dict[str, Tensor]:
+    """The trained gain ``[R]`` of each coded weight, on the CPU."""
+    return {
+        f"{name}.weight": module.gain.detach().cpu()
+        for name, module in student.named_modules()
+        if isinstance(module, CodedLinear)
+    }
+
+
+def floats(student: GPT) -> dict[str, Tensor]:
+    """The tensors of `student` that are not coded, by their name in the checkpoint, on the CPU."""
+    return {
+        name: value.detach().cpu()
+        for name, value in student.state_dict().items()
+        if not name.endswith((".base", ".gain"))
+    }
+
+
+def copy_of(model: GPT) -> GPT:
+    """A student that starts as `model`."""
+    return copy.deepcopy(model)
+
+
+def tune(
+    student: GPT,
+    teacher: GPT,
+    windows: Tensor,
+    config: TuneConfig,
+    ranks: Ranks,
+    *,
+    fixed: tuple[str, ...] = (),
+    progress: Progress = silent,
+    phase: str = "tune",
+) -> float:
+    """Train the student's floats in place; returns the mean KL of the last tenth, nats per token.
+
+    Args:
+        windows: training tokens ``[N, T]`` (int64), taken in order, round and round.
+        fixed: names of parameters that must not move.
+    """
+    device = student.tok_emb.weight.device
+    batch = max(1, config.tokens // windows.shape[1])
+    share = ranks.share(batch)
+    vectors: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name not in fixed)
+        if name not in fixed:
+            (matrices if name.endswith(".weight") else vectors).append(parameter)
+    groups = [
+        {"params": vectors, "base": config.scale_lr},
+        {"params": matrices, "base": config.matrix_lr},
+    ]
+    adam = torch.optim.Adam(
+        [{**group, "lr": group["base"]} for group in groups if group["params"]],
+        betas=config.betas,
+        fused=device.type == "cuda",
+    )
+    recent: list[Tensor] = []
+    for step in range(config.steps):
+        for group in adam.param_groups:
+            group["lr"] = group["base"] * (1 - step / config.steps)
+        rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
+        tokens = windows[rows].to(device)
+        with torch.no_grad():
+            target = F.log_softmax(teacher.logits(teacher.hidden(tokens)), -1)
+        logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
+        loss = F.kl_div(
+            logits.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="sum"
+        )
+        loss = loss / (batch * tokens.shape[1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        total = loss.detach().clone()
+        ranks.sum([*(p.grad for p in student.parameters() if p.grad is not None), total])
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        if step >= config.steps - max(1, config.steps // 10):
+            recent.append(total)
+        progress(phase, step + 1, config.steps)
+    return float(torch.stack(recent).mean()) if recent else float("nan")
