@@ -14,7 +14,8 @@ from gptpack.errors import GptpackError
 def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Iterator[BinaryIO]:
     """A writable file that becomes `path` when the block ends, synced to disk; dropped on error.
 
-    A link is followed; what stood there before stays until the new file is complete.
+    A link is followed; what stood there before stays until the new file is complete. Missing
+    directories are made, so that hours of work do not end at one; they go again on error.
 
     Raises:
         `error`: `path` is not the name of a regular file, or the file system refuses.
@@ -22,6 +23,7 @@ def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Ite
     try:
         target = Path(os.path.realpath(path))
         exists = target.exists()
+        missing = [directory for directory in target.parents if not directory.exists()]
     except (OSError, ValueError) as cause:
         raise error(f"{str(path)!r} is not the name of a file: {cause}") from cause
     if exists and not target.is_file():
@@ -37,6 +39,9 @@ def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Ite
     except BaseException as cause:
         with suppress(OSError):
             temporary.unlink()
+        for directory in missing:
+            with suppress(OSError):
+                directory.rmdir()
         if not isinstance(cause, OSError):
             raise
         raise error(
@@ -45,8 +50,8 @@ def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Ite
         ) from cause
     # Some file systems cannot sync a directory; the file itself is complete by now.
     with suppress(OSError):
-        directory = os.open(target.parent, os.O_RDONLY)
+        parent = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            os.fsync(parent)
         finally:
-            os.close(directory)
+            os.close(parent)

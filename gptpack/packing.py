@@ -1,28 +1,85 @@
 """The packer's story: a checkpoint becomes the bytes of one file that fits its budget.
 
-checkpoint -> checked weights -> packed tensors -> coded sections -> a file's bytes, or the smallest
-budget that would have worked. Nothing here touches the disk; the caller writes what it gets.
+checkpoint -> checked weights -> sensitivities -> codes at one slope -> coded sections -> a file's
+bytes, or the smallest budget that would have worked. Nothing here writes a file; the caller does.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
 from gptpack.checkpoint import Checkpoint
 from gptpack.config import TokenizerIdentity
-from gptpack.errors import BudgetError, CheckpointError
+from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
 from gptpack.model.gpt import GPT, state_problem
 from gptpack.progress import Progress, silent
-from gptpack.quant.int8 import quantize_reference
+from gptpack.quant.allocation import (
+    Matrix,
+    Sensitivity,
+    prepare_matrix,
+    quantize_matrices,
+    solve_delta,
+)
+from gptpack.quant.gptq import quantize_clipped
+from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
+from gptpack.quant.types import PackedTensor
 from gptpack.version import VERSION
 
 QUALITY = {"bpb_before": 9.876543, "bpb_after": 9.876543, "context": 65536, "tokens": 9999999999}
 """Stands for the figures that are measured once the sections are known, so that they have room."""
 MARGIN_BYTES = 16
 """What deflating other digits may add to a header."""
+CLIPPED = tuple(f"gptq-int{bits}" for bits in range(4, 9))
+GRIDS = ("gptq-uniform", "gptq-trellis")
+METHODS = ("int8", *CLIPPED, *GRIDS, "float16")
+SMALL_NUMEL = 4096
+"""Matrices of fewer weights are kept in floats: their tables and scales would cost more."""
+FIRST_DELTA = 1e-4
+FINEST_DELTA = 2e-6
+"""Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackConfig:
+    """How tensors are quantized and coded."""
+
+    methods: tuple[tuple[str, str], ...] = (("*", "gptq-trellis"),)
+    """(pattern of names, method) pairs; the last that matches a matrix counts."""
+    states: int = 256
+    """Of the trellis."""
+    damp: float = 0.03
+    row_power: float = 0.5
+    rescale: bool = True
+    codecs: tuple[str, ...] = ("zlib", "zstd", "range")
+    strict: bool = False
+    """A fallback is an error."""
+    tolerance: float = 1e-3
+    """How far under the budget a file may stay while finer steps exist."""
+
+    def __post_init__(self) -> None:
+        for pattern, method in self.methods:
+            if method not in METHODS:
+                raise ConfigError(
+                    f"method '{method}' for '{pattern}': there are {', '.join(METHODS)}"
+                )
+        if not self.methods or self.methods[0][0] != "*":
+            raise ConfigError("the first method must be for all tensors: '*'")
+
+    def method_of(self, name: str) -> str:
+        """The method of a matrix of this name."""
+        return next(m for pattern, m in reversed(self.methods) if fnmatchcase(name, pattern))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any method needs Hessians."""
+        return any(method not in ("int8", "float16") for _, method in self.methods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +92,10 @@ class Packed:
     pack: Mapping[str, Any]
     budget_bytes: int
     code_bytes: int
+    notes: tuple[str, ...] = ()
+    """Warnings for a person, each naming its tensor."""
+    predicted_nats: float = 0.0
+    """Rise of the loss per token that the allocation expects."""
 
     def file(self, quality: Mapping[str, float] | None = None) -> bytes:
         """The file, with what was measured of it; never over the budget.
@@ -61,7 +122,7 @@ def check_budget(file_bytes: int, budget_bytes: int, code_bytes: int) -> None:
         )
 
 
-def checked_weights(checkpoint: Checkpoint) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+def checked_weights(checkpoint: Checkpoint) -> dict[str, Float32]:
     """The weights by name, in the model's order, all there and finite.
 
     Raises:
@@ -73,50 +134,261 @@ def checked_weights(checkpoint: Checkpoint) -> dict[str, np.ndarray[Any, np.dtyp
     return {name: checkpoint.weights[name].numpy() for name in model.state_dict()}
 
 
+@dataclass(slots=True, kw_only=True)
+class Packer:
+    """A checkpoint taken apart: what is on a grid of one slope, and what does not move."""
+
+    checkpoint: Checkpoint
+    tokenizer: TokenizerIdentity
+    config: PackConfig
+    order: list[str]
+    """Names in the order of the tensor table."""
+    matrices: list[Matrix] = field(default_factory=list)
+    states: dict[str, int] = field(default_factory=dict)
+    fixed: dict[str, PackedTensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    budget_bytes: int = 0
+    code_bytes: int = 0
+
+    @property
+    def weights(self) -> int:
+        """Weights that are on grids."""
+        return sum(matrix.weight.size for matrix in self.matrices)
+
+    def header(self) -> dict[str, Any]:
+        """The header's `pack` without what is measured later."""
+        methods = [list(pair) for pair in self.config.methods]
+        return {
+            "gptpack": VERSION,
+            "method": methods[0][1] if len(methods) == 1 else methods,
+            "budget_bytes": self.budget_bytes,
+            "code_bytes": self.code_bytes,
+            **self.provenance,
+        }
+
+    def size(self, encoded: EncodedSections) -> int:
+        """Bytes of the file, with room for what is measured later."""
+        pack = {**self.header(), "delta": 0.000123456, "quality": QUALITY}
+        file_bytes = assembled_bytes(
+            encoded, model=self.checkpoint.model, tokenizer=self.tokenizer, pack=pack
+        )
+        return file_bytes + MARGIN_BYTES
+
+    def tensors(self, coded: Mapping[str, PackedTensor]) -> list[PackedTensor]:
+        """All tensors in the order of the table."""
+        return [coded[name] if name in coded else self.fixed[name] for name in self.order]
+
+    def quantize(self, delta: float) -> tuple[dict[str, PackedTensor], float]:
+        """Every matrix on its grid at `delta`, and the predicted rise of the loss, nats a token."""
+        coded: dict[str, PackedTensor] = {}
+        loss = 0.0
+        for states in sorted(set(self.states.values())):
+            group = [matrix for matrix in self.matrices if self.states[matrix.name] == states]
+            for result in quantize_matrices(
+                group,
+                float(delta),
+                states=states,
+                row_power=self.config.row_power,
+                shrink=False,
+                rescale=self.config.rescale,
+            ):
+                coded[result.tensor.name] = result.tensor
+                loss += result.loss_nats
+        return coded, loss
+
+    def encode(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
+        return encode_sections(self.tensors(coded), self.config.codecs)
+
+    def packed(
+        self, encoded: EncodedSections, *, delta: float | None, predicted_nats: float
+    ) -> Packed:
+        """The result, within the budget.
+
+        Raises:
+            BudgetError: it does not fit.
+        """
+        check_budget(self.size(encoded), self.budget_bytes, self.code_bytes)
+        pack = self.header()
+        if delta is not None:
+            pack["delta"] = float(f"{delta:.6g}")
+        return Packed(
+            encoded=encoded,
+            checkpoint=self.checkpoint,
+            tokenizer=self.tokenizer,
+            pack=pack,
+            budget_bytes=self.budget_bytes,
+            code_bytes=self.code_bytes,
+            notes=tuple(self.notes),
+            predicted_nats=predicted_nats,
+        )
+
+
+def take_apart(
+    checkpoint: Checkpoint,
+    tokenizer: TokenizerIdentity,
+    config: PackConfig,
+    sensitivities: Mapping[str, Sensitivity],
+    *,
+    budget_bytes: int,
+    code_bytes: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Packer:
+    """Quantize what does not depend on the budget, and factor the Hessians of the rest.
+
+    Args:
+        sensitivities: by weight name; matrices without one that need it fall back to int8 rows,
+            which is noted, or an error where `config` is strict.
+        code_bytes: bytes of code that count into the same budget.
+        provenance: what the header shall say of the input, such as its hash.
+
+    Raises:
+        CheckpointError: see `checked_weights`.
+        QuantError: a Hessian that cannot be used, or a fallback where `config` is strict.
+    """
+    weights = checked_weights(checkpoint)
+    packer = Packer(
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        config=config,
+        order=list(weights),
+        budget_bytes=budget_bytes,
+        code_bytes=code_bytes,
+        provenance=dict(provenance or {}),
+    )
+    for index, (name, values) in enumerate(weights.items()):
+        method = config.method_of(name)
+        if method == "int8":
+            packer.fixed[name] = quantize_reference(name, values)
+        elif values.ndim != 2 or not name.endswith(".weight") or values.size < SMALL_NUMEL:
+            packer.fixed[name] = keep_smallest_float(name, values)
+        elif method == "float16":
+            packer.fixed[name] = keep_float(name, values, "float16")
+        else:
+            _calibrated(packer, name, values, method, sensitivities.get(name))
+        progress("factor", index + 1, len(weights))
+    return packer
+
+
+def keep_smallest_float(name: str, values: Float32) -> PackedTensor:
+    """bfloat16 where that is exact, else float16 where it is finite, else float32."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    if not (bits & 0xFFFF).any():
+        return keep_float(name, values, "bfloat16")
+    exact = np.abs(values).max(initial=0) < np.finfo(np.float16).max
+    return keep_float(name, values, "float16" if exact else "float32")
+
+
+def _calibrated(
+    packer: Packer, name: str, values: Float32, method: str, sensitivity: Sensitivity | None
+) -> None:
+    config = packer.config
+    try:
+        if sensitivity is None:
+            raise QuantError(f"{name}: no calibration input reaches it")
+        matrix = prepare_matrix(name, values, sensitivity, damp=config.damp)
+    except QuantError as error:
+        if config.strict:
+            raise
+        packer.notes.append(f"{error}; packed as int8 rows instead")
+        tensor = quantize_int8_rows(name, values)
+        packer.fixed[name] = _with_record(tensor, {"fallback": method})
+        return
+    packer.notes.extend(matrix.factor.notes)
+    if method in GRIDS:
+        packer.matrices.append(matrix)
+        packer.states[name] = config.states if method == "gptq-trellis" else 1
+        return
+    bits = int(method.removeprefix("gptq-int"))
+    rounding, scales = quantize_clipped(values, matrix.factor, bits)
+    tensor = PackedTensor(
+        name=name,
+        shape=values.shape,
+        method="int8",
+        arrays={"codes": rounding.points.astype(np.int8), "scales": scales.astype(np.float16)},
+    )
+    loss = float(matrix.row_weight @ rounding.row_loss) / 2
+    packer.fixed[name] = _with_record(
+        tensor, {"method": method, "damp": matrix.factor.damp, "loss_nats": float(f"{loss:.3g}")}
+    )
+
+
+def _with_record(tensor: PackedTensor, record: Mapping[str, Any]) -> PackedTensor:
+    return PackedTensor(
+        name=tensor.name,
+        shape=tensor.shape,
+        method=tensor.method,
+        arrays=tensor.arrays,
+        parameters=tensor.parameters,
+        record={**tensor.record, **record},
+    )
+
+
+def pack_to_budget(
+    packer: Packer, *, delta: float | None = None, progress: Progress = silent
+) -> Packed:
+    """The finest steps whose coded bytes fit the budget, found on the real bytes.
+
+    Args:
+        delta: use this step and do not search.
+
+    Raises:
+        BudgetError: nothing fits; names the smallest budget that works.
+    """
+    if not packer.matrices:
+        return packer.packed(packer.encode({}), delta=None, predicted_nats=0.0)
+    target = packer.budget_bytes - packer.code_bytes
+    seen: dict[float, tuple[EncodedSections, float]] = {}
+    phase = "search steps" if delta is None else "quantize and code"
+
+    def size_at(step: float) -> int:
+        coded, loss = packer.quantize(step)
+        encoded = packer.encode(coded)
+        seen[step] = (encoded, loss)
+        progress(phase, len(seen), 0)
+        return packer.size(encoded)
+
+    if delta is not None:
+        size_at(delta)
+        encoded, loss = seen[delta]
+        return packer.packed(encoded, delta=delta, predicted_nats=loss)
+    solution = solve_delta(
+        size_at,
+        target,
+        start=FIRST_DELTA,
+        weights=packer.weights,
+        finest=FINEST_DELTA,
+        tolerance=packer.config.tolerance,
+    )
+    if solution is None:
+        smallest = min(packer.size(encoded) for encoded, _ in seen.values())
+        check_budget(smallest, packer.budget_bytes, packer.code_bytes)
+        raise AssertionError("a size within the budget was not taken")
+    encoded, loss = seen[solution.delta]
+    return packer.packed(encoded, delta=solution.delta, predicted_nats=loss)
+
+
 def pack_int8(
     checkpoint: Checkpoint,
     tokenizer: TokenizerIdentity,
     *,
     budget_bytes: int,
     code_bytes: int = 0,
-    codecs: Sequence[str] | str = ("zlib", "zstd"),
+    codecs: Sequence[str] = ("zlib", "zstd"),
     provenance: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Packed:
-    """Pack by the reference's int8 rules (gptpack/quant/int8.py).
-
-    Args:
-        code_bytes: bytes of code that count into the same budget.
-        provenance: what the header shall say of the input, such as its hash.
-
-    Raises:
-        BudgetError: the file would be over the budget; names the smallest that works.
-        CheckpointError: see `checked_weights`.
-    """
-    weights = checked_weights(checkpoint)
-    tensors = []
-    for index, (name, values) in enumerate(weights.items()):
-        tensors.append(quantize_reference(name, values))
-        progress("quantize", index + 1, len(weights))
-    progress("code", 0, 1)
-    encoded = encode_sections(tensors, codecs)
-    progress("code", 1, 1)
-    pack = {
-        "gptpack": VERSION,
-        "method": "int8",
-        "budget_bytes": budget_bytes,
-        "code_bytes": code_bytes,
-        **(provenance or {}),
-    }
-    size = assembled_bytes(
-        encoded, model=checkpoint.model, tokenizer=tokenizer, pack={**pack, "quality": QUALITY}
-    )
-    check_budget(size + MARGIN_BYTES, budget_bytes, code_bytes)
-    return Packed(
-        encoded=encoded,
-        checkpoint=checkpoint,
-        tokenizer=tokenizer,
-        pack=pack,
+    """Pack by the reference's int8 rules (gptpack/quant/int8.py); see `take_apart`."""
+    config = PackConfig(methods=(("*", "int8"),), codecs=tuple(codecs))
+    packer = take_apart(
+        checkpoint,
+        tokenizer,
+        config,
+        {},
         budget_bytes=budget_bytes,
         code_bytes=code_bytes,
+        provenance=provenance,
+        progress=progress,
     )
+    return pack_to_budget(packer, progress=progress)

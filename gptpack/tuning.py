@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.model.gpt import GPT
+from gptpack.model.layers import Embedding
 from gptpack.progress import Progress, silent
 from gptpack.training.distributed import Ranks
 
@@ -32,11 +33,13 @@ class TuneConfig:
     """Of row scales (relative) and of all vectors and scalars."""
     matrix_lr: float = 2e-4
     """Of matrices and embeddings that are not coded."""
+    warmup: int = 10
+    """Steps over which the rates rise first: Adam's first estimates are noise."""
     betas: tuple[float, float] = (0.9, 0.99)
 
 
-class CodedLinear(nn.Module):
-    """A linear layer whose weight is a frozen ``[R, C]`` base times a trained gain per row."""
+class Coded(nn.Module):
+    """A weight that is a frozen ``[R, C]`` base times a trained gain per row."""
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
@@ -48,8 +51,19 @@ class CodedLinear(nn.Module):
     def weight(self) -> Tensor:
         return self.base * self.gain.unsqueeze(1)
 
+
+class CodedLinear(Coded):
+    """A linear layer with a coded weight."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class CodedEmbedding(Coded):
+    """An embedding table with coded rows."""
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(ids, self.weight).to(dtype)
 
 
 def freeze(student: GPT, values: Mapping[str, Tensor]) -> None:
@@ -59,7 +73,9 @@ def freeze(student: GPT, values: Mapping[str, Tensor]) -> None:
         parent_path, _, attribute = path.rpartition(".")
         parent = student.get_submodule(parent_path)
         device = student.tok_emb.weight.device
-        setattr(parent, attribute, CodedLinear(value.to(device)))
+        embedding = isinstance(getattr(parent, attribute), Embedding)
+        coded = CodedEmbedding if embedding else CodedLinear
+        setattr(parent, attribute, coded(value.to(device)))
 
 
 def gains(student: GPT) -> dict[str, Tensor]:
@@ -67,7 +83,7 @@ def gains(student: GPT) -> dict[str, Tensor]:
     return {
         f"{name}.weight": module.gain.detach().cpu()
         for name, module in student.named_modules()
-        if isinstance(module, CodedLinear)
+        if isinstance(module, Coded)
     }
 
 
@@ -123,7 +139,8 @@ def tune(
     recent: list[Tensor] = []
     for step in range(config.steps):
         for group in adam.param_groups:
-            group["lr"] = group["base"] * (1 - step / config.steps)
+            rise = min(1.0, (step + 1) / max(1, config.warmup))
+            group["lr"] = group["base"] * rise * (1 - step / config.steps)
         rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
         tokens = windows[rows].to(device)
         with torch.no_grad():

@@ -40,10 +40,24 @@ def contents(dtype: str, shape: tuple[int, ...]) -> st.SearchStrategy[npt.NDArra
     return npst.arrays(kind, shape, elements=values)
 
 
+def array_contents(
+    method: str, array: str, dtype: str, shape: tuple[int, ...]
+) -> st.SearchStrategy[npt.NDArray[Any]]:
+    """`contents` for an array of `method`; scales on a grid stay so small that products do."""
+    if method in ("uniform", "trellis") and array != "codes":
+        # 2^-50 .. 2^50.
+        most = 3200 if array == "row_scales" else 200
+        return npst.arrays(dtype, shape, elements=st.integers(-most, most))
+    return contents(dtype, shape)
+
+
 @st.composite
 def packed_tensors(draw: st.DrawFn, name: str | None = None) -> PackedTensor:
-    """A tensor of any of the plain methods."""
-    method = draw(st.sampled_from(("float32", "float16", "bfloat16", "int8", "int8-tensor")))
+    """A tensor of any method."""
+    method = draw(st.sampled_from(sorted(METHODS)))
+    parameters = draw(st.dictionaries(st.text(max_size=4), scalars, max_size=2))
+    if METHODS[method].states:
+        parameters["states"] = draw(st.sampled_from(METHODS[method].states))
     shape = draw(shapes)
     if METHODS[method].ranks is not None:
         shape = (*shape, 1, 1)[:2]
@@ -52,10 +66,10 @@ def packed_tensors(draw: st.DrawFn, name: str | None = None) -> PackedTensor:
         shape=shape,
         method=method,
         arrays={
-            spec.name: draw(contents(spec.dtype, spec.shape(shape)))
+            spec.name: draw(array_contents(method, spec.name, spec.dtype, spec.shape(shape)))
             for spec in METHODS[method].arrays
         },
-        parameters=draw(st.dictionaries(st.text(max_size=4), scalars, max_size=2)),
+        parameters=parameters,
         record=draw(json_objects),
     )
 
@@ -114,3 +128,25 @@ def example_tensors() -> list[PackedTensor]:
         ),
     ]
     return tensors
+
+
+def grid_tensors() -> list[PackedTensor]:
+    """Matrices of the grid methods, and of what else the context coder takes, always the same."""
+    tensors = []
+    for index, states in enumerate((None, 8, None, 64)):
+        rows, columns = 12 + index, 9 - index
+        places = np.arange(rows * columns).reshape(rows, columns) * (41 + index)
+        tensors.append(
+            PackedTensor(
+                name=f"blocks.{index}.proj.weight",
+                shape=(rows, columns),
+                method="trellis" if states else "uniform",
+                arrays={
+                    "codes": (places**2 % 17 - 8 + 300 * (places % 97 == 1)).astype("<i2"),
+                    "row_scales": (-64 * 5 + np.arange(rows) ** 2 % 7).astype("<i2"),
+                    "column_scales": (np.arange(columns) % 3 - 1).astype("<i2"),
+                },
+                parameters={"states": states} if states else {},
+            )
+        )
+    return [*tensors, *(tensor for tensor in example_tensors() if tensor.method == "int8")]

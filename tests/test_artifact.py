@@ -67,7 +67,7 @@ def encoded(tensors=None, codecs="zlib", pack=PACK) -> bytes:
 @given(
     tensors=tensor_lists,
     pack=json_objects,
-    codecs=st.sampled_from(["raw", "zlib", ["zstd"], ["lzma"], "auto"]),
+    codecs=st.sampled_from(["raw", "zlib", ["zstd"], ["lzma"], "range", "auto"]),
 )
 def test_reading_gives_what_was_written(tensors, pack, codecs) -> None:
     data = encoded(tensors, codecs, pack)
@@ -246,6 +246,7 @@ def test_a_header_of_more_than_a_mebibyte_is_refused_when_written() -> None:
         ({"parameters": {"p": True}}, "64-bit numbers"),
         ({"parameters": {"p": 1 << 63}}, "64-bit numbers"),
         ({"parameters": {"p": float("nan")}}, "JSON"),
+        ({"parameters": {"states": 8}}, "states without a trellis"),
         ({"record": {"r": float("inf")}}, "JSON"),
         ({"record": {"r": object()}}, "JSON"),
         ({"record": {1: 0, "1": 0}}, "JSON"),
@@ -312,7 +313,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch) -> Non
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer.os, "fsync", interrupted)
+    monkeypatch.setattr(atomic.os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "model.gptpack", b"new")
     assert os.listdir(tmp_path) == []
@@ -323,8 +324,10 @@ def test_places_that_cannot_take_a_file_are_one_line_errors(tmp_path: Path) -> N
     (tmp_path / "file").write_bytes(b"")
     for path in (
         tmp_path,
-        tmp_path / "missing" / "x",
         tmp_path / "file" / "x",
+        tmp_path / "file" / "deep" / "x",
+        tmp_path / "missing" / ("n" * 300),
+        tmp_path / "missing" / ("n" * 300) / "x",
         tmp_path / "pipe",
         tmp_path / ("n" * 300),
         "nul\0byte",
@@ -334,6 +337,22 @@ def test_places_that_cannot_take_a_file_are_one_line_errors(tmp_path: Path) -> N
             write_atomic(path, b"data")
         assert "\n" not in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
+
+
+def test_missing_directories_are_made_and_those_of_a_failed_write_go_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomic(tmp_path / "a" / "b" / "model.gptpack", b"new")
+    assert (tmp_path / "a" / "b" / "model.gptpack").read_bytes() == b"new"
+    assert os.listdir(tmp_path / "a" / "b") == ["model.gptpack"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "replace", full)
+    with pytest.raises(GptpackError, match="No space left"):
+        write_atomic(tmp_path / "a" / "c" / "d" / "model.gptpack", b"new")
+    assert os.listdir(tmp_path / "a") == ["b"]
 
 
 def test_a_full_disk_is_a_one_line_error_of_the_process(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_headers_with_parts_changed_read_or_are_refused(seed: int, times: int) -
 @given(
     index=st.integers(0, len(SECTIONS) - 1),
     stored=st.binary(max_size=120),
-    codec=st.sampled_from(["raw", "zlib", "zstd", "lzma", "brotli"]),
+    codec=st.sampled_from(["raw", "zlib", "zstd", "lzma", "range", "brotli"]),
     layout=st.sampled_from(["row", "column", "planes"]),
     compress=st.booleans(),
 )
@@ -242,9 +242,11 @@ assert INT8[2] == "int8"
         ("model.layers", "2", "model.layers='2' must be int"),
         ("model.rope_base", 10**400, "the header's model is not one"),
         ("model.hidden", 1, "unknown setting 'model.hidden'"),
-        ("tokenizer.sha256", "0" * 63, "tokenizer sha256"),
-        ("tokenizer.vocab", True, "tokenizer vocab"),
-        ("tokenizer.bos", 64, "must be -1 to 63"),
+        ("tokenizer.sha256", "0" * 63, "the header's tokenizer is not one"),
+        ("tokenizer.vocab", True, "tokenizer.vocab=True must be int"),
+        ("tokenizer.bos", 64, "must lie in 0..63"),
+        ("tokenizer.bos", -1, "must lie in 0..63"),
+        ("tokenizer.vocab", 65537, "must lie in 1..65536"),
         ("tokenizer.extra", 0, "object of bos, sha256, vocab"),
         ("tensors", [], "at least one tensor"),
         ("tensors", {}, "at least one tensor"),

@@ -60,10 +60,13 @@ def test_help_lists_every_command(flag, capsys):
 
 @pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_commands_help_has_an_example(name, capsys):
-    assert invoke(name, "--help") == 0
-    usage, *rest = capsys.readouterr().out.splitlines()
-    assert usage.startswith("Usage: gptpack")
-    assert any(f"gptpack {name}" in line for line in rest)
+    command = importlib.import_module(f"gptpack.cli.{name}").command
+    below = list(command.commands) if isinstance(command, click.Group) else []
+    for words in [[name, word] for word in below] or [[name]]:
+        assert invoke(*words, "--help") == 0
+        usage, *rest = capsys.readouterr().out.splitlines()
+        assert usage.startswith(f"Usage: gptpack {' '.join(words)}")
+        assert any(f"gptpack {' '.join(words)}" in line for line in rest)
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["--nosuch"], ["train", "--nosuch"]])

@@ -3,6 +3,7 @@
 import builtins
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,6 +120,46 @@ def test_a_section_that_zstd_shrinks_too_far_to_be_read_falls_to_zlib() -> None:
     assert np.array_equal(decode_stream(stream, [slot(zeros)])[0], zeros)
 
 
+def test_what_the_context_coder_cannot_hold_goes_to_another_codec() -> None:
+    wide = np.array([[0, 1 << 20], [-(1 << 31), 5]], "<i4")
+    unsigned = np.arange(6, dtype="<u2").reshape(2, 3)
+    cube = np.zeros((2, 2, 2), np.int8)
+    zeros = np.zeros((1024, 1024), "<i2")
+    matrix = np.array([[1, -2], [3, 4]], "<i2")
+    for arrays, states in (
+        ([wide], {}),
+        ([unsigned], {}),
+        ([cube], {}),
+        ([zeros], {}),
+        ([matrix], {"states": 3}),
+        ([matrix], {"states": 8.0}),
+        ([matrix, matrix[0]], {}),
+    ):
+        slots = [replace(slot(array), parameters=states) for array in arrays]
+        (stream,) = encode_streams([(slots, arrays)], ["range"])
+        assert stream.codec == "zlib"
+        assert all(map(np.array_equal, decode_stream(stream, slots), arrays))
+        own = replace(stream, codec="range", layout="row")
+        with pytest.raises(ArtifactError):
+            decode_stream(own, slots)
+    mixed = [replace(slot(matrix), parameters=p) for p in ({"states": 8}, {})]
+    assert encode_streams([(mixed, [matrix] * 2)], ["range"])[0].codec == "zlib"
+
+
+@pytest.mark.parametrize("dtype", ["|i1", "<i2"])
+@pytest.mark.parametrize("states", [None, 4, 256])
+def test_the_context_coder_holds_the_extremes_of_its_types(dtype: str, states: int | None) -> None:
+    info = np.iinfo(dtype)
+    matrix = np.array([[info.min, info.max, 0], [-1, info.min, info.max]], dtype)
+    parameters = {} if states is None else {"states": states}
+    for array in (matrix, matrix[0]):
+        seen = replace(slot(array), parameters=parameters)
+        (stream,) = encode_streams([([seen, seen], [array, array])], ["range"])
+        assert stream.codec == "range"
+        found = decode_stream(stream, [seen, seen])
+        assert all(a.dtype == array.dtype and np.array_equal(a, array) for a in found)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
@@ -154,13 +195,17 @@ def test_a_non_contiguous_array_is_coded_by_its_values() -> None:
 
 
 def test_auto_is_never_larger_than_any_codec_alone_and_finds_columns_and_planes() -> None:
-    # Each column has two values of its own: in column order, the next value is one bit away.
+    # Noise that repeats down each column, with a period of its own: only in column order does it
+    # repeat at once. Gaussian codes repeat nowhere.
     rng = np.random.default_rng(0)
-    codes = (rng.integers(0, 2, (4096, 7)) + np.arange(7) * 16).astype(np.int8)
+    columns = [np.resize(rng.integers(-128, 128, 80 + 7 * c), 4096) for c in range(7)]
+    repeats = np.stack(columns, axis=1).astype(np.int8)
     floats = rng.normal(1, 0.001, 4096).astype("<f4")
-    jobs = [([slot(codes)], [codes]), ([slot(floats)], [floats])]
+    codes = np.round(3 * rng.standard_normal((128, 64))).astype(np.int8)
+    jobs = [([slot(array)], [array]) for array in (repeats, floats, codes)]
     auto = encode_streams(jobs, AUTO)
-    assert [stream.layout for stream in auto] == ["column", "planes"]
+    assert [stream.layout for stream in auto] == ["column", "planes", "row"]
+    assert auto[2].codec == "range"
     for name in AUTO:
         for best, alone in zip(auto, encode_streams(jobs, [name]), strict=True):
             assert len(best.data) <= len(alone.data)
@@ -191,6 +236,7 @@ def test_a_codec_sees_the_arrays_and_what_was_decoded_before(monkeypatch) -> Non
         """Codes are stored minus another array of their tensor."""
 
         name = "difference"
+        raw_per_stored = 2048
 
         def layouts(self, slots):
             return ("row",) if all("offset" in s.context for s in slots) else ()

@@ -196,6 +196,10 @@ def test_seq4096_is_the_record_it_names():
     assert (training.seconds, training.steps, training.seed) == (600.0, 20000, 1337)
 
 
+def test_the_recipes_that_the_documents_name_are_packaged():
+    assert {"baseline", "demo", "seq4096", "tiny"} <= set(recipe_names())
+
+
 def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
     path = write(tmp_path, "")
     assert find_recipe(path) == path
@@ -207,5 +211,5 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nosuch", "recipes/nosuch.toml", "../recipes/tiny", ""])
 def test_an_unknown_recipe_lists_the_known_ones(name):
-    with pytest.raises(ConfigError, match="baseline, demo, seq4096, tiny"):
+    with pytest.raises(ConfigError, match=", ".join(recipe_names())):
         find_recipe(name)

@@ -18,8 +18,7 @@ from gptpack.artifact.layout import (
     SECTION_DIGEST_CHARACTERS,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.codec.general import most_raw_bytes
-from gptpack.codec.sections import LAYOUTS, SECTION_CODECS
+from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
 from gptpack.config import ModelConfig, TokenizerIdentity, from_dict, to_dict
 from gptpack.errors import ArtifactError, ConfigError
 from gptpack.quant.types import METHODS
@@ -173,17 +172,16 @@ def _model(values: Any) -> ModelConfig:
     try:
         return from_dict(ModelConfig, values, "model")
     except (ValueError, TypeError, ArithmeticError) as error:
-        why = ascii(str(error))[1:-1]
-        raise ArtifactError(f"the header's model is not one: {why:.400}") from error
+        raise ArtifactError(f"the header's model is not one: {_escaped(error)}") from error
 
 
 def _tokenizer(values: Any) -> TokenizerIdentity:
     if type(values) is not dict or sorted(values) != ["bos", "sha256", "vocab"]:
         raise ArtifactError("the header's tokenizer must be an object of bos, sha256, vocab")
     try:
-        return from_dict(TokenizerIdentity, values)
+        return from_dict(TokenizerIdentity, values, "tokenizer")
     except ConfigError as error:
-        raise ArtifactError(str(error)) from error
+        raise ArtifactError(f"the header's tokenizer is not one: {_escaped(error)}") from error
 
 
 def _tensors(rows: Any) -> Iterator[TensorEntry]:
@@ -223,6 +221,8 @@ def _tensors(rows: Any) -> Iterator[TensorEntry]:
             for value in parameters.values()
         ):
             raise ArtifactError(f"tensor {name} has parameters that are not 64-bit numbers")
+        if problem := METHODS[method].problem(parameters):
+            raise ArtifactError(f"tensor {name}: {problem}")
         if type(record) is not dict:
             raise ArtifactError(f"tensor {name} has a record that is not an object")
         yield TensorEntry(
@@ -260,10 +260,11 @@ def _sections(
             raise ArtifactError(
                 f"section {name} declares {_short(raw)} raw bytes, its tensors need {expected:,}"
             )
-        if raw > most_raw_bytes(stored):
+        most = most_section_bytes(codec, stored)
+        if raw > most:
             raise ArtifactError(
                 f"section {name} declares {raw:,} raw bytes, {stored:,} stored bytes may hold "
-                f"{most_raw_bytes(stored):,} at most"
+                f"{most:,} at most"
             )
         if type(digest) is not str or not re.fullmatch(
             f"[0-9a-f]{{{SECTION_DIGEST_CHARACTERS}}}", digest
@@ -281,6 +282,11 @@ def _sections(
         offset += stored
     if offset != file_bytes:
         raise ArtifactError(f"{file_bytes - offset:,} bytes follow the last section")
+
+
+def _escaped(error: Exception) -> str:
+    """The start of a message that quotes the file, in printable ASCII characters."""
+    return f"{ascii(str(error))[1:-1]:.400}"
 
 
 def _short(value: Any) -> str:

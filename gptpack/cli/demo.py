@@ -46,9 +46,10 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
       gptpack demo
       gptpack demo --seconds 20 --output /tmp/demo
     """
-    # Read when torch loads. Threads that spin while they wait for each other are four times slower
-    # where another program wants a core: 6 training steps in 20 s against 25.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when torch loads. Threads that wait for each other spin less: 100 training steps in 12 s
+    # on two idle cores against 123, but 42 against 28 where two other programs want the cores
+    # (docs/log.md, 2026-11-21).
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     began = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     text = write_demo_text(output / "text.txt")

@@ -17,9 +17,9 @@ RAW_ALWAYS = 65536
 LZMA_LARGEST_DICTIONARY = 1 << 24
 
 
-def most_raw_bytes(stored_bytes: int) -> int:
+def most_raw_bytes(stored_bytes: int, per_stored: int = RAW_PER_STORED) -> int:
     """Largest raw size that `stored_bytes` in a file may stand for."""
-    return RAW_PER_STORED * stored_bytes + RAW_ALWAYS
+    return per_stored * stored_bytes + RAW_ALWAYS
 
 
 class ByteCodec(Protocol):

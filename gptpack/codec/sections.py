@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.codec.code_sections import OfCodes
-from gptpack.codec.general import BYTE_CODECS, ByteCodec, most_raw_bytes
+from gptpack.codec.general import BYTE_CODECS, RAW_PER_STORED, ByteCodec, most_raw_bytes
 from gptpack.errors import ArtifactError, GptpackError
 
 Array = npt.NDArray[Any]
@@ -47,8 +47,12 @@ class SectionCodec(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def raw_per_stored(self) -> int:
+        """The factor of the memory rule: smaller, the more memory decoding takes beside arrays."""
+
     def layouts(self, slots: Sequence[Slot]) -> tuple[str, ...]:
-        """Members of `LAYOUTS` worth trying; none if the codec cannot hold such arrays."""
+        """Members of `LAYOUTS` worth trying; none if the codec cannot hold all such arrays."""
 
     def encode(self, slots: Sequence[Slot], arrays: Sequence[Array], layout: str) -> bytes:
         """Deterministic: the same arrays give the same bytes."""
@@ -65,6 +69,8 @@ class SectionCodec(Protocol):
 
 class OfBytes:
     """A general codec over the concatenated values of a section."""
+
+    raw_per_stored = RAW_PER_STORED
 
     def __init__(self, codec: ByteCodec) -> None:
         self.codec = codec
@@ -120,6 +126,12 @@ SECTION_CODECS: dict[str, Callable[[], SectionCodec]] = {
     **{codec.name: _general(codec) for codec in BYTE_CODECS if codec.name == "brotli"},
 }
 """Every codec of the format. A call imports what the codec needs, so that listing them is free."""
+
+
+def most_section_bytes(codec: str, stored_bytes: int) -> int:
+    """The memory rule: the largest raw size that a section of `stored_bytes` may stand for."""
+    return most_raw_bytes(stored_bytes, SECTION_CODECS[codec]().raw_per_stored)
+
 
 AUTO = ("raw", "zlib", "zstd", "lzma", "range")
 """What ``auto`` tries: the codecs that every machine with gptpack can decode."""
@@ -197,7 +209,7 @@ def encode_streams(
             readable = [
                 stream
                 for stream in (done() for done in jobs[index])
-                if raw_bytes <= most_raw_bytes(len(stream.data))
+                if raw_bytes <= most_section_bytes(stream.codec, len(stream.data))
             ] or [done() for done in tried(index, ("zlib",))]
             best.append(min(readable, key=lambda stream: len(stream.data)))
     return best
@@ -210,10 +222,10 @@ def decode_stream(stream: EncodedStream, slots: Sequence[Slot]) -> list[Array]:
         ArtifactError: the stream is not one of arrays of these shapes, or breaks the memory rule.
     """
     raw_bytes = sum(slot.raw_bytes for slot in slots)
-    if raw_bytes > most_raw_bytes(len(stream.data)):
+    most = most_section_bytes(stream.codec, len(stream.data))
+    if raw_bytes > most:
         raise ArtifactError(
-            f"{len(stream.data):,} bytes may hold {most_raw_bytes(len(stream.data)):,} at most, "
-            f"not {raw_bytes:,}"
+            f"{len(stream.data):,} bytes may hold {most:,} at most, not {raw_bytes:,}"
         )
     arrays = SECTION_CODECS[stream.codec]().decode(stream.data, slots, stream.layout)
     assert [(a.shape, a.dtype) for a in arrays] == [(s.shape, s.dtype) for s in slots]

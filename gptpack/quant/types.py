@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.trellis import decode_trellis
-from gptpack.errors import ArtifactError
+from gptpack.codec.trellis import POLYNOMIALS, decode_trellis
+from gptpack.errors import ArtifactError, QuantError
 from gptpack.quant.grids import scale_values
 
-ROW_SCALES_PER_OCTAVE = 32
-"""Row scales are tuned after coding: within 1.1 % of what was asked for."""
+ROW_SCALES_PER_OCTAVE = 64
+"""Row scales are tuned after coding; 32 cost 0.00025 bpb at 2.5 bits (docs/log.md, 2026-11-21)."""
 COLUMN_SCALES_PER_OCTAVE = 4
 """Column scales only say where precision goes; the encoder knows what they became."""
 
@@ -62,6 +62,18 @@ class Method:
     ranks: tuple[int, ...] | None
     """Tensor ranks that it can hold; None takes any."""
     values: Callable[[PackedTensor], npt.NDArray[np.float32]]
+    states: tuple[int, ...] = ()
+    """What the parameter ``states`` may be; a method without any does not have it."""
+
+    def problem(self, parameters: Mapping[str, int | float]) -> str | None:
+        """What is wrong with a tensor's `parameters`, if anything."""
+        if not self.states:
+            return "parameter states without a trellis" if "states" in parameters else None
+        found = parameters.get("states")
+        if type(found) is int and found in self.states:
+            return None
+        known = ", ".join(map(str, self.states))
+        return f"{found!a:.60} trellis states, must be one of {known}"
 
 
 def _same(shape: Shape) -> Shape:
@@ -100,9 +112,7 @@ def _int8_tensor(tensor: PackedTensor) -> npt.NDArray[np.float32]:
 
 def _grid(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     """``point * row scale * column scale``, the row scale halved where there is a trellis."""
-    states = tensor.parameters.get("states", 1)
-    if type(states) is not int:
-        raise ArtifactError(f"{tensor.name}: {states!r} is not a number of trellis states")
+    states = int(tensor.parameters.get("states", 1))
     row_R = scale_values(tensor.arrays["row_scales"], per_octave=ROW_SCALES_PER_OCTAVE)
     column_C = scale_values(tensor.arrays["column_scales"], per_octave=COLUMN_SCALES_PER_OCTAVE)
     if states > 1:
@@ -147,7 +157,7 @@ METHODS: dict[str, Method] = {
         values=_int8_tensor,
     ),
     "uniform": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid),
-    "trellis": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid),
+    "trellis": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid, states=tuple(POLYNOMIALS)),
 }
 
 
@@ -155,10 +165,17 @@ def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     """The values that `tensor` stands for, float32, of `tensor.shape`; the same on every machine.
 
     Raises:
-        ArtifactError: the arrays do not decode to finite values of the shape.
+        ArtifactError: the parameters are not the method's, or the arrays do not decode to finite
+            values of the shape.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = METHODS[tensor.method].values(tensor)
+    method = METHODS[tensor.method]
+    if problem := method.problem(tensor.parameters):
+        raise ArtifactError(f"{tensor.name}: {problem}")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = method.values(tensor)
+    except QuantError as error:
+        raise ArtifactError(f"{tensor.name}: {error}") from error
     if values.shape != tensor.shape or not np.isfinite(values).all():
         raise ArtifactError(f"{tensor.name}: {tensor.method} does not decode to finite values")
     return values

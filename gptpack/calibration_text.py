@@ -1,0 +1,143 @@
+"""The tokens a model is calibrated on, and the cache of what was found with them.
+
+Training shards, text that the model writes itself, or random tokens. Validation is never read: the
+budget would be met by fitting the very text that proves the file.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from gptpack.atomic import replacing
+from gptpack.calibration import Calibration, collect
+from gptpack.data.batches import Tokens
+from gptpack.errors import DataError
+from gptpack.model.gpt import GPT
+from gptpack.progress import Progress, silent
+from gptpack.quant.allocation import Sensitivity
+from gptpack.training.distributed import Ranks
+
+Source = Literal["shards", "self", "random"]
+TEMPERATURE = 0.8
+"""Of self-generated text: parameter-golf #1019 measured it as good as validation text."""
+
+
+def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed: int) -> Tensor:
+    """`windows` different windows of training tokens, ``[N, T]``, spread over all shards.
+
+    Raises:
+        DataError: the shards hold fewer.
+    """
+    per_shard = [len(shard) // context for shard in shards]
+    total = sum(per_shard)
+    if total < windows:
+        raise DataError(
+            f"{total:,} windows of {context:,} training tokens, {windows:,} are needed for "
+            "calibration; add text or ask for fewer tokens"
+        )
+    chosen = np.random.default_rng(seed).choice(total, windows, replace=False)
+    ends = np.cumsum(per_shard)
+    rows = []
+    for index in chosen.tolist():
+        shard = int(np.searchsorted(ends, index, side="right"))
+        start = (index - (int(ends[shard - 1]) if shard else 0)) * context
+        rows.append(shards[shard][start : start + context].astype(np.int64))
+    return torch.from_numpy(np.stack(rows))
+
+
+def self_generated(
+    model: GPT, *, windows: int, context: int, seed: int, progress: Progress = silent
+) -> Tensor:
+    """`windows` texts that `model` samples from itself, each from BOS, ``[N, T]``."""
+    device = model.tok_emb.weight.device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    tokens = torch.full((windows, 1), model.config.bos, dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        for length in range(1, context):
+            logits = model.logits(model.hidden(tokens)[:, -1]) / TEMPERATURE
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            tokens = torch.cat((tokens, drawn), 1)
+            progress("write calibration text", length + 1, context)
+    return tokens.cpu()
+
+
+def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tensor:
+    """`windows` rows of uniform tokens, ``[N, T]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocab, (windows, context), generator=generator)
+
+
+def calibrate(
+    model: GPT,
+    windows: Tensor,
+    ranks: Ranks,
+    *,
+    fisher_windows: int,
+    batch: int,
+    seed: int,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """`collect`, or what an earlier call with the same weights and tokens left in `cache`.
+
+    Args:
+        cache: folder of the cached file, whose name is a hash of everything that matters; None
+            keeps nothing. Only the main rank writes.
+    """
+    path = None
+    if cache is not None:
+        key = hashlib.sha256(f"1 {fisher_windows} {seed} {ranks.device.type}".encode())
+        for name, value in model.state_dict().items():
+            key.update(name.encode())
+            key.update(value.cpu().numpy().tobytes())
+        key.update(windows.numpy().tobytes())
+        path = cache / f".gptpack-hessians-{key.hexdigest()[:24]}.safetensors"
+        if (found := _read(path)) is not None:
+            progress("hessians (cached)", 1, 1)
+            return found
+    found = collect(
+        model,
+        windows,
+        ranks,
+        fisher_windows=fisher_windows,
+        batch=batch,
+        seed=seed,
+        progress=progress,
+    )
+    if path is not None and ranks.main:
+        _write(path, found)
+    return found
+
+
+def _write(path: Path, calibration: Calibration) -> None:
+    arrays = {"tokens": np.array([calibration.hessian_tokens, calibration.fisher_tokens])}
+    for name, sensitivity in calibration.sensitivities.items():
+        arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
+        arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
+    with replacing(path) as file:
+        file.write(save(arrays))
+
+
+def _read(path: Path) -> Calibration | None:
+    """What a cached file holds; None where there is none or it cannot be read."""
+    try:
+        arrays = load_file(path)
+        hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    names = [key.removeprefix("rows ") for key in arrays if key.startswith("rows ")]
+    return Calibration(
+        sensitivities={
+            name: Sensitivity(hessian=arrays[f"hessian {name}"], row_weight=arrays[f"rows {name}"])
+            for name in names
+        },
+        hessian_tokens=hessian_tokens,
+        fisher_tokens=fisher_tokens,
+    )

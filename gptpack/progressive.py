@@ -1,0 +1,195 @@
+"""Coding a model group by group, what is left in floats learning to make up for what is coded.
+
+Layers are coded from the last to the first; after each group the rest trains for a few steps
+against the unquantized model (gptpack/tuning.py), and the next group's Hessians are those of the
+inputs that the coded layers really give it. The last group's step takes up what the budget leaves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptpack.artifact.writer import EncodedSections
+from gptpack.calibration import collect
+from gptpack.errors import BudgetError
+from gptpack.model.gpt import GPT
+from gptpack.packing import Packed, Packer, keep_smallest_float, pack_to_budget
+from gptpack.progress import Progress, silent
+from gptpack.quant.allocation import (
+    Matrix,
+    Sensitivity,
+    prepare_matrix,
+    solve_delta,
+    with_row_scales,
+)
+from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
+from gptpack.training.distributed import Ranks
+from gptpack.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
+
+HELD_BACK = 5e-4
+"""Share of the budget kept for what the last tuning does to scales and floats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressiveConfig:
+    """How many groups, and how long the rest trains after each."""
+
+    by_layer: bool = True
+    """Layer by layer; otherwise everything at once, and only floats are tuned."""
+    group_steps: int = 40
+    final_steps: int = 300
+    tokens: int = 32768
+    """Tokens of a tuning step."""
+    matrix_lr: float = 3e-4
+    scale_lr: float = 2e-3
+    calibration_windows: int = 64
+    """Windows from which each group's Hessians are collected again."""
+
+
+def groups_of(matrices: Sequence[Matrix], *, by_layer: bool) -> list[list[str]]:
+    """Names in the order of coding: embeddings and their projections, then layers from the last."""
+    names = [matrix.name for matrix in matrices]
+    if not by_layer:
+        return [names]
+    layers: dict[int, list[str]] = {}
+    tables = []
+    for name in names:
+        if name.startswith("blocks."):
+            layers.setdefault(int(name.split(".")[1]), []).append(name)
+        else:
+            tables.append(name)
+    found = [layers[layer] for layer in sorted(layers, reverse=True)]
+    return [tables, *found] if tables else found
+
+
+def pack_progressively(
+    packer: Packer,
+    teacher: GPT,
+    windows: Tensor,
+    ranks: Ranks,
+    sensitivities: Mapping[str, Sensitivity],
+    config: ProgressiveConfig,
+    *,
+    delta: float | None = None,
+    progress: Progress = silent,
+) -> Packed:
+    """Pack as `pack_to_budget` does, with tuning between the groups and after the last.
+
+    Args:
+        teacher: the unquantized model, on the device where tuning runs.
+        windows: training tokens ``[N, T]`` (int64), never validation.
+        sensitivities: those that `packer` was made with; their row weights stay.
+        delta: use this step and do not search.
+
+    Raises:
+        BudgetError: see `pack_to_budget`.
+    """
+    first = pack_to_budget(packer, delta=delta, progress=progress)
+    delta = first.pack["delta"]
+    assert isinstance(delta, float)
+    student = copy_of(teacher)
+    plan = groups_of(packer.matrices, by_layer=config.by_layer)
+    batch = max(1, 16384 // windows.shape[1])
+    coded: dict[str, PackedTensor] = {}
+    predicted = 0.0
+    position = 0
+    for index, names in enumerate(plan):
+        few = windows.roll(-position, 0)[: config.calibration_windows]
+        fresh = (
+            collect(student, few, ranks, fisher_windows=1, batch=batch, seed=0).sensitivities
+            if index
+            else sensitivities
+        )
+        weights = floats(student)
+        packer.matrices = [
+            prepare_matrix(
+                name,
+                weights[name].numpy(),
+                replace(sensitivities[name], hessian=fresh[name].hessian),
+                damp=packer.config.damp,
+            )
+            for name in names
+        ]
+        last = index == len(plan) - 1
+        if last and config.by_layer and packer.budget_bytes < 2**60:
+            tensors, loss = _fit_last(packer, coded, student, delta)
+        else:
+            tensors, loss = packer.quantize(delta)
+        predicted += loss
+        coded.update(tensors)
+        values = {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
+        freeze(student, values)
+        steps = config.final_steps if last else config.group_steps
+        settings = TuneConfig(
+            steps=steps,
+            tokens=config.tokens,
+            matrix_lr=config.matrix_lr,
+            scale_lr=config.scale_lr,
+        )
+        tune(
+            student,
+            teacher,
+            windows.roll(-position, 0),
+            settings,
+            ranks,
+            progress=progress,
+            phase=f"tune {index + 1}/{len(plan)}",
+        )
+        position += steps * max(1, config.tokens // windows.shape[1])
+    for name, gain in gains(student).items():
+        coded[name] = _with_gain(coded[name], gain)
+    _refresh_floats(packer, student)
+    encoded = packer.encode(coded)
+    packer.provenance["tuned_steps"] = config.group_steps * (len(plan) - 1) + config.final_steps
+    if packer.size(encoded) > packer.budget_bytes - packer.code_bytes:
+        # what tuning added does not fit: without it the file is known to
+        return first
+    return packer.packed(encoded, delta=delta, predicted_nats=predicted)
+
+
+def _with_gain(tensor: PackedTensor, gain: Tensor) -> PackedTensor:
+    ratio = np.clip(gain.numpy().astype(np.float64), 2.0**-4, 2.0**4)
+    shift = np.rint(np.log2(ratio) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
+    return with_row_scales(tensor, tensor.arrays["row_scales"] + shift)
+
+
+def _refresh_floats(packer: Packer, student: GPT) -> None:
+    """What stayed in floats, as it is after tuning, in place of what it was."""
+    tuned = floats(student)
+    for name, tensor in packer.fixed.items():
+        if name in tuned and tensor.method in ("bfloat16", "float16", "float32"):
+            packer.fixed[name] = keep_smallest_float(name, tuned[name].numpy())
+
+
+def _fit_last(
+    packer: Packer, coded: Mapping[str, PackedTensor], student: GPT, delta: float
+) -> tuple[dict[str, PackedTensor], float]:
+    """The last group at the step that takes up what the others leave of the budget."""
+    _refresh_floats(packer, student)
+    target = int((packer.budget_bytes - packer.code_bytes) * (1 - HELD_BACK))
+    seen: dict[float, tuple[dict[str, PackedTensor], float, EncodedSections]] = {}
+
+    def size_at(step: float) -> int:
+        tensors, loss = packer.quantize(step)
+        encoded = packer.encode({**coded, **tensors})
+        seen[step] = (tensors, loss, encoded)
+        return packer.size(encoded)
+
+    solution = solve_delta(
+        size_at,
+        target,
+        start=delta,
+        weights=packer.weights,
+        finest=delta / 2,
+        tolerance=HELD_BACK,
+    )
+    if solution is None:
+        raise BudgetError(
+            f"the last group does not fit what the others leave of {target:,} bytes; "
+            "pack without tuning, or raise the budget"
+        )
+    tensors, loss, _ = seen[solution.delta]
+    return tensors, loss
