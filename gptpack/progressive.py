@@ -39,8 +39,8 @@ class ProgressiveConfig:
 
     by_layer: bool = True
     """Layer by layer; otherwise everything at once, and only floats are tuned."""
-    group_steps: int = 40
-    final_steps: int = 300
+    group_steps: int = 50
+    final_steps: int = 350
     tokens: int = 32768
     """Tokens of a tuning step."""
     matrix_lr: float = 3e-4

@@ -1,6 +1,6 @@
 """The codec `range` and the methods `uniform` and `trellis`, written from docs/format.md alone.
 
-Python integers and fractions, nothing from gptpack. `RejectedError` is raised where the page says MUST.
+Python integers and fractions, nothing from gptpack. A broken MUST raises `RejectedError`.
 """
 
 import math
@@ -279,7 +279,7 @@ def scale(index: int, per_octave: int) -> Fraction:
 
 
 def to_float32(value: Fraction) -> Fraction:
-    """`value` to 24 bits, or to a multiple of 2^-149, to nearest even; rejects what is too large."""
+    """`value` to 24 bits, or to a multiple of 2^-149, to nearest even; no infinity."""
     if not value:
         return value
     exponent = abs(value.numerator).bit_length() - value.denominator.bit_length()

@@ -15,12 +15,13 @@ import click
 
 from gptpack.cli import main
 from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.config import parse_size
 from gptpack.errors import GptpackError
 
 VOCAB = 1024
 VAL_FRACTION = 0.05
 STRIDE = 64
-BUDGET = "1MB"
+BUDGET = "150KB"
 
 
 @click.command()
@@ -51,6 +52,7 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     # (docs/log.md, 2026-11-21).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     began = time.perf_counter()
+    parse_size(budget)
     output.mkdir(parents=True, exist_ok=True)
     text = write_demo_text(output / "text.txt")
     tokenizer, data, run = output / "tokenizer.model", output / "data", output / "run"

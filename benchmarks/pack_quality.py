@@ -1,0 +1,235 @@
+"""What each method of packing costs on a checkpoint: coded bits per matrix weight against bpb.
+
+    python benchmarks/pack_quality.py --checkpoint final_model.pt --model golf-1060 \
+        --data shards --output quality
+
+Matrices of the blocks are packed; embeddings and vectors stay in floats, so that the figures
+compare the methods and nothing else. Bits count everything a method stores for its matrices:
+codes, scales, tables. Prints a table; writes OUTPUT.csv, and OUTPUT.png where matplotlib is there.
+`--steps` sets the deltas of the grids, `--deep` those that are also tuned layer by layer.
+"""
+
+import argparse
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gptpack.calibration_text import calibrate, shard_windows
+from gptpack.checkpoint import load_checkpoint
+from gptpack.config import TokenizerIdentity, load_recipe
+from gptpack.data.shards import Shard, find_shards
+from gptpack.evaluation.scoring import evaluate
+from gptpack.evaluation.text import Text
+from gptpack.model.gpt import GPT
+from gptpack.packing import PackConfig, Packed, Packer, pack_to_budget, take_apart
+from gptpack.progressive import ProgressiveConfig, pack_progressively
+from gptpack.quant.allocation import Matrix
+from gptpack.quant.types import dequantize
+from gptpack.recipe_files import find_recipe
+from gptpack.training.distributed import Ranks, pick_device
+
+UNLIMITED = 2**62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    method: str
+    delta: float
+    bits: float
+    penalty_bpb: float
+    predicted_bpb: float
+    seconds: float
+
+
+class Bench:
+    """A checkpoint, its calibration, and the evaluation that every method shares."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        shape = load_recipe(find_recipe(options.model)).model if options.model else None
+        self.checkpoint = load_checkpoint(options.checkpoint, shape)
+        self.ranks = Ranks(0, 1, pick_device(options.device))
+        self.model = GPT(self.checkpoint.model).to(self.ranks.device).eval()
+        self.model.load_state_dict(self.checkpoint.weights)
+        self.model.use_attention("auto")
+        self.student = GPT(self.checkpoint.model).to(self.ranks.device).eval()
+        vocab, context = self.checkpoint.model.vocab, self.checkpoint.model.context
+        self.text = Text.load(options.data, vocab=vocab, limit_tokens=options.eval_tokens)
+        self.eval_tokens = options.eval_tokens
+        shards = [Shard.open(p, vocab).tokens for p in find_shards(options.data, "train")]
+        total = sum(len(shard) // context for shard in shards)
+        began = time.perf_counter()
+        windows = shard_windows(
+            shards, windows=options.calibration_tokens // context, context=context, seed=0
+        )
+        self.sensitivities = calibrate(
+            self.model,
+            windows,
+            self.ranks,
+            fisher_windows=max(1, len(windows) // 4),
+            batch=max(1, 16384 // context),
+            seed=0,
+        ).sensitivities
+        print(f"calibration on {windows.numel():,} tokens: {time.perf_counter() - began:.1f} s")
+        self.tuning = shard_windows(shards, windows=min(8192, total), context=context, seed=1)
+        self.bpb, self.bpb_per_nat = self.score(self.model)
+        print(f"unquantized: {self.bpb:.5f} bpb")
+        self.rows: list[Row] = []
+
+    def score(self, model: GPT) -> tuple[float, float]:
+        """Plain bits per byte, and what one nat per token is in them."""
+        score = evaluate(
+            model,
+            self.text.tokens,
+            self.text.token_bytes,
+            context=self.checkpoint.model.context,
+            limit_tokens=self.eval_tokens,
+            device=self.ranks.device,
+        )
+        return score.bpb, score.bpb / score.nats_per_token
+
+    def packer(self, method: str, states: int) -> Packer:
+        return take_apart(
+            self.checkpoint,
+            TokenizerIdentity(sha256="0" * 64, vocab=self.checkpoint.model.vocab, bos=1),
+            PackConfig(methods=(("*", "float16"), ("blocks.*", method)), states=states),
+            self.sensitivities,
+            budget_bytes=UNLIMITED,
+        )
+
+    def add(
+        self, name: str, packed: Packed, tensors: dict[str, torch.Tensor], began: float
+    ) -> None:
+        """Measure a packed model whose values are `tensors`."""
+        seconds = time.perf_counter() - began
+        self.student.load_state_dict(tensors)
+        coded = [e for e in packed.encoded.tensors if e.name.startswith("blocks.")]
+        weights = sum(e.numel for e in coded if len(e.shape) == 2 and e.numel >= 4096)
+        prefixes = ("int8.", "uniform.", "trellis.")
+        stored = sum(s.stored_bytes for s in packed.encoded.sections if s.name.startswith(prefixes))
+        row = Row(
+            method=name,
+            delta=float(packed.pack.get("delta", 0.0)),
+            bits=8 * stored / weights,
+            penalty_bpb=self.score(self.student)[0] - self.bpb,
+            predicted_bpb=packed.predicted_nats * self.bpb_per_nat,
+            seconds=seconds,
+        )
+        self.rows.append(row)
+        print(
+            f"{name:28}  {row.delta:9.3g}  {row.bits:6.3f}  {row.penalty_bpb:+9.5f}  "
+            f"{row.predicted_bpb:+9.5f}  {row.seconds:7.1f}",
+            flush=True,
+        )
+
+
+def values(packer: Packer, packed: Packed) -> dict[str, torch.Tensor]:
+    """The float32 weights that a packed model decodes to."""
+    from gptpack.artifact.reader import decode_artifact
+
+    artifact = decode_artifact(packed.file())
+    return {t.name: torch.from_numpy(dequantize(t).copy()) for t in artifact.tensors}
+
+
+def bound(matrices: list[Matrix], bpb_per_nat: float) -> list[tuple[float, float]]:
+    """(bits, bpb) of the rate-distortion function: Gaussian rows, reverse water-filling."""
+    variances = []
+    for matrix in matrices:
+        eigenvalues = np.linalg.eigvalsh(matrix.hessian.astype(np.float64)).clip(1e-12)
+        power_R = matrix.row_weight * np.mean(matrix.weight.astype(np.float64) ** 2, axis=1)
+        variances.append(np.outer(power_R, eigenvalues).astype(np.float32).ravel())
+    every = np.concatenate(variances)
+    points = []
+    for level in np.logspace(-11.5, -8, 15):
+        rate = float(np.maximum(0, 0.5 * np.log2(every / level)).mean())
+        loss = float(np.minimum(every, level).sum(dtype=np.float64)) / 2
+        points.append((rate, loss * bpb_per_nat))
+    return points
+
+
+def plot(rows: list[Row], limit: list[tuple[float, float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for method in dict.fromkeys(row.method for row in rows):
+        points = sorted((r.bits, r.penalty_bpb) for r in rows if r.method == method)
+        axes.plot(*zip(*points, strict=True), marker="o", label=method)
+    shown = [point for point in limit if 1.5 < point[0] < 5]
+    axes.plot(*zip(*shown, strict=True), "k--", label="rate-distortion bound (predicted loss)")
+    axes.set(xlabel="coded bits per matrix weight", ylabel="rise in bits per byte", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--model", help="recipe whose [model] a bare state dict has")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("quality"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--eval-tokens", type=int, default=0)
+    parser.add_argument("--calibration-tokens", type=int, default=524288)
+    parser.add_argument("--steps", type=float, nargs="*", default=[6e-5, 1e-4, 1.5e-4])
+    parser.add_argument("--clipped", type=int, nargs="*", default=[5, 6])
+    parser.add_argument("--floats", type=float, nargs="*", default=[1.5e-4])
+    parser.add_argument("--deep", type=float, nargs="*", default=[6e-5, 1.5e-4])
+    options = parser.parse_args()
+    if options.checkpoint is None or options.data is None:
+        print("pack_quality: give --checkpoint and --data; see --help")
+        return
+    bench = Bench(options)
+    print(f"{'method':28}  {'delta':>9}  {'bits':>6}  {'penalty':>9}  {'predicted':>9}  {'s':>7}")
+    for bits in options.clipped:
+        began = time.perf_counter()
+        packer = bench.packer(f"gptq-int{bits}", 1)
+        packed = pack_to_budget(packer)
+        bench.add(f"gptq-int{bits}", packed, values(packer, packed), began)
+    matrices: list[Matrix] = []
+    for name, method, states in (
+        ("uniform", "gptq-uniform", 1),
+        ("trellis, 8 states", "gptq-trellis", 8),
+        ("trellis, 256 states", "gptq-trellis", 256),
+    ):
+        packer = bench.packer(method, states)
+        matrices = packer.matrices
+        for delta in options.steps:
+            began = time.perf_counter()
+            packed = pack_to_budget(packer, delta=delta)
+            bench.add(name, packed, values(packer, packed), began)
+    for name, deltas, by_layer in (
+        ("... then floats tuned", options.floats, False),
+        ("... tuned layer by layer", options.deep, True),
+    ):
+        for delta in deltas:
+            began = time.perf_counter()
+            packer = bench.packer("gptq-trellis", 256)
+            packed = pack_progressively(
+                packer,
+                bench.model,
+                bench.tuning,
+                bench.ranks,
+                bench.sensitivities,
+                ProgressiveConfig(by_layer=by_layer),
+                delta=delta,
+            )
+            bench.add(name, packed, values(packer, packed), began)
+    with open(f"{options.output}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row.__slots__)
+        writer.writerows([[getattr(row, key) for key in Row.__slots__] for row in bench.rows])
+    try:
+        plot(bench.rows, bound(matrices, bench.bpb_per_nat), Path(f"{options.output}.png"))
+    except ImportError:
+        print("no plot: matplotlib is missing (pip install 'gptpack[plot]')")
+
+
+if __name__ == "__main__":
+    main()
