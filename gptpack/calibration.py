@@ -7,7 +7,7 @@ Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn fr
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +42,14 @@ def _linears(model: GPT) -> dict[str, Linear]:
     }
 
 
-def _source_of(name: str) -> str:
-    """The matrix whose input is also that of `name`: queries, keys and values share theirs."""
-    return name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
+def _sources(names: Iterable[str]) -> dict[str, str]:
+    """For each matrix the first one that has the same input: queries, keys and values share it."""
+    first: dict[str, str] = {}
+    found = {}
+    for name in names:
+        shared = name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
+        found[name] = first.setdefault(shared, name)
+    return found
 
 
 @contextmanager
@@ -78,24 +83,30 @@ def input_moments(
     weights add up. Accumulated in float32 on the model's device.
     """
     device = model.tok_emb.weight.device
-    sums: dict[str, Tensor] = {}
+    sources = {name: m.weight for name, m in _linears(model).items() if _source_of(name) == name}
+    if model.lm_head is None:
+        sources["tok_emb.weight"] = model.tok_emb.weight
+    # zeros where a rank has no window: ranks add up the same names in the same order
+    sums = {
+        name: torch.zeros(weight.shape[1], weight.shape[1], device=device)
+        for name, weight in sources.items()
+    }
 
     def add(name: str, x: Tensor) -> None:
         flat = x.reshape(-1, x.shape[-1]).float()
-        if name in sums:
-            sums[name].addmm_(flat.T, flat)
-        else:
-            sums[name] = flat.T @ flat
+        sums[name].addmm_(flat.T, flat)
 
     def register(stack: ExitStack) -> None:
-        for name, linear in _linears(model).items():
-            if _source_of(name) == name:
+        linears = _linears(model)
+        sources = _sources(linears)
+        for name, linear in linears.items():
+            if sources[name] == name:
                 hook = linear.register_forward_pre_hook(
                     lambda _module, inputs, name=name: add(name, inputs[0])
                 )
                 stack.callback(hook.remove)
 
-    with torch.inference_mode(), _exact_products(device), _hooks(register):
+    with torch.no_grad(), _exact_products(device), _hooks(register):
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             hidden = model.hidden(tokens)
@@ -118,11 +129,15 @@ def output_fisher(
     embedding's output, by channel ``[C]``.
     """
     device = model.tok_emb.weight.device
-    sums: dict[str, Tensor] = {}
     generator = torch.Generator(device=device).manual_seed(seed)
+    head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
+    vocab, width = model.tok_emb.weight.shape
+    sizes = {name: linear.weight.shape[0] for name, linear in _linears(model).items()}
+    sizes |= {head: vocab, "tok_emb.input": width}
+    sums = {name: torch.zeros(size, device=device) for name, size in sizes.items()}
 
     def add(name: str, squares: Tensor) -> None:
-        sums[name] = sums[name] + squares if name in sums else squares
+        sums[name] += squares
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -147,7 +162,6 @@ def output_fisher(
                 probabilities = logits.softmax(-1).flatten(0, 1)
                 labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
                 # dL/dlogit = p - 1[label]; its square sums to E[p (1 - p)] in expectation
-                head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
                 add(head, (probabilities * (1 - probabilities)).sum(0))
             loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
@@ -180,10 +194,10 @@ def collect(
     fisher_tokens = min(fisher_windows, len(windows)) * windows.shape[1]
     found = {
         name: Sensitivity(
-            hessian=(moments[_source_of(name)] / tokens).cpu().numpy(),
+            hessian=(moments[source] / tokens).cpu().numpy(),
             row_weight=(fisher[name] / fisher_tokens).cpu().numpy(),
         )
-        for name in _linears(model)
+        for name, source in _sources(_linears(model)).items()
     }
     counts = torch.bincount(windows.flatten().cpu(), minlength=model.config.vocab)
     found.update(_tables(model, found, moments, fisher, windows, counts, tokens, fisher_tokens))
@@ -209,7 +223,8 @@ def _tables(
     found = {}
     share_R = (counts / tokens).numpy()
     for name, table in (("bigram", model.bigram), ("ve_shared", model.ve_shared)):
-        if table is None:
+        # once coded, a projection is no Linear (tuning.py), and its table is coded too
+        if table is None or f"{name}.proj.weight" not in linears:
             continue
         projection = table.proj.weight.detach().float().cpu().numpy()
         rows = linears[f"{name}.proj.weight"].row_weight

@@ -5,11 +5,13 @@ budget would be met by fitting the very text that proves the file.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -18,13 +20,16 @@ from torch import Tensor
 from gptpack.atomic import replacing
 from gptpack.calibration import Calibration, collect
 from gptpack.data.batches import Tokens
-from gptpack.errors import DataError
+from gptpack.errors import DataError, GptpackError
 from gptpack.model.gpt import GPT
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.training.distributed import Ranks
 
 Source = Literal["shards", "self", "random"]
+Array = npt.NDArray[Any]
+
+DIGEST = "sha256"
 TEMPERATURE = 0.8
 """Of self-generated text: parameter-golf #1019 measured it as good as validation text."""
 
@@ -93,7 +98,8 @@ def calibrate(
     """
     path = None
     if cache is not None:
-        key = hashlib.sha256(f"1 {fisher_windows} {seed} {ranks.device.type}".encode())
+        said = f"2 {fisher_windows} {seed} {ranks.device.type} {ranks.world} {model.config}"
+        key = hashlib.sha256(said.encode())
         for name, value in model.state_dict().items():
             key.update(name.encode())
             key.update(value.cpu().numpy().tobytes())
@@ -112,23 +118,39 @@ def calibrate(
         progress=progress,
     )
     if path is not None and ranks.main:
-        _write(path, found)
+        # a folder that takes no file costs the next run some seconds, and this one nothing
+        with suppress(GptpackError):
+            _write(path, found)
     return found
 
 
 def _write(path: Path, calibration: Calibration) -> None:
-    arrays = {"tokens": np.array([calibration.hessian_tokens, calibration.fisher_tokens])}
+    arrays: dict[str, Array] = {
+        "tokens": np.array([calibration.hessian_tokens, calibration.fisher_tokens])
+    }
     for name, sensitivity in calibration.sensitivities.items():
         arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
         arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
+    arrays[DIGEST] = _digest(arrays)
     with replacing(path) as file:
         file.write(save(arrays))
 
 
+def _digest(arrays: Mapping[str, Array]) -> Array:
+    """SHA-256 of names and values: safetensors has no checksum of its own."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].shape} ".encode())
+        found.update(arrays[name].tobytes())
+    return np.frombuffer(found.digest(), np.uint8)
+
+
 def _read(path: Path) -> Calibration | None:
-    """What a cached file holds; None where there is none or it cannot be read."""
+    """What a cached file holds; None where there is none, or it is not as it was written."""
     try:
         arrays = load_file(path)
+        if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):
+            return None
         hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

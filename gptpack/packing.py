@@ -32,6 +32,8 @@ from gptpack.version import VERSION
 
 QUALITY = {"bpb_before": 9.876543, "bpb_after": 9.876543, "context": 65536, "tokens": 9999999999}
 """Stands for the figures that are measured once the sections are known, so that they have room."""
+LONGEST = {"budget_bytes": 9876543210, "code_bytes": 9876543}
+"""Stands for the figures of the request, so that a size is the same whatever the budget is."""
 MARGIN_BYTES = 16
 """What deflating other digits may add to a header."""
 CLIPPED = tuple(f"gptq-int{bits}" for bits in range(4, 9))
@@ -40,6 +42,7 @@ METHODS = ("int8", *CLIPPED, *GRIDS, "float16")
 SMALL_NUMEL = 4096
 """Matrices of fewer weights are kept in floats: their tables and scales would cost more."""
 FIRST_DELTA = 1e-4
+NO_SIZE = 2**62
 FINEST_DELTA = 2e-6
 """Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
 
@@ -169,7 +172,7 @@ class Packer:
 
     def size(self, encoded: EncodedSections) -> int:
         """Bytes of the file, with room for what is measured later."""
-        pack = {**self.header(), "delta": 0.000123456, "quality": QUALITY}
+        pack = {**self.header(), **LONGEST, "delta": 0.000123456, "quality": QUALITY}
         file_bytes = assembled_bytes(
             encoded, model=self.checkpoint.model, tokenizer=self.tokenizer, pack=pack
         )
@@ -342,8 +345,15 @@ def pack_to_budget(
     seen: dict[float, tuple[EncodedSections, float]] = {}
     phase = "search steps" if delta is None else "quantize and code"
 
+    refused: list[QuantError] = []
+
     def size_at(step: float) -> int:
-        coded, loss = packer.quantize(step)
+        try:
+            coded, loss = packer.quantize(step)
+        except QuantError as error:
+            # codes of so fine a step cannot be stored: as good as over the budget
+            refused.append(error)
+            return NO_SIZE
         encoded = packer.encode(coded)
         seen[step] = (encoded, loss)
         progress(phase, len(seen), 0)
@@ -351,6 +361,8 @@ def pack_to_budget(
 
     if delta is not None:
         size_at(delta)
+        if refused:
+            raise refused[0]
         encoded, loss = seen[delta]
         return packer.packed(encoded, delta=delta, predicted_nats=loss)
     solution = solve_delta(
@@ -362,7 +374,10 @@ def pack_to_budget(
         tolerance=packer.config.tolerance,
     )
     if solution is None:
-        smallest = min(packer.size(encoded) for encoded, _ in seen.values())
+        if not seen:
+            raise refused[0]
+        # the coarsest: the one step that a search with any budget comes to
+        smallest = packer.size(seen[max(seen)][0])
         check_budget(smallest, packer.budget_bytes, packer.code_bytes)
         raise AssertionError("a size within the budget was not taken")
     encoded, loss = seen[solution.delta]

@@ -46,6 +46,13 @@ def test_bfloat16_rounds_to_nearest_even():
     assert rounded.tolist() == [1.0, 1 + 2**-6, 1 + 2**-7, -2.5]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_scalar_stays_an_array(dtype):
+    values = dequantize(keep_float("bigram.scale", np.array(0.5, np.float32), dtype))
+    assert isinstance(values, np.ndarray)
+    assert (values.shape, values.dtype, float(values)) == ((), np.float32, 0.5)
+
+
 def test_zero_tensors_stay_zero():
     zero = np.zeros((300, 300), np.float32)
     assert not dequantize(quantize_reference("w", zero)).any()

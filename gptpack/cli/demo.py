@@ -47,9 +47,9 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
       gptpack demo
       gptpack demo --seconds 20 --output /tmp/demo
     """
-    # Read when torch loads. Threads that wait for each other spin less: 100 training steps in 12 s
-    # on two idle cores against 123, but 42 against 28 where two other programs want the cores
-    # (docs/log.md, 2026-11-21).
+    # Read when torch loads. Threads that wait for each other spin less: more than twice the steps
+    # where other programs use the cores, about a fifth fewer where they do not (docs/log.md,
+    # 2026-11-21).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     began = time.perf_counter()
     parse_size(budget)

@@ -240,37 +240,68 @@ def solve_delta(
 ) -> Solution | None:
     """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
 
-    Secant steps on log2 delta (a weight pays one bit per halving), kept inside the bracket of the
-    sizes seen; stops within `tolerance` of the target, at `finest`, or after `most` sizes.
-    Deterministic as `size_at` is.
+    Positions are log2 delta. The first step is a weight's one bit per halving, later ones follow
+    the sizes seen: beyond them until two enclose the target, then between those two. The coarsest
+    is 4096 times `start` and decides whether there is a solution. Stops within `tolerance` of the
+    target, at `finest`, or after `most` sizes. Deterministic as `size_at` is.
     """
-    over: float | None = None
-    best: tuple[float, int] | None = None
-    position = np.log2(max(start, finest))
-    lowest = np.log2(finest)
+    lowest = float(np.log2(finest))
+    position = float(np.log2(max(start, finest)))
     highest = position + 12
-    tried = 0
+    # aim a little under the target: over it a size is of no use
+    aim = (1 - tolerance / 3) * target_bytes
+    over: tuple[float, int] | None = None
+    best: tuple[float, int] | None = None
+    last: tuple[float, int] | None = None
+    run = tried = 0
     while tried < most:
-        size = size_at(float(2.0**position))
+        size = size_at(2.0**position)
         tried += 1
-        if size <= target_bytes:
-            if best is None or size >= best[1]:
+        fits = size <= target_bytes
+        run = run + 1 if last is not None and fits == (last[1] <= target_bytes) else 1
+        if fits:
+            if best is None or position < best[0]:
                 best = (position, size)
             if size >= (1 - tolerance) * target_bytes or position <= lowest:
                 break
         else:
-            over = position if over is None else max(over, position)
-        # aim a little under the target: over it a size is of no use
-        aim = (1 - tolerance / 3) * target_bytes
-        step = (size - aim) * 8 / weights
-        proposed = position + step
-        low = over if over is not None else lowest
-        high = best[0] if best is not None else highest
-        if not low < proposed < high:
-            proposed = (low + high) / 2 if low < high else high
-        if position == highest and size > target_bytes:
-            return None
-        position = float(min(max(proposed, lowest), highest))
+            if position >= highest:
+                break
+            if over is None or position > over[0]:
+                over = (position, size)
+        here = (position, size)
+        if over is not None and best is not None:
+            position = _between(over, best, aim, run=run if fits else -run)
+        else:
+            move = (size - aim) * 8 / weights if last is None else _beyond(last, here, aim)
+            position = highest if run >= most // 2 else min(max(position + move, lowest), highest)
+        last = here
     if best is None:
         return None
-    return Solution(delta=float(2.0 ** best[0]), size_bytes=best[1], tried=tried)
+    return Solution(delta=2.0 ** best[0], size_bytes=best[1], tried=tried)
+
+
+def _beyond(last: tuple[float, int], here: tuple[float, int], aim: float) -> float:
+    """How far to move on past `here`: a fifth further than log size, linear, says."""
+    moved = here[0] - last[0]
+    fell = float(np.log(last[1] / here[1]))
+    if fell * moved <= 0:
+        return 2 * moved
+    return 1.2 * moved * float(np.log(here[1] / aim)) / fell
+
+
+def _between(over: tuple[float, int], best: tuple[float, int], aim: float, *, run: int) -> float:
+    """The position where log size, linear from `over` to `best`, is that of `aim`; or the middle.
+
+    `run` counts how often `best` (if negative, `over`) moved in a row. After two the other end
+    counts half (the Illinois rule); after three, or where `over` stands for a refusal, the middle.
+    """
+    (low, above), (high, below) = over, best
+    if abs(run) > 2 or above > 8 * below or not below < aim:
+        return (low + high) / 2
+    up, down = float(np.log(above / aim)), float(np.log(aim / below))
+    if run == 2:
+        up /= 2
+    if run == -2:
+        down /= 2
+    return low + min(max(up / (up + down), 0.02), 0.98) * (high - low)

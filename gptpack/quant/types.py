@@ -173,7 +173,8 @@ def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
         raise ArtifactError(f"{tensor.name}: {problem}")
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            values = method.values(tensor)
+            # numpy turns arrays without dimensions into scalars
+            values = np.asarray(method.values(tensor), np.float32)
     except QuantError as error:
         raise ArtifactError(f"{tensor.name}: {error}") from error
     if values.shape != tensor.shape or not np.isfinite(values).all():
