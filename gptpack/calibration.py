@@ -83,34 +83,30 @@ def input_moments(
     weights add up. Accumulated in float32 on the model's device.
     """
     device = model.tok_emb.weight.device
-    sources = {name: m.weight for name, m in _linears(model).items() if _source_of(name) == name}
-    if model.lm_head is None:
-        sources["tok_emb.weight"] = model.tok_emb.weight
+    linears, shared = _linears(model), _sources(_linears(model))
+    sources = {name: m for name, m in linears.items() if shared[name] == name}
+    head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
+    sizes = {name: linear.weight.shape[1] for name, linear in sources.items()}
+    sizes[head] = model.config.width
     # zeros where a rank has no window: ranks add up the same names in the same order
-    sums = {
-        name: torch.zeros(weight.shape[1], weight.shape[1], device=device)
-        for name, weight in sources.items()
-    }
+    sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
 
     def add(name: str, x: Tensor) -> None:
         flat = x.reshape(-1, x.shape[-1]).float()
         sums[name].addmm_(flat.T, flat)
 
     def register(stack: ExitStack) -> None:
-        linears = _linears(model)
-        sources = _sources(linears)
-        for name, linear in linears.items():
-            if sources[name] == name:
-                hook = linear.register_forward_pre_hook(
-                    lambda _module, inputs, name=name: add(name, inputs[0])
-                )
-                stack.callback(hook.remove)
+        for name, linear in sources.items():
+            hook = linear.register_forward_pre_hook(
+                lambda _module, inputs, name=name: add(name, inputs[0])
+            )
+            stack.callback(hook.remove)
 
     with torch.no_grad(), _exact_products(device), _hooks(register):
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             hidden = model.hidden(tokens)
-            add("tok_emb.weight" if model.lm_head is None else "lm_head.weight", hidden)
+            add(head, hidden)
             progress("hessians", min(start + batch, len(windows)), len(windows))
     return sums
 
