@@ -53,7 +53,9 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     if command is not None:
         arguments = [command, *arguments]
     try:
-        group.main(arguments, prog_name="gptpack", standalone_mode=False)
+        # not group.main: it would end a closed pipe with status 1, which means over budget here
+        with group.make_context("gptpack", arguments) as context:
+            group.invoke(context)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

@@ -1,0 +1,486 @@
+"""The packer: its budget is a contract, and every tensor says how it was made."""
+
+import dataclasses
+import functools
+import re
+
+import numpy as np
+import pytest
+import torch
+from test_training import CPU
+
+from gptpack.artifact.reader import decode_artifact, decode_header
+from gptpack.calibration import collect
+from gptpack.calibration_text import random_tokens
+from gptpack.checkpoint import Checkpoint
+from gptpack.config import ModelConfig, TokenizerIdentity
+from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
+from gptpack.model.gpt import GPT
+from gptpack.packing import (
+    METHODS,
+    SMALL_NUMEL,
+    PackConfig,
+    Packed,
+    Packer,
+    check_budget,
+    keep_smallest_float,
+    pack_int8,
+    pack_to_budget,
+    take_apart,
+)
+from gptpack.quant.allocation import Sensitivity
+from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
+from gptpack.quant.types import dequantize
+
+QUALITY = {"bpb_before": 1.234567, "bpb_after": 1.345678, "context": 32, "tokens": 123456}
+PLENTY = 2**40
+SMALL = PackConfig(states=8, codecs=("raw", "range"))
+UNIFORM = dataclasses.replace(SMALL, methods=(("*", "gptq-uniform"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A checkpoint without zero matrices, and its sensitivities."""
+
+    checkpoint: Checkpoint
+    tokenizer: TokenizerIdentity
+    sensitivities: dict[str, Sensitivity]
+
+    def packer(self, config: PackConfig = SMALL, budget: int = PLENTY, **more) -> Packer:
+        return take_apart(
+            self.checkpoint,
+            self.tokenizer,
+            config,
+            more.pop("sensitivities", self.sensitivities),
+            budget_bytes=budget,
+            **more,
+        )
+
+    def pack(self, budget: int = PLENTY, config: PackConfig = SMALL, **more) -> Packed:
+        delta = more.pop("delta", None)
+        return pack_to_budget(self.packer(config, budget, **more), delta=delta)
+
+
+@functools.cache
+def case(width: int = 64, layers: int = 2, vocab: int = 128) -> Case:
+    config = ModelConfig(
+        vocab=vocab,
+        layers=layers,
+        width=width,
+        heads=2,
+        kv_heads=1,
+        mlp_hidden=2 * width,
+        context=32,
+    )
+    model = GPT(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.2, generator=generator)
+    windows = random_tokens(vocab, windows=32, context=32, seed=0)
+    found = collect(model, windows, CPU, fisher_windows=8, batch=16, seed=0)
+    return Case(
+        checkpoint=Checkpoint(
+            model=config,
+            weights={name: value.clone() for name, value in model.state_dict().items()},
+        ),
+        tokenizer=TokenizerIdentity(sha256="ab" * 32, vocab=vocab, bos=1),
+        sensitivities=dict(found.sensitivities),
+    )
+
+
+def named_budget(error: BudgetError) -> int:
+    found = re.search(r"the smallest budget that works is ([\d,]+) bytes", str(error))
+    assert found, error
+    return int(found[1].replace(",", ""))
+
+
+@functools.cache
+def largest_file() -> int:
+    """Bytes at the finest step whose codes can be stored."""
+    return len(case().pack(10**9).file(QUALITY))
+
+
+def size_at(chosen: Case, delta: float, config: PackConfig = SMALL) -> int:
+    packer = chosen.packer(config)
+    return packer.size(packer.encode(packer.quantize(delta)[0]))
+
+
+# the budget
+
+
+@pytest.mark.parametrize(("config", "code"), [(SMALL, 0), (UNIFORM, 777)])
+def test_no_budget_is_ever_passed_by_a_byte(config, code):
+    """Twenty-five budgets, half of them each, from below the smallest file to above the largest."""
+    smallest, largest = size_at(case(), 0.4096, config) + code, largest_file() + code
+    works = None
+    budgets = np.geomspace(smallest * 0.6, largest * 1.3, 25).astype(int).tolist()
+    for budget in budgets[::2] if code else budgets[1::2]:
+        try:
+            packed = case().pack(budget, config, code_bytes=code)
+        except BudgetError as error:
+            works = named_budget(error)
+            assert budget < works <= smallest + 64
+            continue
+        assert works is None or budget >= works - 64
+        for quality in (None, QUALITY):
+            file = packed.file(quality)
+            assert len(file) + code <= budget
+            header = decode_header(file)
+            assert header.pack["budget_bytes"] == budget
+            assert header.pack["code_bytes"] == code
+    assert works is not None
+
+
+@pytest.mark.parametrize("budget", [1, 3000])
+def test_the_budget_that_an_error_names_works(budget):
+    for code in (0, 500):
+        with pytest.raises(BudgetError) as raised:
+            case().pack(budget, code_bytes=code)
+        named = named_budget(raised.value)
+        file = case().pack(named, code_bytes=code).file(QUALITY)
+        assert len(file) + code <= named
+        # and it is the smallest but for what is kept free for figures that come later
+        assert len(file) + code >= named - 128
+
+
+def test_a_model_of_some_size_lands_within_a_thousandth():
+    """346,000 weights; what is kept free for later figures comes on top, some 40 bytes."""
+    chosen = case(width=128, layers=3, vocab=256)
+    packer = chosen.packer()
+    assert packer.weights > 300_000
+    for bits in (1.5, 4.0):
+        budget = int(packer.weights * bits / 8)
+        file = chosen.pack(budget).file(QUALITY)
+        assert 0 <= budget - len(file) <= budget // 1000 + 64
+
+
+def test_a_larger_budget_never_predicts_a_worse_loss():
+    smallest = size_at(case(), 2e-3)
+    losses = [
+        case().pack(int(budget)).predicted_nats
+        for budget in np.linspace(smallest, largest_file() * 1.1, 8)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 10 * losses[-1]
+
+
+def test_code_takes_its_bytes_from_the_file():
+    budget = size_at(case(), 1e-4)
+    alone, with_code = case().pack(budget), case().pack(budget, code_bytes=1500)
+    assert len(with_code.file()) <= budget - 1500
+    assert len(alone.file()) > budget - 1500
+    assert with_code.predicted_nats > alone.predicted_nats
+    assert with_code.pack["code_bytes"] == 1500
+
+
+def test_code_larger_than_the_budget_is_an_error_that_says_so():
+    with pytest.raises(BudgetError, match="and 9,000 bytes of code, over the budget of 8,000"):
+        case().pack(8000, code_bytes=9000)
+
+
+def test_a_budget_beyond_all_use_ends_at_the_finest_step():
+    dull = {
+        name: dataclasses.replace(found, row_weight=found.row_weight / 1e4)
+        for name, found in case().sensitivities.items()
+    }
+    packed = case().pack(10**9, sensitivities=dull)
+    assert packed.pack["delta"] == pytest.approx(2e-6)
+    assert len(packed.file()) < 10**6
+
+
+def test_a_budget_beyond_what_codes_can_hold_still_packs():
+    """At the finest step a weight so large has no 16-bit code; some step is the finest with one."""
+    chosen = case()
+    weights = {name: value.clone() for name, value in chosen.checkpoint.weights.items()}
+    weights["blocks.0.mlp.fc.weight"][0, 0] = 500.0
+    large = dataclasses.replace(
+        chosen, checkpoint=dataclasses.replace(chosen.checkpoint, weights=weights)
+    )
+    with pytest.raises(QuantError, match=r"blocks.0.mlp.fc.weight: .*larger steps"):
+        large.pack(delta=2e-6)
+    packed = large.pack(10**9)
+    finest = packed.pack["delta"]
+    with pytest.raises(QuantError, match="larger steps"):
+        large.pack(delta=finest / 1.1)
+    artifact = decode_artifact(packed.file())
+    assert all(np.isfinite(dequantize(tensor)).all() for tensor in artifact.tensors)
+
+
+def test_a_chosen_step_is_used_whatever_it_takes():
+    packed = case().pack(delta=1e-4)
+    assert packed.pack["delta"] == 1e-4
+    with pytest.raises(BudgetError):
+        case().pack(2000, delta=1e-4)
+
+
+def test_the_file_itself_is_checked_again():
+    packed = case().pack(size_at(case(), 1e-4))
+    long = {f"figure {index}": 1 / (index + 3) for index in range(99)}
+    with pytest.raises(BudgetError):
+        packed.file(long)
+    check_budget(10, 10, 0)
+    with pytest.raises(BudgetError, match="works is 11 bytes"):
+        check_budget(10, 10, 1)
+
+
+# the same bytes
+
+
+def test_two_packs_give_identical_bytes():
+    budget = size_at(case(), 1e-4)
+    first, second = (case().pack(budget).file(QUALITY) for _ in range(2))
+    assert first == second
+
+
+def test_what_the_file_holds_is_what_was_predicted():
+    packed = case().pack(size_at(case(), 1e-4))
+    artifact = decode_artifact(packed.file(QUALITY), verify_weights=True)
+    assert artifact.header.pack["quality"] == QUALITY
+    assert artifact.header.model == case().checkpoint.model
+    assert [tensor.name for tensor in artifact.tensors] == list(case().checkpoint.weights)
+    packer = case().packer()
+    row_weights = {matrix.name: matrix.row_weight for matrix in packer.matrices}
+    loss = 0.0
+    for tensor in artifact.tensors:
+        if tensor.name not in row_weights:
+            continue
+        error_RC = dequantize(tensor).astype(np.float64)
+        error_RC -= case().checkpoint.weights[tensor.name].numpy()
+        hessian = case().sensitivities[tensor.name].hessian.astype(np.float64)
+        row_loss_R = np.einsum("rc,cd,rd->r", error_RC, hessian, error_RC)
+        loss += row_weights[tensor.name] @ row_loss_R / 2
+    assert packed.predicted_nats == pytest.approx(loss, rel=1e-3)
+
+
+def test_provenance_is_in_the_header():
+    packed = case().pack(provenance={"checkpoint_sha256": "12" * 32, "step": 5})
+    pack = decode_header(packed.file()).pack
+    assert pack["checkpoint_sha256"] == "12" * 32
+    assert pack["step"] == 5
+    assert pack["method"] == "gptq-trellis"
+
+
+# methods
+
+
+def methods(*pairs: tuple[str, str]) -> PackConfig:
+    return dataclasses.replace(SMALL, methods=(("*", "gptq-trellis"), *pairs))
+
+
+def test_the_last_pattern_that_matches_counts():
+    config = methods(
+        ("blocks.*", "gptq-uniform"),
+        ("*.mlp.*", "gptq-int6"),
+        ("blocks.1.mlp.fc.weight", "float16"),
+        ("tok_emb.*", "int8"),
+    )
+    packed = case(vocab=1200).pack(config=config, delta=1e-4)
+    found = {tensor.name: tensor for tensor in packed.encoded.tensors}
+    wanted = {
+        "tok_emb.weight": "int8",
+        "blocks.0.attn.c_q.weight": "uniform",
+        "blocks.0.mlp.fc.weight": "int8",
+        "blocks.1.mlp.proj.weight": "int8",
+        "blocks.1.mlp.fc.weight": "float16",
+    }
+    assert {name: found[name].method for name in wanted} == wanted
+    assert found["blocks.0.mlp.fc.weight"].record["method"] == "gptq-int6"
+    assert packed.pack["method"] == [list(pair) for pair in config.methods]
+    assert "fallback" not in {key for tensor in found.values() for key in tensor.record}
+
+
+def test_int6_codes_stay_within_their_range_and_have_a_record():
+    config = PackConfig(methods=(("*", "gptq-int6"),))
+    artifact = decode_artifact(case().pack(config=config).file())
+    coded = [tensor for tensor in artifact.tensors if tensor.record.get("method") == "gptq-int6"]
+    assert coded
+    for tensor in coded:
+        assert tensor.method == "int8"
+        assert np.abs(tensor.arrays["codes"]).max() <= 31
+        error_RC = dequantize(tensor) - case().checkpoint.weights[tensor.name].numpy()
+        hessian = case().sensitivities[tensor.name].hessian
+        rows = case().sensitivities[tensor.name].row_weight
+        loss = float(rows @ np.einsum("rc,cd,rd->r", error_RC, hessian, error_RC)) / 2
+        assert tensor.record["loss_nats"] == pytest.approx(loss, rel=0.02)
+        assert tensor.record["damp"] == pytest.approx(0.03)
+
+
+def test_methods_that_do_not_depend_on_the_budget_still_keep_it():
+    for method in ("int8", "gptq-int4", "float16"):
+        config = PackConfig(methods=(("*", method),))
+        packed = case().pack(config=config)
+        assert "delta" not in packed.pack
+        needed = len(packed.file(QUALITY))
+        with pytest.raises(BudgetError) as raised:
+            case().pack(needed - 100, config)
+        assert len(case().pack(named_budget(raised.value), config).file(QUALITY)) <= needed + 100
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ((("*", "gptq-int9"),), "method 'gptq-int9' for '\\*': there are int8, gptq-int4"),
+        ((("blocks.*", "int8"),), "the first method must be for all tensors"),
+        ((), "the first method must be for all tensors"),
+    ],
+)
+def test_methods_that_there_are_not_are_refused(pairs, message):
+    with pytest.raises(ConfigError, match=message):
+        PackConfig(methods=pairs)
+
+
+def test_only_methods_with_hessians_ask_for_calibration():
+    for method in METHODS:
+        wanted = method not in ("int8", "float16")
+        assert PackConfig(methods=(("*", method),)).calibrated is wanted
+    assert PackConfig(methods=(("*", "int8"), ("a", "gptq-int4"))).calibrated
+
+
+def test_int8_is_the_references_rule_for_every_tensor():
+    chosen = case(vocab=1200)  # one table of more than 65,536 numbers
+    packed = pack_int8(chosen.checkpoint, chosen.tokenizer, budget_bytes=PLENTY)
+    artifact = decode_artifact(packed.file(QUALITY), verify_weights=True)
+    kinds = set()
+    for tensor in artifact.tensors:
+        wanted = quantize_reference(tensor.name, chosen.checkpoint.weights[tensor.name].numpy())
+        kinds.add(wanted.method)
+        assert tensor.method == wanted.method
+        assert tensor.arrays.keys() == wanted.arrays.keys()
+        for key, array in wanted.arrays.items():
+            assert np.array_equal(tensor.arrays[key], array), (tensor.name, key)
+    assert kinds == {"int8", "float16", "float32"}
+    assert packed.pack["method"] == "int8"
+
+
+# fallbacks
+
+
+def without(name: str) -> dict[str, Sensitivity]:
+    return {key: value for key, value in case().sensitivities.items() if key != name}
+
+
+@pytest.mark.parametrize("what", ["missing", "zero", "nan", "singular shape"])
+def test_a_fallback_is_recorded_and_noted_and_everything_else_is_not_touched(what):
+    name = "blocks.1.mlp.fc.weight"
+    good = case().sensitivities[name]
+    sensitivities = without(name)
+    if what == "zero":
+        sensitivities[name] = dataclasses.replace(good, hessian=np.zeros_like(good.hessian))
+    if what == "nan":
+        sensitivities[name] = dataclasses.replace(good, row_weight=good.row_weight * np.nan)
+    if what == "singular shape":
+        sensitivities[name] = dataclasses.replace(good, hessian=good.hessian[:3, :3])
+    packed = case().pack(delta=1e-4, sensitivities=sensitivities)
+    fallen = [tensor for tensor in packed.encoded.tensors if "fallback" in tensor.record]
+    assert [tensor.name for tensor in fallen] == [name]
+    assert fallen[0].record["fallback"] == "gptq-trellis"
+    assert fallen[0].method == "int8"
+    (note,) = (note for note in packed.notes if "int8" in note)
+    assert note.startswith(f"{name}: ")
+    assert note.endswith("; packed as int8 rows instead")
+    (tensor,) = (t for t in decode_artifact(packed.file()).tensors if t.name == name)
+    wanted = quantize_int8_rows(name, case().checkpoint.weights[name].numpy())
+    assert np.array_equal(tensor.arrays["codes"], wanted.arrays["codes"])
+    # strict does not fall back
+    with pytest.raises(QuantError, match=name):
+        case().packer(dataclasses.replace(SMALL, strict=True), sensitivities=sensitivities)
+
+
+def test_without_fallbacks_there_are_no_notes_and_every_record_says_its_damping():
+    packed = case().pack(delta=1e-4, config=dataclasses.replace(SMALL, strict=True))
+    assert packed.notes == ()
+    for tensor in packed.encoded.tensors:
+        if tensor.method == "trellis":
+            assert tensor.record == {"damp": 0.03}
+
+
+def test_raised_damping_is_in_record_and_notes():
+    name = "blocks.1.mlp.fc.weight"
+    good = case().sensitivities[name]
+    # of rank 1, with a negative eigenvalue that a little damping does not hide
+    bad = np.ones_like(good.hessian) - 0.2 * np.eye(64, dtype=np.float32)
+    sensitivities = without(name) | {name: dataclasses.replace(good, hessian=bad)}
+    packed = case().pack(delta=1e-4, sensitivities=sensitivities)
+    (tensor,) = (t for t in packed.encoded.tensors if t.name == name)
+    assert tensor.method == "trellis"
+    assert tensor.record["damp"] > 0.2
+    assert any(note.startswith(name) and "damp raised" in note for note in packed.notes)
+
+
+# what a checkpoint may hold
+
+
+def changed(**weights: torch.Tensor | None) -> Checkpoint:
+    merged = {**case().checkpoint.weights, **weights}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    return dataclasses.replace(case().checkpoint, weights=kept)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["int8", "float16", "gptq-trellis"])
+def test_weights_that_are_not_finite_are_named(value, method):
+    name = "blocks.0.attn.c_q.weight"
+    broken = case().checkpoint.weights[name].clone()
+    broken[3, 4] = value
+    checkpoint = changed(**{name: broken})
+    config = PackConfig(methods=(("*", method),))
+    with pytest.raises(CheckpointError, match=f"not finite: {name}"):
+        dataclasses.replace(case(), checkpoint=checkpoint).packer(config)
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_named():
+    checkpoint = changed(
+        **{
+            "blocks.0.mlp.fc.weight": None,
+            "blocks.7.mlp.fc.weight": torch.ones(2, 2),
+            "skip_weights": torch.ones(3),
+        }
+    )
+    with pytest.raises(CheckpointError) as raised:
+        dataclasses.replace(case(), checkpoint=checkpoint).packer()
+    message = str(raised.value)
+    assert "missing blocks.0.mlp.fc.weight" in message
+    assert "unexpected blocks.7.mlp.fc.weight" in message
+    assert "skip_weights has shape (3,), needed (1, 64)" in message
+
+
+def test_the_checkpoint_is_not_modified():
+    before = {name: value.clone() for name, value in case().checkpoint.weights.items()}
+    case().pack(20_000)
+    assert all(torch.equal(before[n], value) for n, value in case().checkpoint.weights.items())
+
+
+# what stays in floats
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0.0, 1.0, -2.5, 2.0**127], "bfloat16"),  # eight bits of significand do
+        ([1.0, 1.001], "float16"),
+        ([65_503.3], "float16"),
+        ([65_504.1], "float32"),
+        ([1.001, 7e4], "float32"),
+        ([], "bfloat16"),
+    ],
+)
+def test_floats_take_the_smallest_type_that_holds_them(values, dtype):
+    array = np.array(values, np.float32)
+    kept = keep_smallest_float("a", array)
+    assert kept.method == dtype
+    found = dequantize(kept)
+    assert np.isfinite(found).all()
+    if dtype != "float16":
+        assert np.array_equal(found, array)
+    else:
+        assert found == pytest.approx(array, rel=2**-11)
+
+
+def test_small_matrices_and_vectors_stay_in_floats():
+    for tensor in case().packer().fixed.values():
+        assert tensor.method in ("bfloat16", "float16")
+        assert len(tensor.shape) != 2 or tensor.numel < SMALL_NUMEL or "weight" not in tensor.name
+    assert {m.weight.ndim for m in case().packer().matrices} == {2}
+    assert keep_float("a", np.float32([1.5]), "bfloat16").arrays["values"].dtype == np.uint16
