@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gptpack.artifact.writer import EncodedSections
 from gptpack.calibration import collect
-from gptpack.errors import BudgetError
+from gptpack.errors import QuantError
 from gptpack.model.gpt import GPT
-from gptpack.packing import Packed, Packer, keep_smallest_float, pack_to_budget
+from gptpack.packing import NO_SIZE, Packed, Packer, keep_smallest_float, pack_to_budget
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import (
     Matrix,
@@ -31,6 +31,8 @@ from gptpack.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
 
 HELD_BACK = 5e-4
 """Share of the budget kept for what the last tuning does to scales and floats."""
+HELD_BACK_BYTES = 32
+"""And what the header says of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +90,11 @@ def pack_progressively(
         BudgetError: see `pack_to_budget`.
     """
     first = pack_to_budget(packer, delta=delta, progress=progress)
+    search = delta is None
     delta = first.pack["delta"]
     assert isinstance(delta, float)
     student = copy_of(teacher)
+    held = _hold(packer, student)
     plan = groups_of(packer.matrices, by_layer=config.by_layer)
     batch = max(1, 16384 // windows.shape[1])
     coded: dict[str, PackedTensor] = {}
@@ -114,8 +118,11 @@ def pack_progressively(
             for name in names
         ]
         last = index == len(plan) - 1
-        if last and config.by_layer and packer.budget_bytes < 2**60:
-            tensors, loss = _fit_last(packer, coded, student, delta)
+        if last and search:
+            fitted = _fit_last(packer, coded, student, delta)
+            if fitted is None:
+                return _untuned(first)
+            tensors, loss = fitted
         else:
             tensors, loss = packer.quantize(delta)
         predicted += loss
@@ -135,19 +142,37 @@ def pack_progressively(
             windows.roll(-position, 0),
             settings,
             ranks,
+            fixed=held,
             progress=progress,
             phase=f"tune {index + 1}/{len(plan)}",
         )
         position += steps * max(1, config.tokens // windows.shape[1])
     for name, gain in gains(student).items():
-        coded[name] = _with_gain(coded[name], gain)
+        if name in coded:
+            coded[name] = _with_gain(coded[name], gain)
     _refresh_floats(packer, student)
     encoded = packer.encode(coded)
     packer.provenance["tuned_steps"] = config.group_steps * (len(plan) - 1) + config.final_steps
     if packer.size(encoded) > packer.budget_bytes - packer.code_bytes:
-        # what tuning added does not fit: without it the file is known to
-        return first
+        return _untuned(first)
     return packer.packed(encoded, delta=delta, predicted_nats=predicted)
+
+
+def _untuned(first: Packed) -> Packed:
+    """The file before tuning, which is known to fit, and a word on it."""
+    remark = "tuning was left out: what it adds does not fit the budget; raise it a little"
+    return replace(first, notes=(*first.notes, remark))
+
+
+def _hold(packer: Packer, student: GPT) -> tuple[str, ...]:
+    """Freeze what is already coded by a method without steps; the names of its gains."""
+    values = {
+        name: torch.from_numpy(dequantize(tensor).copy())
+        for name, tensor in packer.fixed.items()
+        if tensor.method == "int8"
+    }
+    freeze(student, values)
+    return tuple(f"{name.removesuffix('.weight')}.gain" for name in values)
 
 
 def _with_gain(tensor: PackedTensor, gain: Tensor) -> PackedTensor:
@@ -166,14 +191,17 @@ def _refresh_floats(packer: Packer, student: GPT) -> None:
 
 def _fit_last(
     packer: Packer, coded: Mapping[str, PackedTensor], student: GPT, delta: float
-) -> tuple[dict[str, PackedTensor], float]:
-    """The last group at the step that takes up what the others leave of the budget."""
+) -> tuple[dict[str, PackedTensor], float] | None:
+    """The last group at the step that takes up what the others leave of the budget, if any does."""
     _refresh_floats(packer, student)
-    target = int((packer.budget_bytes - packer.code_bytes) * (1 - HELD_BACK))
+    target = int((packer.budget_bytes - packer.code_bytes) * (1 - HELD_BACK)) - HELD_BACK_BYTES
     seen: dict[float, tuple[dict[str, PackedTensor], float, EncodedSections]] = {}
 
     def size_at(step: float) -> int:
-        tensors, loss = packer.quantize(step)
+        try:
+            tensors, loss = packer.quantize(step)
+        except QuantError:
+            return NO_SIZE  # finer than the first search went, codes may not be storable
         encoded = packer.encode({**coded, **tensors})
         seen[step] = (tensors, loss, encoded)
         return packer.size(encoded)
@@ -187,9 +215,6 @@ def _fit_last(
         tolerance=HELD_BACK,
     )
     if solution is None:
-        raise BudgetError(
-            f"the last group does not fit what the others leave of {target:,} bytes; "
-            "pack without tuning, or raise the budget"
-        )
+        return None
     tensors, loss, _ = seen[solution.delta]
     return tensors, loss

@@ -244,6 +244,11 @@ def test_a_target_below_the_coarsest_has_no_solution_and_the_coarsest_was_tried(
     assert solve(size_at, coarsest).size_bytes == coarsest
 
 
+@pytest.mark.parametrize("target", [-5000, 0, 1])
+def test_a_target_of_nothing_has_no_solution(target):
+    assert solve(size_of(2.0, 5000), target) is None
+
+
 def test_a_target_above_the_finest_stops_there_after_few_sizes():
     size_at = Watched(size_of(2.0, 5000))
     found = solve(size_at, 10**9)

@@ -249,7 +249,7 @@ def solve_delta(
     position = float(np.log2(max(start, finest)))
     highest = position + 12
     # aim a little under the target: over it a size is of no use
-    aim = (1 - tolerance / 3) * target_bytes
+    aim = max(1.0, (1 - tolerance / 3) * target_bytes)
     over: tuple[float, int] | None = None
     best: tuple[float, int] | None = None
     last: tuple[float, int] | None = None

@@ -1,0 +1,359 @@
+"""Tuning moves what is in floats towards the teacher, and nothing that is coded."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_packing import Case
+from test_training import CPU, shards, tiny
+
+from gptpack import progressive
+from gptpack.artifact.reader import decode_artifact
+from gptpack.calibration import collect
+from gptpack.calibration_text import shard_windows
+from gptpack.checkpoint import Checkpoint, load_checkpoint
+from gptpack.config import ModelConfig, TokenizerIdentity
+from gptpack.errors import BudgetError
+from gptpack.model.gpt import GPT
+from gptpack.packing import PackConfig, Packed, Packer, pack_to_budget
+from gptpack.progressive import ProgressiveConfig, _with_gain, groups_of, pack_progressively
+from gptpack.quant.allocation import quantize_matrices
+from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
+from gptpack.training.loop import train
+from gptpack.tuning import Coded, TuneConfig, copy_of, floats, freeze, gains, tune
+
+SMALL = PackConfig(states=8, codecs=("raw", "range"))
+QUICK = ProgressiveConfig(
+    group_steps=6, final_steps=30, tokens=256, calibration_windows=16, matrix_lr=1e-3, scale_lr=5e-3
+)
+SHAPE = (
+    "model.width=64",
+    "model.kv_heads=2",
+    "model.mlp_hidden=64",
+    "model.vocab=64",
+    "training.batch_tokens=512",
+    "training.steps=60",
+)
+VARIANTS = {
+    "tied": (),
+    "everything": (
+        "model.tied_embedding=false",
+        "model.bigram_rows=70",
+        "model.bigram_width=64",
+        "model.value_embedding_layers=[1]",
+        "model.value_embedding_width=64",
+        "model.smear_gate=true",
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Trained checkpoints by variant: tuning has something to keep."""
+
+    @functools.cache
+    def made(variant: str) -> Checkpoint:
+        run = tmp_path_factory.mktemp("tuning") / variant
+        recipe = tiny(*SHAPE, *VARIANTS[variant])
+        found = load_checkpoint(train(recipe, shards(6000), run, CPU).checkpoint)
+        return dataclasses.replace(found, training=None)
+
+    return made
+
+
+def model_of(checkpoint: Checkpoint) -> GPT:
+    model = GPT(checkpoint.model)
+    model.load_state_dict(checkpoint.weights)
+    return model.eval()
+
+
+def windows(count: int = 64) -> torch.Tensor:
+    return shard_windows(shards(6000), windows=count, context=16, seed=0)
+
+
+@pytest.fixture(scope="session")
+def case(trained):
+    @functools.cache
+    def made(variant: str = "tied") -> Case:
+        checkpoint = trained(variant)
+        found = collect(model_of(checkpoint), windows(), CPU, fisher_windows=32, batch=32, seed=0)
+        return Case(
+            checkpoint=checkpoint,
+            tokenizer=TokenizerIdentity(sha256="ab" * 32, vocab=64, bos=1),
+            sensitivities=dict(found.sensitivities),
+        )
+
+    return made
+
+
+def divergence(student: GPT, teacher: GPT, tokens: torch.Tensor) -> float:
+    """Mean KL of the next-token distributions, nats per token."""
+    with torch.no_grad():
+        p, q = (F.log_softmax(m.logits(m.hidden(tokens)), -1) for m in (teacher, student))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def unpacked(packed: Packed) -> GPT:
+    """The model in the file."""
+    artifact = decode_artifact(packed.file(), verify_weights=True)
+    model = GPT(artifact.header.model)
+    model.load_state_dict(
+        {t.name: torch.from_numpy(dequantize(t).copy()) for t in artifact.tensors}
+    )
+    return model.eval()
+
+
+def coded_student(chosen: Case, delta: float) -> tuple[GPT, GPT, dict[str, PackedTensor]]:
+    """A teacher, and a student with all its large matrices coded."""
+    teacher = model_of(chosen.checkpoint)
+    student = copy_of(teacher)
+    packer = chosen.packer(SMALL)
+    tensors = {
+        coded.tensor.name: coded.tensor
+        for coded in quantize_matrices(packer.matrices, delta, states=8)
+    }
+    freeze(student, {n: torch.from_numpy(dequantize(t).copy()) for n, t in tensors.items()})
+    return teacher, student, tensors
+
+
+DELTA = 0.003
+
+
+# freezing and tuning
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_frozen_student_computes_with_the_coded_values(case, variant):
+    teacher, student, tensors = coded_student(case(variant), DELTA)
+    plain = copy_of(teacher)
+    values = {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
+    plain.load_state_dict({**teacher.state_dict(), **values})
+    tokens = windows(4)
+    with torch.no_grad():
+        torch.testing.assert_close(student.hidden(tokens), plain.hidden(tokens))
+        torch.testing.assert_close(
+            student.logits(student.hidden(tokens)), plain.logits(plain.hidden(tokens))
+        )
+    assert gains(student).keys() == tensors.keys()
+    assert floats(student).keys() == teacher.state_dict().keys() - tensors.keys()
+    assert not any(isinstance(module, Coded) for module in teacher.modules())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_divergence_falls_and_codes_stay_as_they_are(case, variant):
+    teacher, student, tensors = coded_student(case(variant), DELTA)
+    held_out = windows(96)[64:]
+    before = divergence(student, teacher, held_out)
+    reported = tune(
+        student,
+        teacher,
+        windows(64),
+        TuneConfig(steps=40, tokens=256, scale_lr=5e-3, matrix_lr=1e-3),
+        CPU,
+    )
+    after = divergence(student, teacher, held_out)
+    assert after < 0.8 * before
+    assert reported < before
+    for name, tensor in tensors.items():
+        base = student.get_submodule(name.removesuffix(".weight"))
+        assert np.array_equal(base.base.numpy(), dequantize(tensor))
+        torch.testing.assert_close(
+            base.weight.detach(), base.base * gains(student)[name][:, None], rtol=0, atol=0
+        )
+    assert any((gain != 1).any() for gain in gains(student).values())
+
+
+def test_the_teacher_and_the_windows_stay_as_they_are(case):
+    teacher, student, _ = coded_student(case(), DELTA)
+    state = {name: value.clone() for name, value in teacher.state_dict().items()}
+    tokens = windows(8)
+    kept = tokens.clone()
+    tune(student, teacher, tokens, TuneConfig(steps=3, tokens=64), CPU)
+    assert all(torch.equal(state[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert torch.equal(tokens, kept)
+
+
+def test_fixed_parameters_do_not_move_and_others_do(case):
+    teacher, student, _ = coded_student(case(), DELTA)
+    fixed = ("blocks.0.attn_scale", "blocks.1.mlp.fc.gain")
+    before = {name: value.detach().clone() for name, value in student.named_parameters()}
+    tune(student, teacher, windows(16), TuneConfig(steps=4, tokens=64), CPU, fixed=fixed)
+    moved = {
+        name for name, value in student.named_parameters() if not torch.equal(before[name], value)
+    }
+    assert not moved & set(fixed)
+    assert moved >= {"blocks.1.attn_scale", "blocks.0.mlp.fc.gain", "blocks.0.resid_mix"}
+
+
+def test_no_steps_change_nothing(case):
+    teacher, student, _ = coded_student(case(), DELTA)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    assert np.isnan(tune(student, teacher, windows(8), TuneConfig(steps=0), CPU))
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_tuning_is_deterministic_and_shows_its_progress(case):
+    seen, states = [], []
+    for _ in range(2):
+        teacher, student, _ = coded_student(case(), DELTA)
+        seen.clear()
+        tune(
+            student,
+            teacher,
+            windows(8),
+            TuneConfig(steps=5, tokens=64),
+            CPU,
+            progress=lambda phase, done, total: seen.append((phase, done, total)),
+            phase="tune 1/2",
+        )
+        states.append(student.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert seen == [("tune 1/2", step, 5) for step in range(1, 6)]
+
+
+def test_gains_round_trip_into_row_scales(case):
+    _, _, tensors = coded_student(case(), DELTA)
+    tensor = tensors["blocks.0.mlp.fc.weight"]
+    gain_R = torch.exp(torch.linspace(-1, 1, tensor.shape[0]))
+    moved = _with_gain(tensor, gain_R)
+    assert np.array_equal(moved.arrays["codes"], tensor.arrays["codes"])
+    wanted_RC = dequantize(tensor) * gain_R.numpy()[:, None]
+    found_RC = dequantize(moved)
+    # to half a place of the grid of row scales
+    np.testing.assert_allclose(found_RC, wanted_RC, rtol=2 ** (0.5 / ROW_SCALES_PER_OCTAVE) - 0.999)
+    # gains that lie on the grid come back as they are
+    shift_R = torch.arange(tensor.shape[0]) - 20
+    exact = _with_gain(tensor, 2.0 ** (shift_R / ROW_SCALES_PER_OCTAVE))
+    difference = exact.arrays["row_scales"] - tensor.arrays["row_scales"]
+    assert np.array_equal(difference, shift_R.numpy())
+    same = _with_gain(tensor, torch.ones(tensor.shape[0]))
+    assert np.array_equal(dequantize(same), dequantize(tensor))
+
+
+# group by group
+
+
+def test_groups_are_tables_first_and_then_layers_from_the_last(case):
+    matrices = case("everything").packer(SMALL).matrices
+    names = [matrix.name for matrix in matrices]
+    layers = groups_of(matrices, by_layer=True)
+    assert [group[0].split(".")[0] for group in layers] == [
+        layers[0][0].split(".")[0],
+        "blocks",
+        "blocks",
+    ]
+    assert not any(name.startswith("blocks.") for name in layers[0])
+    assert all(name.startswith("blocks.1.") for name in layers[1])
+    assert all(name.startswith("blocks.0.") for name in layers[2])
+    assert sorted(name for group in layers for name in group) == sorted(names)
+    assert groups_of(matrices, by_layer=False) == [names]
+
+
+def progressively(
+    chosen: Case, packer: Packer, settings: ProgressiveConfig = QUICK, **more
+) -> Packed:
+    return pack_progressively(
+        packer,
+        model_of(chosen.checkpoint),
+        windows(64),
+        CPU,
+        chosen.sensitivities,
+        settings,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_tuning_brings_the_file_closer_to_the_teacher_at_the_same_step(case, variant, by_layer):
+    chosen = case(variant)
+    settings = dataclasses.replace(QUICK, by_layer=by_layer)
+    tuned = progressively(chosen, chosen.packer(SMALL), settings, delta=DELTA)
+    plain = chosen.pack(config=SMALL, delta=DELTA)
+    teacher, held_out = model_of(chosen.checkpoint), windows(96)[64:]
+    before = divergence(unpacked(plain), teacher, held_out)
+    after = divergence(unpacked(tuned), teacher, held_out)
+    assert after < 0.8 * before
+    assert tuned.pack["delta"] == plain.pack["delta"] == DELTA
+    assert tuned.pack["tuned_steps"] == 30 + (12 if by_layer else 0)
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_a_tuned_file_stays_within_its_budget_and_is_the_tuned_one(case, by_layer):
+    chosen = case()
+    budget = int(chosen.packer(SMALL).weights * 3 / 8) + 3000
+    settings = dataclasses.replace(QUICK, by_layer=by_layer)
+    tuned = progressively(chosen, chosen.packer(SMALL, budget, code_bytes=100), settings)
+    assert len(tuned.file({"bpb_before": 1.234567, "bpb_after": 1.3})) + 100 <= budget
+    assert "tuned_steps" in tuned.pack
+    plain = chosen.pack(budget, SMALL, code_bytes=100)
+    teacher, held_out = model_of(chosen.checkpoint), windows(96)[64:]
+    after = divergence(unpacked(tuned), teacher, held_out)
+    assert after < divergence(unpacked(plain), teacher, held_out)
+
+
+def test_a_budget_that_is_too_small_is_found_before_any_tuning(case):
+    phases = set()
+    with pytest.raises(BudgetError, match="smallest budget that works"):
+        progressively(
+            case(),
+            case().packer(SMALL, 1000),
+            progress=lambda phase, _done, _total: phases.add(phase),
+        )
+    assert phases == {"search steps"}
+
+
+def test_matrices_of_other_methods_stay_as_they_were_coded(case, monkeypatch):
+    """The rest learns to live with int8 and the like; nothing moves that the file cannot hold."""
+    chosen = case()
+    config = dataclasses.replace(
+        SMALL, methods=(("*", "gptq-trellis"), ("blocks.0.mlp.*", "gptq-int4"))
+    )
+    students = []
+
+    def watched(student: GPT, *arguments: object, **settings: object) -> float:
+        students.append(student)
+        return tune(student, *arguments, **settings)
+
+    monkeypatch.setattr(progressive, "tune", watched)
+    settings = dataclasses.replace(QUICK, matrix_lr=1e-2)
+    tuned = progressively(chosen, chosen.packer(config), settings, delta=DELTA)
+    packed = unpacked(tuned)
+    name = "blocks.0.mlp.fc.weight"
+    plain = unpacked(chosen.pack(config=config, delta=DELTA)).state_dict()
+    assert torch.equal(plain[name], packed.state_dict()[name])
+    # the file is the student that was trained, but for the rounding of its gains and floats
+    held_out = windows(96)[64:]
+    teacher = model_of(chosen.checkpoint)
+    apart = divergence(packed, students[-1], held_out)
+    assert apart < 0.1 * divergence(packed, teacher, held_out)
+
+
+def test_two_progressive_packs_give_identical_bytes(case):
+    chosen = case()
+    files = [progressively(chosen, chosen.packer(SMALL), delta=DELTA).file() for _ in range(2)]
+    assert files[0] == files[1]
+
+
+def test_tuning_that_does_not_fit_is_left_out_and_said_so(case, monkeypatch):
+    chosen = case()
+    budget = int(chosen.packer(SMALL).weights * 3 / 8) + 3000
+    settings = dataclasses.replace(QUICK, by_layer=False, final_steps=1)
+    monkeypatch.setattr(progressive, "HELD_BACK_BYTES", -(10**6))
+    packed = progressively(chosen, chosen.packer(SMALL, budget), settings)
+    assert packed.file() == chosen.pack(budget, SMALL).file()
+    (note,) = packed.notes
+    assert "tuning was left out" in note
+
+
+def test_what_is_kept_in_floats_is_what_tuning_made_of_it(case):
+    chosen = case()
+    tuned = unpacked(progressively(chosen, chosen.packer(SMALL), delta=DELTA)).state_dict()
+    plain = unpacked(pack_to_budget(chosen.packer(SMALL), delta=DELTA)).state_dict()
+    for name in ("blocks.0.attn_scale", "blocks.1.resid_mix", "skip_weights"):
+        assert not torch.equal(tuned[name], plain[name]), name
+    assert isinstance(chosen.checkpoint.model, ModelConfig)
