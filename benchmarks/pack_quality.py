@@ -25,14 +25,12 @@ from gptpack.data.shards import Shard, find_shards
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
 from gptpack.model.gpt import GPT
-from gptpack.packing import PackConfig, Packed, Packer, pack_to_budget, take_apart
+from gptpack.packing import UNLIMITED, PackConfig, Packed, Packer, pack_to_budget, take_apart
 from gptpack.progressive import ProgressiveConfig, pack_progressively
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.types import dequantize
 from gptpack.recipe_files import find_recipe
 from gptpack.training.distributed import Ranks, pick_device
-
-UNLIMITED = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +93,7 @@ class Bench:
         return take_apart(
             self.checkpoint,
             TokenizerIdentity(sha256="0" * 64, vocab=self.checkpoint.model.vocab, bos=1),
-            PackConfig(methods=(("*", "float16"), ("blocks.*", method)), states=states),
+            PackConfig(methods=(("*", "float16"), ("blocks.*", method)), states=max(states, 4)),
             self.sensitivities,
             budget_bytes=UNLIMITED,
         )

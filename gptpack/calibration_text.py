@@ -64,13 +64,15 @@ def self_generated(
     device = model.tok_emb.weight.device
     generator = torch.Generator(device=device).manual_seed(seed)
     tokens = torch.full((windows, 1), model.config.bos, dtype=torch.int64, device=device)
-    with torch.inference_mode():
+    # not inference_mode: what it makes cannot be calibrated on, autograd refuses it
+    with torch.no_grad():
         for length in range(1, context):
             logits = model.logits(model.hidden(tokens)[:, -1]) / TEMPERATURE
             drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             tokens = torch.cat((tokens, drawn), 1)
             progress("write calibration text", length + 1, context)
-    return tokens.cpu()
+    # tensors of inference mode cannot take part in the Fisher pass
+    return tokens.cpu().clone()
 
 
 def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tensor:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
 from gptpack.checkpoint import Checkpoint
+from gptpack.codec.trellis import POLYNOMIALS
 from gptpack.config import TokenizerIdentity
 from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
 from gptpack.model.gpt import GPT, state_problem
@@ -27,6 +28,7 @@ from gptpack.quant.allocation import (
 )
 from gptpack.quant.gptq import quantize_clipped
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
+from gptpack.quant.types import METHODS as ENCODINGS
 from gptpack.quant.types import PackedTensor
 from gptpack.version import VERSION
 
@@ -36,13 +38,16 @@ LONGEST = {"budget_bytes": 9876543210, "code_bytes": 9876543}
 """Stands for the figures of the request, so that a size is the same whatever the budget is."""
 MARGIN_BYTES = 16
 """What deflating other digits may add to a header."""
+UNLIMITED = 2**62
+"""The budget of a pack that has none: its step was given."""
 CLIPPED = tuple(f"gptq-int{bits}" for bits in range(4, 9))
 GRIDS = ("gptq-uniform", "gptq-trellis")
 METHODS = ("int8", *CLIPPED, *GRIDS, "float16")
 SMALL_NUMEL = 4096
 """Matrices of fewer weights are kept in floats: their tables and scales would cost more."""
 FIRST_DELTA = 1e-4
-NO_SIZE = 2**62
+NO_BUDGET = NO_SIZE = 2**62
+"""Larger than any file; a header does not mention such a budget."""
 FINEST_DELTA = 2e-6
 """Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
 
@@ -67,11 +72,17 @@ class PackConfig:
     """How far under the budget a file may stay while finer steps exist."""
 
     def __post_init__(self) -> None:
+        if self.states not in POLYNOMIALS:
+            known = ", ".join(map(str, POLYNOMIALS))
+            raise ConfigError(f"states={self.states}: the trellis has {known} states")
         for pattern, method in self.methods:
             if method not in METHODS:
                 raise ConfigError(
                     f"method '{method}' for '{pattern}': there are {', '.join(METHODS)}"
                 )
+        if self.states not in ENCODINGS["trellis"].states:
+            known = ", ".join(map(str, ENCODINGS["trellis"].states))
+            raise ConfigError(f"{self.states} trellis states; there are {known}")
         if not self.methods or self.methods[0][0] != "*":
             raise ConfigError("the first method must be for all tensors: '*'")
 
@@ -162,10 +173,11 @@ class Packer:
     def header(self) -> dict[str, Any]:
         """The header's `pack` without what is measured later."""
         methods = [list(pair) for pair in self.config.methods]
+        limited = self.budget_bytes < NO_BUDGET
         return {
             "gptpack": VERSION,
             "method": methods[0][1] if len(methods) == 1 else methods,
-            "budget_bytes": self.budget_bytes,
+            **({"budget_bytes": self.budget_bytes} if limited else {}),
             "code_bytes": self.code_bytes,
             **self.provenance,
         }

@@ -50,7 +50,7 @@ INSIDE: dict[str, set[str]] = {
         "training.distributed",
         "tuning",
     },
-    "packing": {"artifact", "checkpoint", "config", "data", "model", "quant"},
+    "packing": {"artifact", "codec.trellis", "checkpoint", "config", "data", "model", "quant"},
     "reload": {"artifact", "config", "model", "quant"},
     "evaluation": {"config", "data"},
     "report": {"artifact", "config"},

@@ -26,6 +26,7 @@ from gptpack.training.loop import train
 from gptpack.tuning import Coded, TuneConfig, copy_of, floats, freeze, gains, tune
 
 SMALL = PackConfig(states=8, codecs=("raw", "range"))
+UNIFORM = dataclasses.replace(SMALL, methods=(("*", "gptq-uniform"),))
 QUICK = ProgressiveConfig(
     group_steps=6, final_steps=30, tokens=256, calibration_windows=16, matrix_lr=1e-3, scale_lr=5e-3
 )
@@ -287,10 +288,10 @@ def test_a_tuned_file_stays_within_its_budget_and_is_the_tuned_one(case, by_laye
     chosen = case()
     budget = int(chosen.packer(SMALL).weights * 3 / 8) + 3000
     settings = dataclasses.replace(QUICK, by_layer=by_layer)
-    tuned = progressively(chosen, chosen.packer(SMALL, budget, code_bytes=100), settings)
+    tuned = progressively(chosen, chosen.packer(UNIFORM, budget, code_bytes=100), settings)
     assert len(tuned.file({"bpb_before": 1.234567, "bpb_after": 1.3})) + 100 <= budget
     assert "tuned_steps" in tuned.pack
-    plain = chosen.pack(budget, SMALL, code_bytes=100)
+    plain = chosen.pack(budget, UNIFORM, code_bytes=100)
     teacher, held_out = model_of(chosen.checkpoint), windows(96)[64:]
     after = divergence(unpacked(tuned), teacher, held_out)
     assert after < divergence(unpacked(plain), teacher, held_out)
@@ -344,8 +345,8 @@ def test_tuning_that_does_not_fit_is_left_out_and_said_so(case, monkeypatch):
     budget = int(chosen.packer(SMALL).weights * 3 / 8) + 3000
     settings = dataclasses.replace(QUICK, by_layer=False, final_steps=1)
     monkeypatch.setattr(progressive, "HELD_BACK_BYTES", -(10**6))
-    packed = progressively(chosen, chosen.packer(SMALL, budget), settings)
-    assert packed.file() == chosen.pack(budget, SMALL).file()
+    packed = progressively(chosen, chosen.packer(UNIFORM, budget), settings)
+    assert packed.file() == chosen.pack(budget, UNIFORM).file()
     (note,) = packed.notes
     assert "tuning was left out" in note
 

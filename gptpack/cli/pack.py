@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +97,12 @@ def command(
     from gptpack.config import load_recipe, parse_size
     from gptpack.data.shards import file_sha256
     from gptpack.errors import ConfigError
-    from gptpack.packing import PackConfig, take_apart
+    from gptpack.packing import NO_BUDGET, PackConfig, take_apart
     from gptpack.recipe_files import find_recipe
 
     if (budget is None) == (step is None):
         raise ConfigError("give either --budget, such as --budget 16MB, or --step")
-    budget_bytes = parse_size(budget) if budget is not None else 2**62
+    budget_bytes = parse_size(budget) if budget is not None else NO_BUDGET
     target = output or checkpoint.with_suffix(".gptpack")
     shape = load_recipe(find_recipe(model)).model if model else None
     config = PackConfig(
@@ -113,7 +114,7 @@ def command(
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     loaded = load_checkpoint(checkpoint, shape)
-    identity = identity_of(loaded.tokenizer, tokenizer, data)
+    identity = identity_of(loaded, tokenizer, data)
     provenance: dict[str, Any] = {
         "checkpoint_sha256": file_sha256(checkpoint),
         "step": loaded.step,
@@ -126,7 +127,7 @@ def command(
             seed=seed,
             device=device,
             tune=tune,
-            cache=checkpoint.parent,
+            cache=None if plan else checkpoint.parent,
         )
         job = Job(loaded, config, request, progress)
         if config.calibrated:
@@ -199,11 +200,16 @@ def _prove(
 
     before = evaluate_in_fresh_process(checkpoint, data, model=model, **settings)
     candidate = target.with_name(f".{target.name}.unproved")
+    made = [folder for folder in candidate.parents if not folder.exists()]
     try:
         write_atomic(candidate, file)
         after = evaluate_in_fresh_process(candidate, data, stride=stride, **settings)
     finally:
-        candidate.unlink(missing_ok=True)
+        with suppress(OSError):
+            candidate.unlink()
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
     return {"before": before, "after": after}
 
 

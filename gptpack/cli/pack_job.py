@@ -26,7 +26,8 @@ class Request:
     seed: int
     device: str
     tune: str
-    cache: Path
+    cache: Path | None
+    """Folder where Hessians are kept; None keeps nothing."""
 
 
 class Job:
@@ -128,19 +129,22 @@ def code_size(path: Path) -> int:
     from gptpack.errors import ConfigError
 
     try:
+        if not path.is_file():
+            raise ConfigError(f"--code {path}: no such file; name each file of the code")
         return path.stat().st_size
     except OSError as error:
         raise ConfigError(f"--code {path}: {error.strerror}") from error
 
 
 def identity_of(
-    known: "TokenizerIdentity | None", tokenizer: Path | None, data: Path | None
+    checkpoint: "Checkpoint", tokenizer: Path | None, data: Path | None
 ) -> "TokenizerIdentity":
     """The model's tokenizer: the checkpoint's word first, then the file that was given."""
     from gptpack.data.manifest import TOKENIZER
     from gptpack.data.tokenizer import Tokenizer
     from gptpack.errors import TokenizerError
 
+    known, vocab = checkpoint.tokenizer, checkpoint.model.vocab
     path = tokenizer or (data / TOKENIZER if data is not None else None)
     if path is None or (known is not None and tokenizer is None):
         if known is None:
@@ -154,5 +158,10 @@ def identity_of(
         raise TokenizerError(
             f"{path}: sha256 {found.sha256}, but the checkpoint was trained with {known.sha256}; "
             "give that tokenizer, and its shards"
+        )
+    if found.vocab > vocab:
+        raise TokenizerError(
+            f"{path}: {found.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
+            "give the tokenizer that the model was trained with"
         )
     return found
