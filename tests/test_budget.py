@@ -83,6 +83,17 @@ def test_the_command_proves_in_a_fresh_process_what_it_reports(place, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_data_the_model_writes_its_own_calibration_text(place, tmp_path):
+    output = tmp_path / "m.gptpack"
+    options = ["--budget", "100KB", "--states", "8", "--calibration-tokens", "512"]
+    done = gptpack(place, *options, "-o", str(output), "--json")
+    assert done.returncode == 0, done.stderr
+    header = decode_artifact(output.read_bytes()).header
+    assert (header.pack["calibration"], header.pack["calibration_tokens"]) == ("self", 512)
+    assert output.stat().st_size <= 100_000
+
+
+@pytest.mark.slow
 def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_path):
     output = tmp_path / "m.gptpack"
     done = gptpack(place, "--budget", "2KB", "--method", "int8", "--data", str(place), "-o", output)
