@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptpack.calibration_text import calibrate, shard_windows
+from gptpack.calibration.text import calibrate, shard_windows
 from gptpack.checkpoint import load_checkpoint
 from gptpack.config import TokenizerIdentity, load_recipe
 from gptpack.data.shards import Shard, find_shards
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
 from gptpack.model.gpt import GPT
-from gptpack.packing import UNLIMITED, PackConfig, Packed, Packer, pack_to_budget, take_apart
-from gptpack.progressive import ProgressiveConfig, pack_progressively
+from gptpack.packing.config import PackConfig
+from gptpack.packing.packer import UNLIMITED, Packed, Packer, take_apart
+from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
+from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.types import dequantize
 from gptpack.recipe_files import find_recipe

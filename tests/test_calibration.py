@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from test_training import CPU
 
 from gptpack import calibration_text
-from gptpack.calibration import Calibration, collect, input_moments, output_fisher
-from gptpack.calibration_text import calibrate, random_tokens, self_generated, shard_windows
+from gptpack.calibration.collect import Calibration, collect, input_moments, output_fisher
+from gptpack.calibration.text import calibrate, random_tokens, self_generated, shard_windows
 from gptpack.config import ModelConfig
 from gptpack.errors import DataError
 from gptpack.model.gpt import GPT
@@ -275,7 +275,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from test_calibration import model_of, windows_of
-from gptpack.calibration import collect
+from gptpack.calibration.collect import collect
 from gptpack.training.distributed import ranks
 with ranks("cpu") as here:
     for windows, few in ((7, 4), (5, 1), (1, 1)):
