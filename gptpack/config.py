@@ -1,7 +1,8 @@
 """Configuration as frozen values, checked where they are made; recipes in TOML load into them.
 
-A recipe has the tables ``[model]``, ``[optimizer]`` and ``[training]``; `load_recipe` also takes
-overrides such as ``model.layers=4``. Unknown keys and values of the wrong type are errors.
+A recipe has the tables ``[model]``, ``[optimizer]``, ``[data]`` and ``[training]``; `load_recipe`
+also takes overrides such as ``model.layers=4``. Unknown keys and values of the wrong type are
+errors.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from gptpack.errors import ConfigError
 
 Activation = Literal["relu2", "leaky_relu2"]
+Loader = Literal["sequential", "coprime", "coprime-shards", "shuffled", "bos"]
 
 UNITS = {
     "": 1,
@@ -162,6 +164,31 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """In which order training sees the shards (docs/decisions/order-of-the-data.md)."""
+
+    loader: Loader = "sequential"
+    """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,
+    ``shuffled`` permutes all blocks, ``bos`` begins every window at a document's start."""
+    mix_shards_start: int = 8
+    mix_shards_end: int = 64
+    """Shards that ``coprime`` mixes in the first step and from `mix_steps` on. The record's are
+    ``max(8, ranks)`` and ``max(32, 8 ranks)``; these are its values on eight ranks."""
+    mix_steps: int = 1800
+    mix_power_start: float = 0.9
+    mix_power_end: float = 0.5
+    """A shard is drawn with a weight of the blocks it has left to this power."""
+
+    def __post_init__(self) -> None:
+        for name in ("mix_shards_start", "mix_shards_end"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("mix_steps", "mix_power_start", "mix_power_end"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """How long, on how much at a time, and how it is watched."""
 
@@ -214,6 +241,7 @@ class Recipe:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpack.config import (
+    DataConfig,
     ModelConfig,
     OptimizerConfig,
     Recipe,
@@ -87,6 +88,10 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (OptimizerConfig, "adam_beta2", -0.1),
         (OptimizerConfig, "ema_decay", 1.0),
         (OptimizerConfig, "muon_steps", 0),
+        (DataConfig, "mix_shards_start", 0),
+        (DataConfig, "mix_shards_end", 0),
+        (DataConfig, "mix_steps", -1),
+        (DataConfig, "mix_power_start", -0.1),
         (TrainingConfig, "batch_tokens", 0),
         (TrainingConfig, "steps", 0),
         (TrainingConfig, "seconds", -1.0),
@@ -124,6 +129,7 @@ def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
             "model.value_embedding_layers=[0, 3]",
             "model.value_embedding_width=16",
             "training.seconds=5",
+            "data.loader=coprime-shards",
         ],
     )
     assert recipe.model.layers == 4
@@ -131,6 +137,14 @@ def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
     assert recipe.model.tied_embedding is False
     assert recipe.model.value_embedding_layers == (0, 3)
     assert recipe.training.seconds == 5.0
+    assert recipe.data.loader == "coprime-shards"
+
+
+def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
+    values = to_dict(Recipe())
+    del values["data"]
+    assert from_dict(Recipe, values) == Recipe()
+    assert Recipe().data.loader == "sequential"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +157,7 @@ def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
         ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be \('relu2'"),
         ("[model]\nvalue_embedding_layers = ['a']\n", r"value_embedding_layers='a' must be int"),
         ("[training]\nseconds = 'long'\n", r"training\.seconds='long' must be float"),
+        ("[data]\nloader = 'random'\n", r"data\.loader='random' must be \('sequential'"),
         ("model = 3\n", "model=3"),
         ("[model\n", "not TOML"),
     ],

@@ -8,20 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gptpack.checkpoint import load_checkpoint
-from gptpack.config import OptimizerConfig, Recipe, load_recipe
-from gptpack.data.batches import Prefetcher, SequentialBatches
-from gptpack.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gptpack.config import Loader, OptimizerConfig, Recipe, load_recipe
+from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT
 from gptpack.training.distributed import Ranks, ranks
-from gptpack.training.loop import train
+from gptpack.training.loop import Run, train
 from gptpack.training.muon import Muon, orthogonalize
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.schedules import lr_multiplier, momentum, warmdown_by_clock
@@ -141,47 +139,6 @@ def test_every_parameter_has_exactly_one_optimizer(tied):
     }
 
 
-# batches
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5),
-    context=st.integers(1, 12),
-    sequences=st.integers(1, 7),
-    world=st.integers(1, 5),
-    step=st.integers(0, 50),
-)
-def test_any_split_over_ranks_sees_the_same_stream(lengths, context, sequences, world, step):
-    total = sum(lengths)
-    stream = np.arange(total, dtype=np.uint16)
-    parts = np.split(stream, np.cumsum(lengths)[:-1])
-    if total < context + 1:
-        with pytest.raises(DataError, match="fewer than one window"):
-            SequentialBatches(parts, context=context, sequences=sequences)
-        return
-    batches = SequentialBatches(parts, context=context, sequences=sequences)
-    pieces = []
-    for rank in range(world):
-        share = Ranks(rank, world, torch.device("cpu")).share(sequences)
-        if len(share):
-            pieces.append(batches.batch(step, share))
-    inputs = torch.cat([piece[0] for piece in pieces])
-    targets = torch.cat([piece[1] for piece in pieces])
-    first = step * sequences * context
-    wanted = (first + torch.arange(sequences * context)).view(sequences, context)
-    assert torch.equal(inputs, wanted % total)
-    assert torch.equal(targets, (wanted + 1) % total)
-
-
-def test_the_prefetcher_gives_any_step_that_is_asked_for():
-    batches = SequentialBatches([np.arange(100, dtype=np.uint16)], context=4, sequences=2)
-    prefetcher = Prefetcher(batches, range(2), torch.device("cpu"))
-    for step in (0, 1, 2, 7, 8, 3):
-        assert torch.equal(prefetcher.get(step)[0], batches.batch(step, range(2))[0])
-    prefetcher.close()
-
-
 # runs
 
 
@@ -245,6 +202,24 @@ def test_resuming_needs_the_same_recipe(tmp_path):
 def test_a_batch_that_is_not_whole_windows_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"batch_tokens=100 must be a multiple of context=16"):
         train(tiny("training.batch_tokens=100"), shards(), tmp_path / "run", CPU)
+
+
+@pytest.mark.parametrize("loader", get_args(Loader))
+def test_a_resumed_run_goes_on_with_the_windows_it_would_have_had(tmp_path, loader):
+    recipe = tiny(f"data.loader={loader}", "model.bos=0")
+    data = np.array_split(shards()[0], 5)
+    going, resumed = (Run(recipe, data, tmp_path, CPU, None, "auto", None) for _ in range(2))
+    for _ in range(5):
+        going.update(0.0)
+    going.save(0.0)
+    resumed.restore()
+    for run in (going, resumed):
+        for _ in range(3):
+            run.update(0.0)
+        run.batches.close()
+    weights = (run.model.state_dict() for run in (going, resumed))
+    for a, b in zip(*(state.values() for state in weights), strict=True):
+        assert torch.equal(a, b)
 
 
 RUN = """

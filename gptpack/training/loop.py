@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.config import Recipe, TokenizerIdentity, to_dict
-from gptpack.data.batches import Prefetcher, SequentialBatches, Tokens
+from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT, state_problem
 from gptpack.progress import Progress, silent
@@ -108,7 +108,14 @@ class Run:
                 f"context={context} and hold a window for each of {ranks.world} ranks"
             )
         self.share = ranks.share(self.sequences)
-        stream = SequentialBatches(shards, context=context, sequences=self.sequences)
+        stream = open_batches(
+            shards,
+            recipe.data,
+            context=context,
+            sequences=self.sequences,
+            seed=recipe.training.seed,
+            bos=recipe.model.bos,
+        )
         self.batches = Prefetcher(stream, self.share, ranks.device)
         self.compiled = ranks.device.type == "cuda" if compiled is None else compiled
         self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
