@@ -96,11 +96,32 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (TrainingConfig, "steps", 0),
         (TrainingConfig, "seconds", -1.0),
         (TrainingConfig, "warmdown_steps", -1),
+        (TrainingConfig, "warmdown_fraction", 1.1),
+        (TrainingConfig, "lr_floor", -0.1),
+        (TrainingConfig, "recurrence_start", 2.0),
+        (TrainingConfig, "qat_start", -1.0),
+        (TrainingConfig, "reserve_seconds", -1.0),
+        (TrainingConfig, "reserve_seconds", 600.0),
+        (OptimizerConfig, "muon_momentum_cooldown_steps", -1),
+        (OptimizerConfig, "weight_decay_taper_start", 1.5),
+        (OptimizerConfig, "weight_decay_final", -0.5),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(table, key, value):
     with pytest.raises(ConfigError, match=f"{key}="):
         table(**{key: value})
+
+
+def test_a_warmdown_is_in_steps_or_a_share_and_not_both():
+    message = r"warmdown_fraction=0\.5 and warmdown_steps=1200 exclude each other; set one"
+    with pytest.raises(ConfigError, match=message):
+        TrainingConfig(warmdown_fraction=0.5)
+    assert TrainingConfig(warmdown_fraction=0.5, warmdown_steps=0).warmdown_fraction == 0.5
+
+
+def test_what_packing_needs_comes_off_the_clock_where_there_is_one():
+    assert TrainingConfig(seconds=300.0, reserve_seconds=8.5).clock_seconds == 291.5
+    assert TrainingConfig(seconds=0.0, reserve_seconds=8.5).clock_seconds == 0.0
 
 
 def write(folder: Path, text: str) -> Path:

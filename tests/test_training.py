@@ -22,7 +22,6 @@ from gptpack.training.distributed import Ranks, ranks
 from gptpack.training.loop import Run, train
 from gptpack.training.muon import Muon, orthogonalize
 from gptpack.training.optimizers import Optimizers
-from gptpack.training.schedules import lr_multiplier, momentum, warmdown_by_clock
 
 TINY = [
     "model.layers=2",
@@ -47,29 +46,6 @@ def tiny(*overrides: str) -> Recipe:
 def shards(tokens: int = 3000) -> list[np.ndarray]:
     steps = np.random.default_rng(0).integers(0, 3, tokens)
     return [np.cumsum(steps).astype(np.uint16) % 64]
-
-
-# schedules
-
-
-def test_the_rate_is_flat_then_falls_linearly_to_zero():
-    rates = [lr_multiplier(step, steps=10, warmdown=4, elapsed=0, seconds=0) for step in range(11)]
-    assert rates == [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
-
-
-def test_the_clock_rule_ends_at_zero_at_any_pace():
-    for pace in (0.1, 0.5, 2.0):
-        seconds, warmdown = 100.0, 10
-        for step in range(1, int(seconds / pace) + 1):
-            left = (seconds - step * pace) / pace
-            rate = warmdown_by_clock(step, elapsed=step * pace, seconds=seconds, warmdown=warmdown)
-            assert rate == pytest.approx(max(0.0, min(1.0, left / warmdown)), abs=1e-9)
-
-
-def test_momentum_warms_up_and_stays():
-    values = [momentum(step, start=0.8, final=0.9, warmup=2) for step in range(4)]
-    assert values == pytest.approx([0.8, 0.85, 0.9, 0.9])
-    assert momentum(0, start=0.8, final=0.9, warmup=0) == 0.9
 
 
 # optimizers
@@ -168,6 +144,42 @@ def test_a_limit_in_seconds_ends_the_run_with_a_rate_near_zero(tmp_path):
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["lr_multiplier"] == 1
     assert json.loads(lines[-1])["lr_multiplier"] < 0.5
+
+
+def test_training_leaves_the_seconds_that_packing_needs(tmp_path):
+    recipe = tiny(
+        "training.seconds=600",
+        "training.reserve_seconds=599.2",
+        "training.steps=100000",
+        "training.warmdown_steps=0",
+        "training.warmdown_fraction=0.5",
+        "training.lr_floor=0.1",
+    )
+    result = train(recipe, shards(), tmp_path / "run", CPU)
+    assert 0.8 <= result.seconds < 10
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["lr_multiplier"] for line in lines]
+    assert rates[0] == 1
+    assert rates == sorted(rates, reverse=True)
+    assert 0.1 <= rates[-1] < 0.4
+
+
+def test_weight_decay_follows_its_taper(tmp_path):
+    recipe = tiny(
+        "optimizer.matrix_weight_decay=0.5",
+        "optimizer.adam_weight_decay=0.25",
+        "optimizer.weight_decay_taper_start=0.5",
+    )
+    run = Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
+    seen = []
+    for _ in range(12):
+        run.update(0.0)
+        decays = [group["weight_decay"] for group in run.optimizers.muon.param_groups]
+        decays += [group["weight_decay"] for group in run.optimizers.adam.param_groups]
+        assert decays == [decays[0], *[decays[0] / 2] * (len(decays) - 1)]
+        seen.append(decays[0])
+    run.batches.close()
+    assert seen == pytest.approx([0.5] * 7 + [0.5 - step / 24 for step in range(1, 6)])
 
 
 def test_the_checkpoint_holds_the_average_where_one_is_kept(tmp_path):
