@@ -317,7 +317,7 @@ def test_aligned_windows_begin_at_documents_in_order_and_skip_the_fewest_tokens(
     batches = opened("bos", shards, context, sequences)
     windows = batches.order.windows
     assert len(windows) == sum(best)
-    assert batches.order.used_tokens == len(windows) * context
+    assert batches.order.epoch_tokens == len(windows) * context
     assert (np.diff(windows) >= context).all()
     assert set(windows.tolist()) <= starts
     counts = np.diff(np.searchsorted(windows, edges))

@@ -79,6 +79,7 @@ class Coprime:
         self.held = shards_with_blocks(lengths, context)
         self.lengths = [lengths[shard] for shard in self.held]
         self.starts = stream_starts(lengths)[self.held]
+        self.epoch_tokens = sum((tokens - 1) // context for tokens in self.lengths) * context
         zeros = np.zeros(len(self.held), np.int64)
         first = [self._walk(shard, 0).blocks for shard in range(len(self.held))]
         self.step = 0

@@ -23,6 +23,9 @@ Positions = npt.NDArray[np.int64]
 class Order(Protocol):
     """What a loader needs to know of a step."""
 
+    epoch_tokens: int
+    """Tokens that are an input once before any is again, but for a block that a phase cuts off."""
+
     def positions(self, step: int) -> Positions:
         """Positions of the first token of each of the step's windows, ``[sequences]``.
 
@@ -70,17 +73,17 @@ class Sequential:
     """Windows one after another, round and round, across the ends of shards."""
 
     def __init__(self, lengths: Sequence[int], *, context: int, sequences: int) -> None:
-        self.total = sum(lengths)
+        self.epoch_tokens = sum(lengths)
         self.context, self.sequences = context, sequences
-        if self.total < context + 1:
+        if self.epoch_tokens < context + 1:
             raise DataError(
-                f"{self.total} training tokens are fewer than one window of {context + 1}; "
+                f"{self.epoch_tokens} training tokens are fewer than one window of {context + 1}; "
                 "add text or shorten model.context"
             )
 
     def positions(self, step: int) -> Positions:
         windows = np.arange(step * self.sequences, (step + 1) * self.sequences, dtype=np.int64)
-        return windows * self.context % self.total
+        return windows * self.context % self.epoch_tokens
 
 
 def coprime_shards(count: int, *, seed: int) -> list[int]:
@@ -106,6 +109,7 @@ class Shuffled:
         self.held = shards_with_blocks(lengths, context)
         self.lengths = np.asarray(lengths, np.int64)[self.held]
         self.starts = stream_starts(lengths)[self.held]
+        self.epoch_tokens = int(((self.lengths - 1) // context).sum()) * context
         self.first = [0]
         """The first window of each epoch, as far as epochs have been counted."""
         self.shuffled: tuple[int, Positions] | None = None
@@ -161,8 +165,7 @@ class BosAligned:
                 for start, shard in zip(starts, shards, strict=True)
             ]
         )
-        self.used_tokens = len(self.windows) * context
-        """Tokens that are an input once per epoch; the others lie between windows."""
+        self.epoch_tokens = len(self.windows) * context
         if not len(self.windows):
             raise DataError(
                 f"no document's first token ({bos}) has {context} tokens behind it in its shard; "
