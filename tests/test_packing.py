@@ -62,14 +62,14 @@ class Case:
 
 
 @functools.cache
-def case(width: int = 64, layers: int = 2, vocab: int = 128) -> Case:
+def case(width: int = 64, layers: int = 2, vocab: int = 64) -> Case:
     config = ModelConfig(
         vocab=vocab,
         layers=layers,
         width=width,
         heads=2,
         kv_heads=1,
-        mlp_hidden=2 * width,
+        mlp_hidden=width,
         context=32,
     )
     model = GPT(config)
@@ -150,8 +150,8 @@ def test_the_budget_that_an_error_names_works(budget):
 
 
 def test_a_model_of_some_size_lands_within_a_thousandth():
-    """346,000 weights; what is kept free for later figures comes on top, some 40 bytes."""
-    chosen = case(width=128, layers=3, vocab=256)
+    """340,000 weights; what is kept free for later figures comes on top, some 40 bytes."""
+    chosen = case(width=144, layers=3, vocab=256)
     packer = chosen.packer()
     assert packer.weights > 300_000
     for bits in (1.5, 4.0):
