@@ -187,6 +187,7 @@ class DataConfig:
     """Shards that ``coprime`` mixes in the first step and from `mix_steps` on. The record's are
     ``max(8, ranks)`` and ``max(32, 8 ranks)``; these are its values on eight ranks."""
     mix_steps: int = 1800
+    """Steps over which the mix goes linearly from its start to its end; 0 is there at once."""
     mix_power_start: float = 0.9
     mix_power_end: float = 0.5
     """A shard is drawn with a weight of the blocks it has left to this power."""

@@ -344,6 +344,20 @@ def test_the_prefetcher_gives_any_step_that_is_asked_for(loader):
     prefetcher.close()
 
 
+@pytest.mark.gpu
+def test_batches_reach_a_gpu_from_pinned_memory():
+    batches = opened("coprime", counting([300, 200]), 8, 4)
+    assert batches.batch(0, range(4), pinned=True)[0].is_pinned()
+    prefetcher = Prefetcher(batches, range(4), torch.device("cuda"))
+    for step in range(5):
+        inputs, targets = prefetcher.get(step)
+        wanted = opened("coprime", counting([300, 200]), 8, 4).batch(step, range(4))
+        assert inputs.is_cuda
+        assert torch.equal(inputs.cpu(), wanted[0])
+        assert torch.equal(targets.cpu(), wanted[1])
+    prefetcher.close()
+
+
 def test_later_steps_are_prepared_before_they_are_asked_for():
     prefetcher = Prefetcher(opened("sequential", counting([100]), 4, 2), range(2), CPU)
     prefetcher.get(5)

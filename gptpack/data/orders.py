@@ -35,7 +35,10 @@ class Order(Protocol):
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers that depend on the run's seed and on `key` alone."""
+    """Random numbers that depend on the run's seed and on `key` alone.
+
+    The first number of `key` is the use: 1 shards in strides, 2 epochs, 3 walks, 4 steps.
+    """
     return np.random.default_rng((seed & (2**64 - 1), *key))
 
 
