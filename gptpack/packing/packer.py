@@ -4,7 +4,8 @@ checkpoint -> checked weights -> sensitivities -> codes at one slope -> coded se
 bytes. Which slope fits is found in search.py. Nothing here writes a file; the caller does.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -236,7 +237,7 @@ def take_apart(
         method = config.method_of(name)
         if method == "int8":
             packer.fixed[name] = quantize_reference(name, values)
-        elif values.ndim != 2 or not name.endswith(".weight") or values.size < SMALL_NUMEL:
+        elif not on_grid(name, values.shape):
             packer.fixed[name] = keep_smallest_float(name, values)
         elif method == "float16":
             packer.fixed[name] = keep_float(name, values, "float16")
@@ -244,6 +245,11 @@ def take_apart(
             _calibrated(packer, name, values, method, sensitivities.get(name))
         progress("factor", index + 1, len(weights))
     return packer
+
+
+def on_grid(name: str, shape: Sequence[int]) -> bool:
+    """Whether calibrated methods code a tensor of this name; others are kept in floats."""
+    return len(shape) == 2 and name.endswith(".weight") and math.prod(shape) >= SMALL_NUMEL
 
 
 def keep_smallest_float(name: str, values: Float32) -> PackedTensor:
