@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from gptpack.cli.console import print_json, print_table
+from gptpack.report.escape import plain
 from gptpack.report.inspect import InspectReport, flat, inspect
 
 
@@ -95,7 +96,7 @@ def _print(report: InspectReport) -> None:
         click.echo()
         print_table(
             ["stored when packed", ""],
-            [[_plain(name), _plain(value)] for name, value in stored],
+            [[plain(name, 120), plain(value, 120)] for name, value in stored],
         )
 
 
@@ -116,11 +117,3 @@ def _model_line(model: Mapping[str, Any]) -> str:
         f"{model['layers']:,} layers, width {model['width']:,}, heads {model['heads']:,} "
         f"({model['kv_heads']:,} kv), vocab {model['vocab']:,}, context {model['context']:,}"
     )
-
-
-def _plain(value: Any) -> str:
-    """`value` in printable ASCII: a file's text must not reach the terminal's control codes."""
-    if type(value) is int:
-        return f"{value:,}" if abs(value) < 1 << 63 else "an integer of more than 64 bits"
-    text = value if isinstance(value, str) else repr(value)
-    return ascii(text)[1:-1][:120]

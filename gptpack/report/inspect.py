@@ -176,6 +176,26 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def recorded_quality(pack: Mapping[str, Any]) -> dict[str, float]:
+    """What the packer measured (``pack.quality``), as far as the values can be what they say.
+
+    ``bpb_before`` and ``bpb_after`` are bits per byte, ``tokens`` and ``context`` say of what.
+    """
+    quality = pack.get("quality")
+    if not isinstance(quality, Mapping):
+        return {}
+    known: dict[str, float] = {}
+    for key in ("bpb_before", "bpb_after"):
+        bpb = quality.get(key)
+        if type(bpb) is float and 0 <= bpb < 1000:
+            known[key] = bpb
+    for key in ("tokens", "context"):
+        count = quality.get(key)
+        if type(count) is int and 0 < count < 1 << 63:
+            known[key] = count
+    return known
+
+
 def _groups(tensors: tuple[TensorReport, ...], file_bytes: int) -> Iterator[GroupReport]:
     members: dict[tuple[str, tuple[int, ...], str], list[TensorReport]] = {}
     for tensor in tensors:
