@@ -11,7 +11,6 @@ import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptpack.artifact.header import ArtifactHeader
 from gptpack.codec.code_sections import OfCodes
 from gptpack.submission.bundle import Bundle, Module, bundle
 from gptpack.submission.minify import dense, without_annotations
@@ -68,8 +67,8 @@ class Script:
     modules: tuple[str, ...]
 
 
-def make_script(header: ArtifactHeader, *, artifact: str, stride: int = 0) -> Script:
-    """The script for the artifact of this header.
+def make_script(codecs: set[str], *, artifact: str, stride: int = 0) -> Script:
+    """The script for artifacts whose sections have these codecs.
 
     Args:
         artifact: the file's name; it will stand beside the script.
@@ -78,7 +77,6 @@ def make_script(header: ArtifactHeader, *, artifact: str, stride: int = 0) -> Sc
     Raises:
         GptpackError: a module's source is not installed.
     """
-    codecs = {section.codec for section in header.sections}
     without = () if OfCodes.name in codecs else RANGE_MODULES
     call = f"main(__file__, artifact={artifact!r}, stride={stride})"
     plain = bundle(*ENTRY, without=without)
