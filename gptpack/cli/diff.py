@@ -43,7 +43,9 @@ def command(
     settings of model and packing, recorded bits per byte.
 
     Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
-    --bpb ask for more. Changes are B minus A. The exit status is 0 whether they differ or not.
+    --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
+    a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
+    whether they differ or not.
 
     \b
     Examples:
@@ -51,7 +53,7 @@ def command(
       gptpack diff a.gptpack b.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack diff a.gptpack b.gptpack --bpb --data shards/ --json
     """
-    report = diff(before, after)
+    report = diff(before, after, decode=weights or checkpoint is not None)
     result = report.to_dict()
     if weights:
         result["weights"] = _weights(before, after)

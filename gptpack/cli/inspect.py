@@ -16,13 +16,20 @@ from gptpack.report.inspect import InspectReport, flat, inspect
 )
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
-def command(path: str, as_json: bool) -> None:
+@click.option("--decode", is_flag=True, help="Decode the file to see what each tensor takes.")
+def command(path: str, as_json: bool, decode: bool) -> None:
     """Show what the packed file PATH holds, from its header.
 
     The sections are not read: `gptpack eval` verifies them and measures the bits per byte anew.
-    The bytes of a tensor are its share of its section, in proportion to raw bytes.
+    The bytes of a tensor are its share of its section, in proportion to raw bytes; with --decode,
+    in proportion to what its codes cost, which takes some seconds.
     """
-    report = inspect(path)
+    if decode:
+        from gptpack.report.shares import inspect_decoded
+
+        report = inspect_decoded(path)
+    else:
+        report = inspect(path)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -17,8 +17,9 @@ from gptpack.errors import (
     GptpackError,
     MissingDependencyError,
 )
+from gptpack.report.metrics import read_metrics
 from gptpack.submission.folder import ARTIFACT, SCRIPT
-from gptpack.submission.logs import RunRecord, read_metrics
+from gptpack.submission.logs import RunRecord
 
 if TYPE_CHECKING:
     from gptpack.artifact.header import ArtifactHeader

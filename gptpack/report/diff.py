@@ -15,6 +15,7 @@ from gptpack.report.inspect import (
     inspect,
     recorded_quality,
 )
+from gptpack.report.shares import inspect_decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +106,19 @@ def _summary(report: InspectReport) -> dict[str, Any]:
     }
 
 
-def diff(before: str | Path, after: str | Path) -> DiffReport:
+def diff(before: str | Path, after: str | Path, *, decode: bool = False) -> DiffReport:
     """Compare the headers of two files.
+
+    Args:
+        decode: also decode both, to see what each tensor takes; else a section is shared out over
+            its tensors in proportion to raw bytes.
 
     Raises:
         GptpackError: one of them cannot be read.
         ArtifactError: a preamble or header is corrupt.
     """
-    first, second = inspect(before), inspect(after)
+    look = inspect_decoded if decode else inspect
+    first, second = look(before), look(after)
     header = "(header)"
     sides = [
         {**_sides(report.tensors), header: Side(stored_bytes=report.header_bytes)}

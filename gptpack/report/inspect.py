@@ -7,7 +7,7 @@ bytes of all tensors and of the header add up to the size of the file, exactly.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,11 @@ def inspect(path: str | Path) -> InspectReport:
     return report_on(read_header(path), str(path))
 
 
-def report_on(header: ArtifactHeader, path: str) -> InspectReport:
-    """`inspect` of a header that has been read."""
-    shares = tensor_bytes(header)
+def report_on(
+    header: ArtifactHeader, path: str, shares: Sequence[int] | None = None
+) -> InspectReport:
+    """`inspect` of a header that has been read; `shares` are the stored bytes of each tensor."""
+    shares = tensor_bytes(header) if shares is None else shares
     tensors = tuple(
         TensorReport(
             name=entry.name,
