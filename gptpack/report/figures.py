@@ -18,6 +18,7 @@ from gptpack.report.weights import TensorError
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
+LEAST_SIDE = 8
 MARGIN = {"l": 62, "r": 12, "t": 12, "b": 48}
 
 Rows = Sequence[Sequence[str]]
@@ -97,7 +98,7 @@ def treemap(packed: Packed, number: int) -> Figure:
     ids = {path: "\x1f".join(path) for path in places}  # no name has that character
     root = "\x1f"
     colour = [bits.get(path, math.nan) for path in places]
-    known = [value for value in colour if not math.isnan(value)]
+    matrices = [_bits(tensor) for tensor in report.tensors if is_matrix(tensor.shape)]
     figure = go.Figure(
         go.Treemap(
             ids=[root, *ids.values()],
@@ -115,7 +116,7 @@ def treemap(packed: Packed, number: int) -> Figure:
                 "colors": [None, *(None if math.isnan(value) else value for value in colour)],
                 "colorscale": "Viridis",
                 "cmin": 0,
-                "cmax": min(max(known, default=8.0), 16.0),
+                "cmax": max(matrices, default=16.0),
                 "colorbar": {
                     "title": {"text": "bits per parameter", "side": "right"},
                     "thickness": 10,
@@ -140,14 +141,14 @@ def treemap(packed: Packed, number: int) -> Figure:
     share = f"{report.header_bytes / report.file_bytes:.2%}"
     rows.append(["(header)", "", "", f"{report.header_bytes:,}", "", share])
     rows.append(["file", "", "", f"{report.file_bytes:,}", "", "100.00%"])
-    plot = made(figure, height=460)
+    plot = made(figure, height=460, uniformtext={"minsize": 10, "mode": "hide"})
     plot["layout"]["margin"] = {"l": 4, "r": 4, "t": 4, "b": 4}
     return Figure(
         id=f"treemap-{number}",
         title="Where the bytes go",
-        note="Area is bytes of the file, colour is bits per parameter. A tensor's bytes are what "
-        "its codes cost, with its part of the tables; all of them add up to the file. "
-        "Click a part to enlarge it.",
+        note="Area is bytes of the file, colour is bits per parameter, up to the widest matrix. A "
+        "tensor's bytes are what its codes cost, with its part of the tables; all of them add up "
+        "to the file. Click a part to enlarge it.",
         plot=plot,
         columns=["tensor", "shape", "method", "bytes", "bits per parameter", "share"],
         rows=rows,
@@ -169,9 +170,14 @@ def _bits(tensor: TensorReport) -> float:
     return 8 * tensor.stored_bytes / tensor.parameters
 
 
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a tensor is one that layers multiply with, and not a few vectors in a row."""
+    return len(shape) == 2 and min(shape) >= LEAST_SIDE
+
+
 def bits_per_parameter(packed: Packed, number: int) -> Figure:
     """Bits per parameter of each matrix, by layer, a line for each role."""
-    matrices = [tensor for tensor in packed.report.tensors if len(tensor.shape) == 2]
+    matrices = [tensor for tensor in packed.report.tensors if is_matrix(tensor.shape)]
     values = {tensor.name: _bits(tensor) for tensor in matrices}
     return _by_layer(
         values,
@@ -188,7 +194,7 @@ def errors_by_layer(packed: Packed, errors: Sequence[TensorError], number: int) 
     relative = {
         error.name: error.relative
         for error in errors
-        if len(error.shape) == 2 and error.relative is not None
+        if is_matrix(error.shape) and error.relative is not None
     }
     if relative:
         return _by_layer(
@@ -196,7 +202,8 @@ def errors_by_layer(packed: Packed, errors: Sequence[TensorError], number: int) 
             id=f"error-{number}",
             title="Error by layer and role",
             note="Relative error of the decoded weights, measured against the checkpoint beside "
-            "the file: the norm of the difference over the norm of the weights.",
+            "the file: the norm of the difference over the norm of the weights. It counts "
+            "directions that no input takes, so at few bits it may pass 1.",
             axis="relative error",
             form=lambda value: f"{value:.5f}",
         )

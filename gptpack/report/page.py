@@ -40,12 +40,13 @@ body { margin: 0 auto; max-width: 1600px; padding: 16px; background: var(--paper
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.25rem; margin: 32px 0 8px; }
 h3 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: 4px 0 12px; max-width: 75ch; } .soft, figcaption { color: var(--soft); }
+p { margin: 4px 0 12px; max-width: 75ch; } .soft, figcaption p { color: var(--soft); }
 a { color: var(--link); } nav a { margin-right: 16px; white-space: nowrap; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; vertical-align: top; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom-width: 2px; }
+tbody th { position: sticky; left: 0; background: var(--paper); font-weight: normal; }
 .side { display: grid; gap: 24px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); }
 .side > *, figure { min-width: 0; } figure { margin: 0 0 24px; }
