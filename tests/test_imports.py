@@ -93,7 +93,15 @@ OUTSIDE: dict[str, set[str]] = {
 }
 """Part -> the third-party packages it may import; the standard library is open to all."""
 
-WITHOUT_TORCH = {"codec", "artifact", "quant.grids", "quant.types", "report", "submission", "environment"}
+WITHOUT_TORCH = {
+    "artifact",
+    "codec",
+    "environment",
+    "quant.grids",
+    "quant.types",
+    "report",
+    "submission",
+}
 
 
 def modules() -> list[Path]:

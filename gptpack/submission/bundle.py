@@ -93,18 +93,25 @@ def bundle(
             modules[name] = _read(name, transform)
             statements += modules[name].effects
         module = modules[name]
-        statements += _found(module, wanted)
+        targets: list[tuple[str, str]] = []
+        if wanted in module.imports and wanted not in module.definitions:
+            importing, *target = module.imports[wanted]
+            module.kept.add(id(importing))
+            targets.append((target[0], target[1]))
+        else:
+            statements += _defining(module, wanted)
         for statement in statements:
             module.kept.add(id(statement))
             pending += [(name, used) for used in _names(statement) if _has(module, used)]
-            for target, inner in _imported(statement):
-                top = target.partition(".")[0]
-                if top != PACKAGE:
-                    outside.add(top)
-                elif not inner or source_path(f"{target}.{inner}"):
-                    pending.append((f"{target}.{inner}" if inner else target, "*"))
-                else:
-                    pending.append((target, inner))
+            targets += _imported(statement)
+        for target_module, inner in targets:
+            top = target_module.partition(".")[0]
+            if top != PACKAGE:
+                outside.add(top)
+            elif not inner or source_path(f"{target_module}.{inner}"):
+                pending.append((f"{target_module}.{inner}" if inner else target_module, "*"))
+            else:
+                pending.append((target_module, inner))
     return Bundle(tuple(modules[name] for name in sorted(modules)), frozenset(outside), left_out)
 
 
@@ -163,14 +170,12 @@ def _has(module: Module, name: str) -> bool:
     return name in module.definitions or name in module.imports
 
 
-def _found(module: Module, name: str) -> list[ast.stmt]:
-    """The statements that make `name` in a module; ``*`` is all that it defines."""
+def _defining(module: Module, name: str) -> list[ast.stmt]:
+    """The statements that define `name` in a module; ``*`` is all that it defines."""
     if name == "*":
         return [statement for found in module.definitions.values() for statement in found]
     if name in module.definitions:
         return module.definitions[name]
-    if name in module.imports:
-        return [module.imports[name][0]]
     raise GptpackError(f"{module.name} has no {name}; it cannot be bundled")
 
 

@@ -47,7 +47,10 @@ def compare(runs: Sequence[float], record: Sequence[float], *, margin: float) ->
 
 def t_tail(t: float, degrees: float) -> float:
     """``P(T > t)`` of Student's distribution with `degrees` degrees of freedom."""
-    half = incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
+    if abs(t) < 1:  # of two ways to say it, the one in which nothing cancels
+        half = (1 - incomplete_beta(0.5, degrees / 2, t * t / (degrees + t * t))) / 2
+    else:
+        half = incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
     return half if t >= 0 else 1 - half
 
 
