@@ -29,6 +29,7 @@ from gptpack.submission.folder import (
     REQUIREMENTS,
     SCRIPT,
     About,
+    check_output,
     figures,
     log_name,
     readme,
@@ -113,6 +114,7 @@ def make(
     """
     from gptpack.submission.script import make_script
 
+    check_output(output, force=force)
     found = [read_run(run) for run in runs]
     seeds = [run.record.seed for run in found]
     if len(set(seeds)) < len(seeds):
@@ -137,7 +139,7 @@ def make(
         SCRIPT: source,
         **{log_name(seed): text for seed, text in texts.items()},
     }
-    write_folder(output, files, first.artifact, force=force)
+    write_folder(output, files, first.artifact)
     sizes = {
         "readable_bytes": len(script.readable.encode()),
         "small_bytes": len(script.small.encode()),

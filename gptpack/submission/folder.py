@@ -187,24 +187,23 @@ What the artifact says of it:
 """
 
 
-def write_folder(
-    output: Path, files: Mapping[str, str], artifact: Path, *, force: bool = False
-) -> None:
-    """Put all files under `output`, at once.
+def check_output(output: Path, *, force: bool) -> None:
+    """Raise `ConfigError` if `output` exists and is not to be replaced, or is no submission."""
+    if not output.exists():
+        return
+    ours = output.is_dir() and (not any(output.iterdir()) or (output / FIGURES).is_file())
+    if not ours:
+        raise ConfigError(f"{output} exists and it is no submission; choose another --output")
+    if not force and any(output.iterdir()):
+        raise ConfigError(f"{output} exists; give --force, or another --output")
+
+
+def write_folder(output: Path, files: Mapping[str, str], artifact: Path) -> None:
+    """Put all files under `output`, at once; what is there is replaced (see `check_output`).
 
     Raises:
-        ConfigError: `output` exists and is not to be replaced.
         GptpackError: it cannot be written.
     """
-    if output.exists():
-        ours = output.is_dir() and (not any(output.iterdir()) or (output / FIGURES).is_file())
-        if not force or not ours:
-            way = (
-                "give --force, or another --output"
-                if ours
-                else "it is no submission; choose another"
-            )
-            raise ConfigError(f"{output} exists; {way}")
     staging = output.with_name(f".{output.name}.unfinished")
     try:
         shutil.rmtree(staging, ignore_errors=True)
