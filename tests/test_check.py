@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from strategies import MODEL, TOKENIZER, example_tensors
+from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
@@ -392,3 +393,32 @@ def test_without_torch_a_score_cannot_be_proved_and_the_status_says_so(run, tmp_
     status, _, err = run("m.gptpack", "--bpb", "--data", "shards")
     assert status == 4
     assert "torch, which is not installed" in err
+
+
+def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):  # noqa: F811
+    table = f"[check]\ndata = '{world.data}'\ntokens = 64\nbudget = '1MB'\n[[check.artifact]]\n"
+    (tmp_path / "gptpack.toml").write_text(f"{table}path = '{world.artifact}'\nname = 'm'\n")
+    status, out, err = run("--bpb", "--json", "-o", "main.json")
+    assert status == 0, err
+    assert "m: scoring 64 tokens of" in err
+    (found,) = json.loads(out)["artifacts"]
+    assert found["bpb"]["source"] == "measured"
+    assert (found["bpb"]["tokens"], found["bpb"]["context"]) == (64, 32)
+    limit = found["bpb"]["value"] - 0.001
+    (tmp_path / "gptpack.toml").write_text(
+        f"{table}path = '{world.artifact}'\nname = 'm'\nmax_bpb = {limit}\nmax_bpb_rise = 0.0\n"
+    )
+    status, out, _ = run("--bpb", "--baseline", "main.json")
+    assert status == 1
+    assert f"0.001000 above the limit of {limit}" in out
+    assert "+0 bytes, +0.0000 bpb" in out
+    assert "bpb rise" not in out
+
+
+def test_a_file_that_is_damaged_is_not_scored(run, tmp_path, world: World):  # noqa: F811
+    data = bytearray(world.artifact.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "m.gptpack").write_bytes(data)
+    status, _, err = run("m.gptpack", "--bpb", "--data", world.data)
+    assert status == 3
+    assert "scoring" not in err

@@ -284,7 +284,11 @@ def test_the_page_is_readable_in_a_browser_and_fetches_nothing(
     assert chromium.complaints() == []
     drawn = chromium.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.id)")
     for name in drawn:
-        mark = ".treemaplayer path.surface" if name.startswith("treemap") else ".cartesianlayer .trace path"
+        mark = (
+            ".treemaplayer path.surface"
+            if name.startswith("treemap")
+            else ".cartesianlayer .trace path"
+        )
         count = chromium.evaluate(f"document.querySelectorAll('#{name} {mark}').length")
         assert count, name
     # Two runs: two lines in each curve of training, two bars of training in the ledger.

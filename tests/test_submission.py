@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_cli_eval import World, world  # noqa: F401
 from test_packaging import bare_environment
@@ -16,6 +17,7 @@ from test_packaging import bare_environment
 from gptpack.artifact.writer import write_artifact
 from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli import main
+from gptpack.cli.submission_runs import _exchange
 from gptpack.config import Recipe, TrainingConfig
 from gptpack.errors import ConfigError
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
@@ -396,3 +398,27 @@ def test_runs_that_cannot_be_told_apart_or_read_are_usage_errors(
 def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, capsys: Any) -> None:
     assert gptpack("submission", "check", tmp_path / "nosuch") == 2
     assert "not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([3, 40, 12, 9, 30, 30, 30], (43, 55)),  # the shortest that fills a window of 10
+        ([3, 4, 5, 6, 7, 8, 9, 30], (33, 42)),  # none but the last does: the longest of the others
+        ([50], None),
+        ([20, 30], None),
+    ],
+)
+def test_the_probe_joins_text_at_the_starts_of_documents(lengths, expected):
+    draw = np.random.default_rng(0)
+    stream = [np.concatenate(([1], draw.integers(2, 999, length - 1))) for length in lengths]
+    tokens = np.concatenate(stream)
+    found = _exchange(tokens, 1, 10)
+    if expected is None:
+        assert found is None
+        return
+    begin, cut, other = found
+    assert (begin, cut) == expected
+    assert tokens[begin] == tokens[cut] == tokens[other] == 1
+    assert tokens[cut + 1] != tokens[other + 1]
+    assert other + 20 <= len(tokens)

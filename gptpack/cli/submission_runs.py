@@ -34,8 +34,8 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """Runs a script in a process that refuses connections."""
-PROBE_CONTEXTS = 4
-"""Windows of text on which it is tried whether scores depend on later tokens."""
+PROBE_CONTEXTS = 2
+"""Windows of text that are exchanged to see whether scores depend on later tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +158,16 @@ def depends_on_later_tokens(folder: Path, options: list[object], data: Path) -> 
     from gptpack.data.shards import load_tokens, write_shard
 
     header = read_header(folder / ARTIFACT)
-    length = PROBE_CONTEXTS * header.model.context + 1
+    context = header.model.context
     tokens = load_tokens(data, "val", header.model.vocab, 0)
-    places = _exchange(tokens, header.tokenizer.bos, length)
+    places = _exchange(np.asarray(tokens), header.tokenizer.bos, context)
     if places is None:
         return None
-    cut, other = places
-    texts = [tokens[:length], np.concatenate([tokens[:cut], tokens[other : other + length - cut]])]
+    begin, cut, other = places
+    tail = PROBE_CONTEXTS * context
+    first = tokens[begin:cut]
+    texts = [np.concatenate([first, tokens[at : at + tail]]) for at in (cut, other)]
+    same_until = cut - begin
     losses = []
     with tempfile.TemporaryDirectory(prefix="gptpack-") as temporary:
         for index, text in enumerate(texts):
@@ -175,25 +178,36 @@ def depends_on_later_tokens(folder: Path, options: list[object], data: Path) -> 
             # the later --data wins over one among the options
             run_script(folder / SCRIPT, *options, "--data", place, "--losses", output)
             losses.append(np.load(output))
-    same = losses[0][:cut] == losses[1][:cut]
+    same = losses[0][:same_until] == losses[1][:same_until]
     if bool(same.all()):
         return ""
-    return f"target {int(np.argmin(same))} scores differently when tokens from {cut + 1} on change"
+    return (
+        f"target {int(np.argmin(same))} scores differently when tokens from {same_until + 1} on "
+        "change"
+    )
 
 
-def _exchange(tokens: Any, bos: int, length: int) -> tuple[int, int] | None:
-    """Where the first text is cut, and where other documents stand, both at a document's start."""
+def _exchange(tokens: Any, bos: int, context: int) -> tuple[int, int, int] | None:
+    """A document's start and end, and where else there is text that could follow it.
+
+    The document fills a window, if one does, and is the shortest of those; both continuations begin
+    with a document, so that tokens still decode to text wherever they are joined.
+    """
     import numpy as np
 
-    starts = np.flatnonzero(np.asarray(tokens) == bos)
-    inside = starts[(starts > length // 4) & (starts < length - 1)]
-    if not inside.size:
+    tail = PROBE_CONTEXTS * context
+    starts = np.flatnonzero(tokens == bos)
+    starts = starts[starts <= len(tokens) - tail]
+    if starts.size < 3:
         return None
-    cut = int(inside[inside.size // 2])
-    needed = length - cut
-    for other in starts[(starts > cut) & (starts <= len(tokens) - needed)]:
-        if (tokens[other : other + needed] != tokens[cut:length]).any():
-            return cut, int(other)
+    lengths = np.diff(starts)
+    order = np.argsort(np.where(lengths >= context, lengths, len(tokens) - lengths), kind="stable")
+    index = int(order[0])
+    begin, cut = int(starts[index]), int(starts[index + 1])
+    for other in starts:
+        # the token after BOS differs: whoever looks one token ahead is found as well
+        if (tokens[other : other + 2] != tokens[cut : cut + 2]).any():
+            return begin, cut, int(other)
     return None
 
 

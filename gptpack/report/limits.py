@@ -18,7 +18,7 @@ from gptpack.errors import ConfigError
 
 CONFIG = "gptpack.toml"
 SAMPLE_TOKENS = 65536
-"""A 27 M parameter model scores so many in about a minute on two cores (docs/log.md)."""
+"""A 27 M parameter model scores so many in two minutes on two busy cores (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
