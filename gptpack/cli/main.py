@@ -11,7 +11,7 @@ import sys
 import click
 
 from gptpack.artifact.layout import VERSION as FORMAT_VERSION
-from gptpack.errors import GptpackError
+from gptpack.errors import GptpackError, MissingDependencyError
 from gptpack.version import VERSION
 
 COMMANDS = {
@@ -121,3 +121,12 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     except GptpackError as error:
         click.echo(f"gptpack: {error}", err=True)
         sys.exit(error.exit_status)
+    except ModuleNotFoundError as error:
+        # an installation without torch can check, inspect, compare and verify, and no more
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "gptpack") or package in sys.stdlib_module_names:
+            raise
+        click.echo(
+            f"gptpack: this needs {package}, which is not installed; see: gptpack doctor", err=True
+        )
+        sys.exit(MissingDependencyError.exit_status)

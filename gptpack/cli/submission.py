@@ -69,7 +69,7 @@ def command() -> None:
     """
 
 
-@command.command("make")
+@command.command("make", short_help="Make a folder that can be submitted, out of runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="[SEED=]RUN...")
 @click.option("--output", "-o", required=True, type=PATH, help="Folder to write.")
 @click.option("--data", required=True, type=PATH, help="Folder of validation shards.")
@@ -207,7 +207,7 @@ def _print_made(
     note(f"wrote {output}{os.sep}; check it with: gptpack submission check {output}")
 
 
-@command.command("check")
+@command.command("check", short_help="Hold a submission to the contest's rules.")
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.option("--data", type=PATH, help="Folder of validation shards: run the script as well.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
@@ -236,7 +236,8 @@ def check(
 
     The cap is 16,000,000 bytes over the files that ship. Without --data nothing is run; with it
     the script is run with every connection refused, its figure is compared with the log's, and it
-    is tried whether scores depend on tokens after them. The exit status is 1 if a rule fails.
+    is tried whether scores depend on tokens after them. The script is a program: give --data for a
+    folder that you would run. The exit status is 1 if a rule fails.
 
     \b
     Examples:
