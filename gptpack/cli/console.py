@@ -54,7 +54,10 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A callback that draws one bar per phase on stderr; without a terminal, a line per phase."""
+    """A callback that draws one bar per phase on stderr; without a terminal, a line per phase.
+
+    An interrupt goes on with a word on what was reached.
+    """
     console = Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}"),
@@ -66,13 +69,19 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         disable=quiet or not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
+    reached = ""
 
     def report(phase: str, done: float, total: float) -> None:
+        nonlocal reached
+        reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
         if phase not in tasks:
             tasks[phase] = bars.add_task(phase, total=total or None)
             if not quiet and not console.is_terminal:
                 note(f"{phase} ...")
         bars.update(tasks[phase], completed=done, total=total or None)
 
-    with bars:
-        yield report
+    try:
+        with bars:
+            yield report
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(reached) from None

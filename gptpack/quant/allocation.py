@@ -13,7 +13,7 @@ Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -209,14 +209,7 @@ def _rescaled(matrix: Matrix, tensor: PackedTensor, loss: float) -> tuple[Packed
 
 def with_row_scales(tensor: PackedTensor, row_scales: Array) -> PackedTensor:
     """`tensor` with other indexes of row scales."""
-    return PackedTensor(
-        name=tensor.name,
-        shape=tensor.shape,
-        method=tensor.method,
-        arrays={**tensor.arrays, "row_scales": row_scales.astype(np.int16)},
-        parameters=tensor.parameters,
-        record=tensor.record,
-    )
+    return replace(tensor, arrays={**tensor.arrays, "row_scales": row_scales.astype(np.int16)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
