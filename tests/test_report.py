@@ -23,6 +23,7 @@ from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import PackedTensor
 from gptpack.report import figures
 from gptpack.report.figures_runs import rate_distortion, seconds_ledger, thinned
+from gptpack.report.inspect import inspect
 from gptpack.report.page import render
 from gptpack.report.runs import gather, read_curve
 
@@ -63,7 +64,18 @@ def make_run(folder: Path, world: World, offset: float) -> Path:  # noqa: F811
             },
             codecs=[codec],
         )
-        report = {"sha256": file_sha256(path), "seconds": {"calibrate": 1.5, "pack": 2.5}}
+        proof = {
+            "file": {"weights_sha256": inspect(path).weights_sha256},
+            "seconds": {"plain": 3.0},
+            "sliding": {"bpb": 2.05},
+        }
+        report = {
+            "sha256": file_sha256(path),
+            "seconds": {"calibrate": 1.5, "pack": 2.5, "prove": 4.0},
+            "after": proof,
+        }
+        if codec == "zlib":
+            (folder / "eval.json").write_text(json.dumps({**proof, "seconds": {"plain": 0.5}}))
         (folder / f"pack-{codec}.json").write_text(json.dumps(report))
     (folder / "curve.csv").write_text("bytes,predicted_bpb,measured_bpb\n9000,2.3,2.31\n99,3,\n")
     return folder
@@ -194,7 +206,11 @@ def test_seconds_are_of_training_and_of_the_reports_beside_the_files(runs: list[
     rows = {row[0]: row[1:] for row in found.rows}
     assert rows["train"] == ["310.00", "", ""]
     assert rows["calibrate"] == ["", "1.50", "1.50"]
-    assert rows["sum"] == ["310.00", "4.00", "4.00"]
+    # A proof's own phases are part of "prove"; those of an evaluation beside it count. Both files
+    # have the same weights, so that it is of both.
+    assert rows["eval plain"] == ["", "0.50", "0.50"]
+    assert rows["sum"] == ["310.00", "8.50", "8.50"]
+    assert {file.sliding_bpb for file in gather(runs[:1])[0].packed} == {2.05}
 
 
 def test_long_curves_are_means_of_equal_numbers_of_steps() -> None:

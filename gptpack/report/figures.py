@@ -1,7 +1,7 @@
 """Figures of one packed file, each with its numbers. Drawn by plotly, an optional package.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; those of text
-and grid are left to the page, which knows whether it is dark.
+Colours are those of Okabe and Ito, and then of Tol, which people with any colour vision tell apart;
+those of text and grid are left to the page, which knows whether it is dark.
 """
 
 import html
@@ -16,7 +16,10 @@ from gptpack.report.inspect import TensorReport
 from gptpack.report.runs import Packed
 from gptpack.report.weights import TensorError
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F")
+# fmt: off
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F",
+           "#882255", "#44AA99", "#DDCC77", "#6A5ACD")
+# fmt: on
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
 LEAST_SIDE = 8
 MARGIN = {"l": 62, "r": 12, "t": 12, "b": 48}

@@ -9,6 +9,8 @@ from gptpack.report.runs import Packed, Source
 
 MOST_POINTS = 1500
 """Of a curve of a run; more steps are averaged, in equal numbers."""
+MOST_IN_LEGEND = 8
+"""Parts of a ledger; where there are more, the table and the pointer tell them apart."""
 
 
 def rate_distortion(sources: Sequence[Source]) -> Figure | None:
@@ -215,11 +217,11 @@ def _bars(
             orientation="h",
             marker={"color": colour[part], "line": {"width": 0.5, "color": "#fff"}},
             hovertemplate=label(part) + "<br>%{x:,} " + axis + "<extra></extra>",
-            showlegend=False,
+            showlegend=len(order) <= MOST_IN_LEGEND,
         )
     plot = made(
         figure,
-        height=90 + 46 * len(parts),
+        height=130 + 46 * len(parts),
         barmode="stack",
         xaxis={"title": {"text": axis}, "tickformat": "~s"},
         yaxis={"automargin": True, "autorange": "reversed"},

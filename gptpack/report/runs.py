@@ -136,11 +136,12 @@ def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> Packed:
     for values in packings:
         seconds |= _phases(values.get("seconds"), "")
     sliding = None
-    evaluations = [packing.get("after") for packing in packings] + list(beside)
-    for values in filter(None, evaluations):
+    proofs = [packing["after"] for packing in packings if "after" in packing]
+    for values in [*proofs, *beside]:
         if not _evaluates(values, report.weights_sha256):
             continue
-        seconds |= _phases(values.get("seconds"), "eval ")
+        if values not in proofs:  # the time of a proof is in that of packing
+            seconds |= _phases(values.get("seconds"), "eval ")
         score = values.get("sliding")
         if isinstance(score, dict) and type(score.get("bpb")) is float:
             sliding = score["bpb"]
