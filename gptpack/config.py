@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 from gptpack.errors import ConfigError
 
 Activation = Literal["relu2", "leaky_relu2"]
+MuonMethod = Literal["newton-schulz", "polar-express"]
+StateDtype = Literal["float32", "bfloat16"]
 Loader = Literal["sequential", "coprime", "coprime-shards", "shuffled", "bos"]
 
 UNITS = {
@@ -142,11 +144,22 @@ class OptimizerConfig:
     muon_momentum_warmup_steps: int = 500
     muon_momentum_cooldown_steps: int = 0
     """Momentum goes back to its start over the last so many steps (as wall-clock time)."""
+    muon_method: MuonMethod = "newton-schulz"
+    """How matrices are orthogonalised: one polynomial throughout, or the best of each iteration."""
     muon_steps: int = 5
-    """Newton-Schulz iterations."""
+    """Iterations of it; ``polar-express`` has 5."""
+    muon_row_norm: bool = False
+    """Bring the rows of an update to one length before it is orthogonalised (MuonEq-R)."""
+    muon_variance_beta2: float = 0.0
+    """Even out the rows (or columns, the longer side) of an orthogonalised update by a running
+    mean of their squares with this decay (NorMuon; speedruns have 0.9); 0 does not."""
+    muon_momentum_dtype: StateDtype = "float32"
+    """What momentum is kept in between steps."""
     matrix_weight_decay: float = 0.0
     """Decoupled: weights shrink by ``lr * decay`` before each update."""
     adam_weight_decay: float = 0.0
+    cautious_weight_decay: bool = False
+    """Decay only weights that the update shrinks as well, for Muon and Adam."""
     weight_decay_taper_start: float = 1.0
     """Share of the run from which both weight decays fall linearly; 1: they do not."""
     weight_decay_final: float = 0.5
@@ -158,21 +171,43 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 does not clip."""
     ema_decay: float = 0.0
     """Per-step decay of the averaged weights that get packed; 0 packs the last ones."""
+    swa_every: int = 0
+    """Pack the plain mean of the weights after every so many steps (SWA); 0 does not."""
+    swa_start: float = 0.75
+    """Share of the run from which that mean is taken."""
 
     def __post_init__(self) -> None:
-        for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
+        for name in (
+            "muon_momentum",
+            "muon_momentum_start",
+            "muon_variance_beta2",
+            "adam_beta1",
+            "adam_beta2",
+            "ema_decay",
+            "swa_start",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         for name in ("weight_decay_taper_start", "weight_decay_final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1]")
-        for name in ("muon_momentum_warmup_steps", "muon_momentum_cooldown_steps"):
+        for name in (
+            "muon_momentum_warmup_steps",
+            "muon_momentum_cooldown_steps",
+            "grad_clip",
+            "swa_every",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
         if self.muon_steps < 1:
             raise ConfigError(f"muon_steps={self.muon_steps} must be at least 1")
+        if self.muon_method == "polar-express" and self.muon_steps > 5:
+            raise ConfigError(f"muon_steps={self.muon_steps}: polar-express has 5 iterations")
+        if self.ema_decay and self.swa_every:
+            raise ConfigError(
+                f"ema_decay={self.ema_decay} and swa_every={self.swa_every} exclude each other: "
+                "one average is packed; set one of them to 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

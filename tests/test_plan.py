@@ -118,25 +118,29 @@ def test_activations_are_what_a_pass_over_a_batch_keeps(name):
     assert loss.isfinite()
 
 
-@pytest.mark.parametrize("ema", ["0.0", "0.9"])
-def test_memory_is_that_of_the_tensors_of_a_run(tmp_path, ema):
-    run = new_run(tmp_path, tiny(f"optimizer.ema_decay={ema}"))
+OPTIMIZERS = {
+    "plain": [],
+    "average": ["optimizer.ema_decay=0.9"],
+    "samples": ["optimizer.swa_every=2"],
+    "small momentum": ["optimizer.muon_momentum_dtype=bfloat16"],
+    "variance": ["optimizer.muon_variance_beta2=0.9"],
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_memory_is_that_of_the_tensors_of_a_run(tmp_path, name):
+    run = new_run(tmp_path, tiny(*OPTIMIZERS[name]))
     expected = memory(run)
     for _ in range(2):
         run.update(0.0)
     run.batches.close()
     parameters = list(run.model.parameters())
-    state = [
-        tensor.nbytes
-        for optimizer in (run.optimizers.muon, run.optimizers.adam)
-        for values in optimizer.state.values()
-        for key, tensor in values.items()
-        if key != "step"
-    ]
+    state = [tensor for kinds in run.optimizers.state().values() for tensor in kinds.values()]
+    averaged = name in ("average", "samples")
     assert expected.weights_bytes == sum(parameter.nbytes for parameter in parameters)
     assert expected.gradients_bytes == expected.weights_bytes
-    assert expected.optimizer_bytes == sum(state)
-    assert expected.average_bytes == (expected.weights_bytes if float(ema) else 0)
+    assert expected.optimizer_bytes == sum(tensor.nbytes for tensor in state)
+    assert expected.average_bytes == (expected.weights_bytes if averaged else 0)
     assert expected.total_bytes > expected.activations_bytes > 0
 
 

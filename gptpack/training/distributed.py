@@ -1,6 +1,8 @@
 """Ranks of a data-parallel run. torchrun starts them; without it there is one.
 
-NCCL on CUDA, gloo on CPU. Launching, rendezvous and failure are torchrun's business.
+Tensors on CUDA go by NCCL, tensors on the CPU by gloo, also in a run on CUDA: what only the hosts
+have to agree on is settled between the hosts. Launching, rendezvous and failure are torchrun's
+business.
 """
 
 import os
@@ -14,10 +16,35 @@ from torch import Tensor
 
 from gptpack.errors import MissingDependencyError
 
+# torch 2.13 deprecates the names that 2.11 has
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(slots=True)
+class Pending:
+    """A tensor that a collective is still writing to; `source` is what it reads."""
+
+    tensor: Tensor
+    source: Tensor | None = None
+    work: dist.Work | None = None
+
+    def wait(self) -> Tensor:
+        """The finished tensor. On CUDA the device waits for it, not the host."""
+        if self.work is not None:
+            self.work.wait()
+            # once: gloo writes the result at every wait, over what was done to it since
+            self.work = self.source = None
+        return self.tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place among `world` ranks, and its device."""
+    """This process's place among `world` ranks, and its device.
+
+    Collectives are launched by all ranks in the same order, and run in that order. With one rank
+    there are none: a sum or a gathered tensor is the tensor itself.
+    """
 
     rank: int
     world: int
@@ -43,17 +70,48 @@ class Ranks:
             tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
             offset += tensor.numel()
 
+    def launch_sum(self, tensor: Tensor) -> Pending:
+        """Begin to replace `tensor` by its sum over all ranks."""
+        if self.world == 1:
+            return Pending(tensor)
+        return Pending(tensor, work=dist.all_reduce(tensor, async_op=True))
+
+    def launch_scatter_sum(self, tensor: Tensor) -> Pending:
+        """Begin to sum `tensor` over all ranks; each gets its part of the first axis.
+
+        That axis is a multiple of the ranks; rank r gets the r-th of equal parts.
+        """
+        if self.world == 1:
+            return Pending(tensor)
+        part = tensor.new_empty((len(tensor) // self.world, *tensor.shape[1:]))
+        source = tensor.contiguous()
+        return Pending(part, source, _scatter_sum(part, source, async_op=True))
+
+    def launch_gather(self, part: Tensor, out: Tensor | None = None) -> Pending:
+        """Begin to join the ranks' parts, in the ranks' order, along the first axis.
+
+        Args:
+            out: where to; `part` may be this rank's part of it.
+        """
+        if self.world == 1:
+            return Pending(part)
+        if out is None:
+            out = part.new_empty((len(part) * self.world, *part.shape[1:]))
+        source = part.contiguous()
+        return Pending(out, source, _gather(out, source, async_op=True))
+
     def first(self, value: float) -> float:
-        """Rank 0's `value`, on every rank."""
+        """Rank 0's `value`, on every rank. No device waits for it, or is waited for."""
         if self.world == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        shared = torch.tensor(value, dtype=torch.float64)
         dist.broadcast(shared, 0)
         return shared.item()
 
     def barrier(self) -> None:
+        """Wait until every rank's host is here."""
         if self.world > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(()))
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -84,7 +142,7 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(rank, world, chosen)
     finally:

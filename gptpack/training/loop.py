@@ -4,7 +4,6 @@ Set up, compile outside the clock, then step until the steps or the seconds are 
 loss is looked at one step later, so that looking never makes the device wait.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT, state_problem
 from gptpack.progress import Progress, silent
+from gptpack.training.averages import Average
 from gptpack.training.distributed import Ranks
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
@@ -47,6 +47,8 @@ class TrainResult:
     peak_memory_bytes: int
     """CUDA memory at its peak; 0 on CPU."""
     attention: str
+    weights: str
+    """Which weights the checkpoint holds: the last ones, or which average."""
 
 
 def train(
@@ -122,14 +124,11 @@ class Run:
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
         if self.compiled:
             self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
-        self.optimizers = Optimizers(self.model, recipe.optimizer, compiled=self.compiled)
-        self.ema = self._weights() if recipe.optimizer.ema_decay else None
+        self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
+        self.average = Average(self.model, recipe.optimizer)
         self.step = 0
         self.spent_seconds = 0.0
         """Training seconds of earlier processes of this run."""
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def micro_batch(self) -> int:
         """Windows that go through the model at once: the largest even split under the limit."""
@@ -140,7 +139,10 @@ class Run:
         return next(size for size in range(min(windows, count), 0, -1) if count % size == 0)
 
     def gradients(self, step: int) -> Tensor:
-        """Leave the gradients of step `step` in the model; returns the mean loss over all ranks."""
+        """Leave this rank's part of step `step`'s gradients in the model; returns the mean loss.
+
+        The loss is that of all ranks; the gradients of all of them add up to those of the step.
+        """
         inputs, targets = self.batches.get(step)
         micro = self.micro_batch()
         total = torch.zeros((), device=self.ranks.device)
@@ -149,46 +151,38 @@ class Run:
             weighted = loss * (micro / self.sequences)
             weighted.backward()  # type: ignore[no-untyped-call]
             total += weighted.detach()
-        present = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.ranks.sum([*present, total])
-        if clip := self.recipe.optimizer.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.ranks.sum([total])
         return total
 
     def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
         """One optimizer step; returns its loss and what it was made with."""
-        optimizer = self.recipe.optimizer
-        now = scheduled(self.step, elapsed, self.recipe.training, optimizer)
+        now = scheduled(self.step, elapsed, self.recipe.training, self.recipe.optimizer)
+        loss = self._learn(now)
+        self.step += 1
+        self.average.update(self.step, now.progress)
+        return loss, now
+
+    def _learn(self, now: Scheduled) -> Tensor:
         loss = self.gradients(self.step)
         self.optimizers.step(
             lr_multiplier=now.lr_multiplier,
             momentum=now.momentum,
             weight_decay_multiplier=now.weight_decay_multiplier,
         )
-        if self.ema is not None:
-            state = self.model.state_dict()
-            fresh = [state[name] for name in self.ema]
-            torch._foreach_lerp_(list(self.ema.values()), fresh, 1 - optimizer.ema_decay)
-        self.step += 1
-        return loss, now
+        return loss
 
     def warm_up(self) -> float:
         """Compile by training a few steps whose effect is undone; returns the seconds it took."""
         if not self.compiled:
             return 0.0
         start = time.perf_counter()
-        weights, step = self._weights(), self.step
-        state = copy.deepcopy(self.optimizers.state_dict())
-        ema = None if self.ema is None else {n: t.clone() for n, t in self.ema.items()}
+        changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
+        before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
+        now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
         for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
-            self.update(0.0)
-        self.model.load_state_dict(weights)
-        orthogonalize = self.optimizers.muon.orthogonalize
-        self.optimizers = Optimizers(self.model, self.recipe.optimizer, compiled=False)
-        self.optimizers.muon.orthogonalize = orthogonalize
-        if step:
-            self.optimizers.load_state_dict(state)
-        self.step, self.ema = step, ema
+            self._learn(now)
+        for tensor, value in zip(changing, before, strict=True):
+            tensor.copy_(value)
         self.synchronize()
         self.ranks.barrier()
         return time.perf_counter() - start
@@ -207,13 +201,17 @@ class Run:
             torch.cuda.reset_peak_memory_stats()
         compile_seconds = self.warm_up()
         metrics = Metrics(self.output / METRICS, self.step) if self.ranks.main else None
-        start = saved = time.perf_counter() - self.spent_seconds
-        saved += self.spent_seconds
+        start = time.perf_counter() - self.spent_seconds
+        saved: float | None = None
         last = float("nan")
         before: tuple[Tensor, Scheduled, int, float] | None = None
         try:
             while True:
+                # Rank 0's clock is everybody's: the rate, the end and the saves follow it, so no
+                # rank ever disagrees. It goes from host to host before the step is launched, while
+                # the device is at the step before, so that no device waits (distributed.py).
                 elapsed = self.ranks.first(time.perf_counter() - start)
+                saved = elapsed if saved is None else saved
                 over = bool(training.seconds) and elapsed >= training.clock_seconds
                 if over or self.step >= training.steps:
                     break
@@ -222,11 +220,11 @@ class Run:
                     last = self._look(before, metrics)
                 before = now
                 progress("train", round(1000 * now[1].progress), 1000)
-                due = self.ranks.first(time.perf_counter() - saved)
-                if training.checkpoint_seconds and due >= training.checkpoint_seconds:
+                if training.checkpoint_seconds and elapsed - saved >= training.checkpoint_seconds:
                     last, before = self._look(now, metrics), None
                     self.save(time.perf_counter() - start)
-                    saved = time.perf_counter()
+                    # counts from the next look at the clock on: saving itself takes time
+                    saved = None
             if before is not None:
                 last = self._look(before, metrics)
             self.synchronize()
@@ -246,6 +244,7 @@ class Run:
             loss_nats=last,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
             attention=self.attention,
+            weights=self.average.told,
         )
 
     def _look(self, step: tuple[Tensor, Scheduled, int, float], metrics: Metrics | None) -> float:
@@ -274,16 +273,20 @@ class Run:
         return loss
 
     def save(self, seconds: float) -> None:
-        """Write the checkpoint; the weights in it are the averaged ones if there are any."""
+        """Write the checkpoint; the weights in it are the averaged ones if there are any.
+
+        Every rank calls this; rank 0 writes.
+        """
+        optimizers = self.optimizers.state()
         if not self.ranks.main:
             return
-        raw = {name: tensor.cpu() for name, tensor in self._weights().items()}
-        averaged = None
-        if self.ema is not None:
-            averaged = {name: tensor.cpu() for name, tensor in self.ema.items()}
+        raw = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        average = self.average.packed()
+        averaged = average and {name: value.cpu() for name, value in average.items()}
         training = {
             "raw": raw if averaged else None,
-            "optimizers": self.optimizers.state_dict(),
+            "averaged": self.average.samples,
+            "optimizers": optimizers,
             "seconds": seconds,
         }
         checkpoint = Checkpoint(
@@ -322,9 +325,11 @@ class Run:
         if problem := state_problem(self.model, raw):
             raise CheckpointError(f"{self.path}: {problem}")
         self.model.load_state_dict(raw)
-        self.optimizers.load_state_dict(checkpoint.training["optimizers"])
-        if self.ema is not None:
-            device = self.ranks.device
-            self.ema = {name: t.to(device) for name, t in checkpoint.weights.items()}
+        try:
+            self.optimizers.load_state(checkpoint.training["optimizers"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        if checkpoint.training["raw"]:
+            self.average.load(dict(checkpoint.weights), checkpoint.training["averaged"])
         self.step = checkpoint.step
         self.spent_seconds = float(checkpoint.training["seconds"])

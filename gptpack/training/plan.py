@@ -129,15 +129,13 @@ class Memory:
 def memory(run: Run) -> Memory:
     """What a step of `run` takes on its device."""
     weights = sum(parameter.nbytes for parameter in run.model.parameters())
-    muon = sum(p.nbytes for group in run.optimizers.muon.param_groups for p in group["params"])
-    adam = sum(p.nbytes for group in run.optimizers.adam.param_groups for p in group["params"])
     saved, context = saved_bytes(run.model), run.recipe.model.context
     window = saved.linear * context + saved.quadratic * context**2
     return Memory(
         weights_bytes=weights,
         gradients_bytes=weights,
-        optimizer_bytes=muon + 2 * adam,
-        average_bytes=0 if run.ema is None else sum(t.nbytes for t in run.ema.values()),
+        optimizer_bytes=sum(tensor.nbytes for tensor in run.optimizers.tensors()),
+        average_bytes=sum(tensor.nbytes for tensor in run.average.mean.values()),
         activations_bytes=saved.constant + run.micro_batch() * window,
     )
 
