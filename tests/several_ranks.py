@@ -96,7 +96,8 @@ def main(folder: Path) -> None:
             train(tiny(*overrides), shards(), folder / f"resumed-{name}", here, resume=True)
         run = new_run(CLOCK, folder / "clock", here)
         seen["steps"] = finish(run, folder / f"clock-{here.rank}.pt")
-        (folder / f"seen-{here.rank}.json").write_text(json.dumps(seen))
+    seen["threads"] = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"seen-{here.rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

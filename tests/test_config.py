@@ -88,6 +88,10 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (OptimizerConfig, "adam_beta2", -0.1),
         (OptimizerConfig, "ema_decay", 1.0),
         (OptimizerConfig, "muon_steps", 0),
+        (OptimizerConfig, "muon_variance_beta2", 1.0),
+        (OptimizerConfig, "grad_clip", -0.1),
+        (OptimizerConfig, "swa_every", -1),
+        (OptimizerConfig, "swa_start", 1.0),
         (DataConfig, "mix_shards_start", 0),
         (DataConfig, "mix_shards_end", 0),
         (DataConfig, "mix_steps", -1),
@@ -122,6 +126,18 @@ def test_a_warmdown_is_in_steps_or_a_share_and_not_both():
 def test_what_packing_needs_comes_off_the_clock_where_there_is_one():
     assert TrainingConfig(seconds=300.0, reserve_seconds=8.5).clock_seconds == 291.5
     assert TrainingConfig(seconds=0.0, reserve_seconds=8.5).clock_seconds == 0.0
+
+
+def test_polar_express_has_five_iterations():
+    with pytest.raises(ConfigError, match="muon_steps=6: polar-express has 5 iterations"):
+        OptimizerConfig(muon_method="polar-express", muon_steps=6)
+    assert OptimizerConfig(muon_method="newton-schulz", muon_steps=6).muon_steps == 6
+
+
+def test_one_average_is_packed_and_not_two():
+    message = r"ema_decay=0\.9 and swa_every=50 exclude each other: .* set one of them to 0"
+    with pytest.raises(ConfigError, match=message):
+        OptimizerConfig(ema_decay=0.9, swa_every=50)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -178,6 +194,8 @@ def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
         ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be \('relu2'"),
         ("[model]\nvalue_embedding_layers = ['a']\n", r"value_embedding_layers='a' must be int"),
         ("[training]\nseconds = 'long'\n", r"training\.seconds='long' must be float"),
+        ("[optimizer]\nmuon_method = 'svd'\n", r"muon_method='svd' must be \('newton-schulz'"),
+        ("[optimizer]\nmuon_momentum_dtype = 'int8'\n", r"must be \('float32', 'bfloat16'\)"),
         ("[data]\nloader = 'random'\n", r"data\.loader='random' must be \('sequential'"),
         ("model = 3\n", "model=3"),
         ("[model\n", "not TOML"),

@@ -127,6 +127,7 @@ def command(
         ["training seconds", f"{result.seconds:.1f}"],
         ["compile seconds", f"{result.compile_seconds:.1f} (outside the clock)"],
         ["attention", result.attention],
+        ["weights in the checkpoint", result.weights],
         ["training loss, nats", f"{result.loss_nats:.4f}"],
     ]
     if result.peak_memory_bytes:
