@@ -143,9 +143,9 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, chosen)
         return
-    # Where torch's compiler is first imported (by AdamW, say) while there is a process group, defaults
-    # of its functions keep that group for good, and the threads of gloo with it. A process that
-    # ended under such a thread was aborted once in some twenty runs (torch 2.13).
+    # If torch's compiler is first imported (by AdamW, say) while there is a process group, defaults
+    # of its functions keep that group for good, and gloo's threads with it. Processes that exited
+    # under such threads were aborted once in some twenty runs (torch 2.13).
     importlib.import_module("torch._dynamo")
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
