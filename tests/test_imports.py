@@ -64,7 +64,7 @@ OUTSIDE: dict[str, set[str]] = {
     "codec": {"brotli", "constriction", "numpy", "zstandard"},
     "ops": NUMERIC,
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
-    "model": {*NUMERIC, "kernels"},
+    "model": {*NUMERIC, "huggingface_hub", "kernels"},
     "quant": {*NUMERIC, "numba"},
     "checkpoint": {*NUMERIC, "safetensors"},
     "training": NUMERIC,
