@@ -60,7 +60,7 @@ OUTSIDE: dict[str, set[str]] = {
     "recipe_files": set(),
     "version": set(),
     "codec": {"brotli", "constriction", "numpy", "zstandard"},
-    "ops": NUMERIC,
+    "ops": {*NUMERIC, "triton"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
     "model": {*NUMERIC, "kernels"},
     "quant": {*NUMERIC, "numba"},

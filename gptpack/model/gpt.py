@@ -10,9 +10,9 @@ those of the reference, so its checkpoints load (gptpack/checkpoint.py).
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptpack import ops
 from gptpack.config import ModelConfig
 from gptpack.model.attention import CausalSelfAttention, choose_backend
 from gptpack.model.layers import (
@@ -20,29 +20,33 @@ from gptpack.model.layers import (
     Embedding,
     Linear,
     SmearGate,
-    Tables,
     ValueEmbedding,
-    rms_norm,
     rotary_tables,
+    scaled,
 )
+from gptpack.ops import Tables, rms_norm
 
 TIED_EMBEDDING_STD = 0.005
 """The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
 
 
 class MLP(nn.Module):
-    """``proj(act(fc(x)))`` with a squared rectifier."""
+    """``scale * proj(act(fc(x)))`` with a squared rectifier."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.kernels = False
         self.slope = 0.5 if config.activation == "leaky_relu2" else 0.0
         self.fc = Linear(config.width, config.mlp_hidden)
         self.proj = Linear(config.mlp_hidden, config.width, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc(x)
-        hidden = F.leaky_relu(hidden, self.slope) if self.slope else F.relu(hidden)
-        return self.proj(hidden.square())
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x ``[B, T, W]``; `scale` ``[W]`` multiplies the output's channels."""
+        if self.kernels:
+            down = ops.scaled_rows(self.proj.weight, scale, x.dtype)
+            return ops.mlp(x, self.fc.weight.to(x.dtype), down, self.slope, kernels=True)
+        hidden = ops.squared_rectifier(self.fc(x), self.slope)
+        return scaled(self.proj, hidden, scale, kernels=False)
 
 
 class Block(nn.Module):
@@ -50,6 +54,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.kernels = False
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         self.attn = CausalSelfAttention(config, layer)
         self.mlp = MLP(config)
@@ -62,11 +67,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, x0: Tensor, tables: Tables, value_embedding: Tensor | None
     ) -> Tensor:
-        mix = self.resid_mix.to(x.dtype)
-        x = mix[0] * x + mix[1] * x0
-        attended = self.attn(rms_norm(x) * self.norm_scale, tables, value_embedding)
-        x = x + self.attn_scale.to(x.dtype) * attended
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
+        x, h = ops.mix_norm(x, x0, self.resid_mix, self.norm_scale, kernels=self.kernels)
+        attended = self.attn(h, tables, value_embedding, self.attn_scale)
+        x, h = ops.add_norm(x, attended, self.norm_scale, kernels=self.kernels)
+        return x + self.mlp(h, self.mlp_scale)
 
 
 class GPT(nn.Module):
@@ -80,6 +84,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.kernels = False
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -125,6 +130,18 @@ class GPT(nn.Module):
             block.attn.backend = chosen
         return chosen
 
+    def use_kernels(self, name: str) -> str:
+        """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what it is.
+
+        Kernels take the weights from their modules, so hooks on those see no activations.
+        """
+        chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
+        self.kernels = chosen.startswith("on")
+        for module in self.modules():
+            if isinstance(module, Block | CausalSelfAttention | MLP):
+                module.kernels = self.kernels
+        return chosen
+
     def hidden(self, tokens: Tensor) -> Tensor:
         """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64)."""
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
@@ -163,17 +180,19 @@ class GPT(nn.Module):
         scales = [scale.to(dtype) for scale in self.ve_layer_scales]
         return {layer: shared * scale for layer, scale in zip(layers, scales, strict=True)}
 
+    @property
+    def head(self) -> Tensor:
+        """Weight ``[V, W]`` of the output layer."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
-        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(F.linear(hidden, head.to(hidden.dtype)).float() / cap)
+        return ops.softcapped(hidden, self.head, self.config.logit_softcap)
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats of each target, float32 ``[B, T]``."""
-        logits = self.logits(self.hidden(inputs))
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.view(targets.shape)
+        hidden, cap = self.hidden(inputs), self.config.logit_softcap
+        return ops.head_losses(hidden, self.head, targets, cap, kernels=self.kernels)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats over all targets."""
