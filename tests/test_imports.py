@@ -62,7 +62,7 @@ OUTSIDE: dict[str, set[str]] = {
     "recipe_files": set(),
     "version": set(),
     "codec": {"brotli", "constriction", "numpy", "zstandard"},
-    "ops": NUMERIC,
+    "ops": {*NUMERIC, "triton"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
     "model": {*NUMERIC, "huggingface_hub", "kernels"},
     "quant": {*NUMERIC, "numba"},

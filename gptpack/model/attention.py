@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
+from gptpack import ops
 from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
-from gptpack.model.layers import Linear, Tables, rms_norm, rotate
+from gptpack.model.layers import Linear, scaled
 from gptpack.model.masks import Mask, attend_masked
+from gptpack.ops import Tables
 
 Backend = Literal["auto", "fa3", "cudnn", "flash", "math"]
 
@@ -148,6 +150,7 @@ class CausalSelfAttention(nn.Module):
         self.head_width = config.head_width
         self.xsa = layer >= config.layers - config.xsa_layers
         self.backend: Backend = "auto"
+        self.kernels = False
         self.c_q = Linear(config.width, config.width)
         self.c_k = Linear(config.width, config.kv_width)
         self.c_v = Linear(config.width, config.kv_width)
@@ -156,27 +159,41 @@ class CausalSelfAttention(nn.Module):
         gate = torch.zeros(config.heads, config.attention_gate_inputs)
         self.gate = nn.Parameter(gate) if config.attention_gate_inputs else None
 
+    def _projections(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values; with kernels as one product, and so one in backward as well."""
+        if not self.kernels:
+            # values first: gradients of x add up in the order in which it was used
+            v = self.c_v(x)
+            return self.c_q(x), self.c_k(x), v
+        weights = torch.cat([linear.weight for linear in (self.c_q, self.c_k, self.c_v)])
+        return (F.linear(x, weights.to(x.dtype)),)
+
     def forward(
         self,
         x: Tensor,
         tables: Tables,
-        value_embedding: Tensor | None = None,
+        value_embedding: Tensor | None,
+        scale: Tensor,
         mask: Mask | None = None,
     ) -> Tensor:
-        """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values."""
+        """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values.
+
+        `scale` ``[W]`` multiplies the output's channels.
+        """
         batch, length, _ = x.shape
-        v = self.c_v(x)
-        if value_embedding is not None:
-            v = v + value_embedding
-        q = self.c_q(x).view(batch, length, self.heads, self.head_width)
-        k = self.c_k(x).view(batch, length, self.kv_heads, self.head_width)
-        v = v.view(batch, length, self.kv_heads, self.head_width)
-        q = rotate(rms_norm(q), tables) * self.q_gain.to(x.dtype).view(1, 1, -1, 1)
-        k = rotate(rms_norm(k), tables)
+        q, k, v = ops.split_heads(
+            self._projections(x),
+            self.q_gain,
+            tables,
+            value_embedding,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            kernels=self.kernels,
+        )
         y = attend(q, k, v, self.backend, mask)
         if self.xsa:
             y = remove_own_value(y, v)
         if self.gate is not None:
             inputs = x[..., : self.gate.shape[1]]
             y = y * (2 * torch.sigmoid(F.linear(inputs, self.gate.to(x.dtype)))).unsqueeze(-1)
-        return self.proj(y.reshape(batch, length, -1))
+        return scaled(self.proj, y.reshape(batch, length, -1), scale, kernels=self.kernels)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptpack import ops
 from gptpack.config import ModelConfig
 from gptpack.model.attention import CausalSelfAttention
-from gptpack.model.layers import Linear, Tables, rms_norm
+from gptpack.model.layers import Linear, scaled
 from gptpack.model.masks import Mask
+from gptpack.ops import Tables
 
 RESIDUAL_LAMBDA = 1.1
 """A layer of two lanes starts by growing both (parameter-golf #1855)."""
@@ -39,18 +40,22 @@ class Lanes(NamedTuple):
 
 
 class MLP(nn.Module):
-    """``proj(act(fc(x)))`` with a squared rectifier."""
+    """``scale * proj(act(fc(x)))`` with a squared rectifier."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.kernels = False
         self.slope = 0.5 if config.activation == "leaky_relu2" else 0.0
         self.fc = Linear(config.width, config.mlp_hidden)
         self.proj = Linear(config.mlp_hidden, config.width, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc(x)
-        hidden = F.leaky_relu(hidden, self.slope) if self.slope else F.relu(hidden)
-        return self.proj(hidden.square())
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x ``[B, T, W]``; `scale` ``[W]`` multiplies the output's channels."""
+        if self.kernels:
+            down = ops.scaled_rows(self.proj.weight, scale, x.dtype)
+            return ops.mlp(x, self.fc.weight.to(x.dtype), down, self.slope, kernels=True)
+        hidden = ops.squared_rectifier(self.fc(x), self.slope)
+        return scaled(self.proj, hidden, scale, kernels=False)
 
 
 class Block(nn.Module):
@@ -63,6 +68,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.kernels = False
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         self.parallel = layer >= config.layers - config.parallel_layers
         self.attn = CausalSelfAttention(config, layer)
@@ -85,25 +91,21 @@ class Block(nn.Module):
         value_embedding: Tensor | None,
         mask: Mask | None = None,
     ) -> Lanes:
-        mix = self.resid_mix.to(x0.dtype)
-
-        def attended(x: Tensor) -> Tensor:
-            y = self.attn(rms_norm(x) * self.norm_scale, tables, value_embedding, mask)
-            return self.attn_scale.to(x.dtype) * y
-
-        def transformed(x: Tensor) -> Tensor:
-            return self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
-
-        x = mix[0] * lanes.first + mix[1] * x0
+        x, h = self._mixed(lanes.first, x0)
+        attention = self.attn(h, tables, value_embedding, self.attn_scale, mask)
         if not self.parallel:
-            x = x + attended(x)
-            return Lanes(x + transformed(x))
+            x, h = ops.add_norm(x, attention, self.norm_scale, kernels=self.kernels)
+            return Lanes(x + self.mlp(h, self.mlp_scale))
         if self.post_lambdas is None:
-            return Lanes(x + attended(x) + transformed(x))
-        other = x if lanes.second is None else mix[0] * lanes.second + mix[1] * x0
-        attention, mlp = attended(x), transformed(other)
+            return Lanes(x + attention + self.mlp(h, self.mlp_scale))
+        other, h = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
+        mlp = self.mlp(h, self.mlp_scale)
         residual, post = self.resid_lambdas.to(x.dtype), self.post_lambdas.to(x.dtype)
         return Lanes(
             residual[0] * x + post[0, 0] * attention + post[1, 0] * mlp,
             residual[1] * other + post[0, 1] * attention + post[1, 1] * mlp,
         )
+
+    def _mixed(self, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream with the embedding mixed in, and its norm."""
+        return ops.mix_norm(x, x0, self.resid_mix, self.norm_scale, kernels=self.kernels)

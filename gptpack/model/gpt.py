@@ -10,9 +10,9 @@ those of the reference, so its checkpoints load (gptpack/checkpoint.py).
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptpack import ops
 from gptpack.config import ModelConfig
 from gptpack.model.attention import choose_backend
 from gptpack.model.blocks import Block, Lanes
@@ -22,10 +22,10 @@ from gptpack.model.layers import (
     Linear,
     SmearGate,
     ValueEmbedding,
-    rms_norm,
     rotary_tables,
 )
 from gptpack.model.masks import document_mask
+from gptpack.ops import rms_norm
 
 TIED_EMBEDDING_STD = 0.005
 """The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
@@ -44,6 +44,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype | None = None
         self.looped = True
+        self.kernels = False
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -93,6 +94,18 @@ class GPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attn.backend = chosen
+        return chosen
+
+    def use_kernels(self, name: str) -> str:
+        """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what it is.
+
+        Kernels take the weights from their modules, so hooks on those see no activations.
+        """
+        chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
+        self.kernels = chosen.startswith("on")
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.kernels = block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
     def hidden(self, tokens: Tensor) -> Tensor:
@@ -147,17 +160,19 @@ class GPT(nn.Module):
         scales = [scale.to(dtype) for scale in self.ve_layer_scales]
         return {layer: shared * scale for layer, scale in zip(layers, scales, strict=True)}
 
+    @property
+    def head(self) -> Tensor:
+        """Weight ``[V, W]`` of the output layer."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
-        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(F.linear(hidden, head.to(hidden.dtype)).float() / cap)
+        return ops.softcapped(hidden, self.head, self.config.logit_softcap)
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats of each target, float32 ``[B, T]``."""
-        logits = self.logits(self.hidden(inputs))
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.view(targets.shape)
+        hidden, cap = self.hidden(inputs), self.config.logit_softcap
+        return ops.head_losses(hidden, self.head, targets, cap, kernels=self.kernels)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats over all targets."""

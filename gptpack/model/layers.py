@@ -1,4 +1,4 @@
-"""The small parts of the model: norm, linear, rotary positions, bigram table, smear gate.
+"""The small parts of the model: linear, rotary positions, bigram table, smear gate.
 
 Shape legend: B = sequences, T = positions, H = heads, D = width of a head, W = model width.
 
@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = torch.finfo(torch.float32).eps
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last axis, without a weight. Zhang and Sennrich 2019."""
-    return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+from gptpack import ops
+from gptpack.ops import Tables
 
 
 class Linear(nn.Module):
@@ -39,6 +35,17 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype))
 
 
+def scaled(linear: Linear, x: Tensor, scale: Tensor, *, kernels: bool) -> Tensor:
+    """``scale * linear(x)``, with a scale per output channel.
+
+    With kernels the scale goes into the weight: no pass over activations is left in either
+    direction, and the gradient of the scale is a sum over the weight.
+    """
+    if kernels:
+        return F.linear(x, ops.scaled_rows(linear.weight, scale, x.dtype))
+    return scale.to(x.dtype) * linear(x)
+
+
 class Embedding(nn.Module):
     """A table ``[rows, width]`` looked up by integer ids."""
 
@@ -55,10 +62,6 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight).to(dtype)
 
 
-Tables = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, each ``[1, T, 1, dims / 2]``."""
-
-
 def rotary_tables(length: int, dims: int, *, base: float, ntk_context: int, like: Tensor) -> Tables:
     """Rotary angles for `length` positions, in the dtype and on the device of `like`.
 
@@ -71,18 +74,6 @@ def rotary_tables(length: int, dims: int, *, base: float, ntk_context: int, like
     positions = torch.arange(length, dtype=torch.float32, device=like.device)
     angles = torch.outer(positions, base**-pairs).view(1, length, 1, dims // 2)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def rotate(x: Tensor, tables: Tables) -> Tensor:
-    """Rotate the first channels of each head of `x` ``[B, T, H, D]``. Su et al. 2021.
-
-    Channel i of the first half of the rotated channels is paired with channel i of the second.
-    """
-    cos, sin = tables
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    rotated = (first * cos + second * sin, second * cos - first * sin)
-    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
 
 
 class BigramHash(nn.Module):

@@ -47,6 +47,8 @@ class TrainResult:
     peak_memory_bytes: int
     """CUDA memory at its peak; 0 on CPU."""
     attention: str
+    kernels: str
+    """Whether Triton kernels ran, and by what (`gptpack.ops.choose_kernels`)."""
 
 
 def train(
@@ -58,6 +60,7 @@ def train(
     tokenizer: TokenizerIdentity | None = None,
     resume: bool = False,
     attention: str = "auto",
+    kernels: str = "auto",
     compiled: bool | None = None,
     progress: Progress = silent,
 ) -> TrainResult:
@@ -67,13 +70,14 @@ def train(
     as one that was not; with a limit in seconds the clock goes on from where it stood.
 
     Args:
+        kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         compiled: use torch.compile; None does so on CUDA only.
 
     Raises:
         ConfigError: `output` holds another run's checkpoint, or the batch has no whole window.
         TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
     """
-    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled)
+    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels)
     if resume:
         run.restore()
     elif run.path.exists():
@@ -96,6 +100,7 @@ class Run:
         tokenizer: TokenizerIdentity | None,
         attention: str,
         compiled: bool | None,
+        kernels: str = "auto",
     ) -> None:
         self.recipe, self.ranks, self.tokenizer, self.output = recipe, ranks, tokenizer, output
         self.path = output / CHECKPOINT
@@ -119,6 +124,7 @@ class Run:
         self.compiled = ranks.device.type == "cuda" if compiled is None else compiled
         self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
         self.attention = self.model.use_attention(attention)
+        self.kernels = self.model.use_kernels(kernels)
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
         if self.compiled:
             self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
@@ -252,6 +258,7 @@ class Run:
             loss_nats=last,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
             attention=self.attention,
+            kernels=self.kernels,
         )
 
     def _look(self, step: tuple[Tensor, Scheduled, int, float], metrics: Metrics | None) -> float:
