@@ -83,7 +83,7 @@ OUTSIDE: dict[str, set[str]] = {
     "progressive": NUMERIC,
     "packing": NUMERIC,
     "reload": NUMERIC,
-    "evaluation": NUMERIC,
+    "evaluation": {*NUMERIC, "numba"},
     "report": {"numpy"},
     "cli": {*NUMERIC, "click", "rich"},
 }

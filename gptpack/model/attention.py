@@ -1,6 +1,7 @@
 """Causal grouped-query attention, and the one place where its backend is chosen.
 
-Shape legend: B = sequences, T = positions, H = query heads, G = key/value heads, D = head width.
+Shape legend: B = sequences, T = positions, S = the last positions, those with a query,
+H = query heads, G = key/value heads, D = head width.
 """
 
 from typing import Literal, get_args
@@ -22,6 +23,9 @@ _SDPA = {
     "flash": [SDPBackend.FLASH_ATTENTION],
     "math": [SDPBackend.MATH],
 }
+_SDPA_MASKED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""For fewer queries than keys, which need a mask. Flash takes one on the CPU only; of cuDNN we ask
+it without gradients only."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
@@ -45,13 +49,23 @@ def choose_backend(name: str, device: torch.device) -> Backend:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
-    """Causal softmax attention; q ``[B, T, H, D]``, k and v ``[B, T, G, D]``, out like q."""
-    with sdpa_kernel(_SDPA[backend], set_priority=backend == "auto"):
+    """Causal softmax attention; q ``[B, S, H, D]``, k and v ``[B, T, G, D]``, out like q.
+
+    The queries are those of the last S of T positions.
+    """
+    queries, keys = q.shape[1], k.shape[1]
+    mask = None
+    if queries < keys:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
+        mask = mask.tril(keys - queries).view(1, 1, queries, keys)
+    backends = _SDPA[backend] if mask is None else _SDPA_MASKED[torch.is_grad_enabled() :]
+    with sdpa_kernel(backends, set_priority=len(backends) > 1):
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
             enable_gqa=q.shape[2] != k.shape[2],
         )
     return y.transpose(1, 2)
@@ -86,18 +100,31 @@ class CausalSelfAttention(nn.Module):
         self.proj = Linear(config.width, config.width, zero=True)
         self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
 
-    def forward(self, x: Tensor, tables: Tables, value_embedding: Tensor | None = None) -> Tensor:
-        """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values."""
+    def forward(
+        self,
+        x: Tensor,
+        tables: Tables,
+        value_embedding: Tensor | None = None,
+        *,
+        last: int | None = None,
+    ) -> Tensor:
+        """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values.
+
+        With `last`, only the last so many positions ask: the output is ``[B, last, W]``.
+        """
         batch, length, _ = x.shape
         v = self.c_v(x)
         if value_embedding is not None:
             v = v + value_embedding
-        q = self.c_q(x).view(batch, length, self.heads, self.head_width)
         k = self.c_k(x).view(batch, length, self.kv_heads, self.head_width)
-        v = v.view(batch, length, self.kv_heads, self.head_width)
-        q = rotate(rms_norm(q), tables) * self.q_gain.to(x.dtype).view(1, 1, -1, 1)
         k = rotate(rms_norm(k), tables)
+        v = own = v.view(batch, length, self.kv_heads, self.head_width)
+        if last is not None:
+            x, own = x[:, -last:], v[:, -last:]
+            tables = (tables[0][:, -last:], tables[1][:, -last:])
+        q = self.c_q(x).view(batch, -1, self.heads, self.head_width)
+        q = rotate(rms_norm(q), tables) * self.q_gain.to(x.dtype).view(1, 1, -1, 1)
         y = attend(q, k, v, self.backend)
         if self.xsa:
-            y = remove_own_value(y, v)
-        return self.proj(y.reshape(batch, length, -1))
+            y = remove_own_value(y, own)
+        return self.proj(y.flatten(2))

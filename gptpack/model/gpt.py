@@ -1,6 +1,7 @@
 """The model: tokens -> nats. The parameter-golf baseline and the parts its records added.
 
-Shape legend: B = sequences, T = positions, W = model width, V = vocabulary.
+Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
+W = model width, V = vocabulary.
 
 Each block mixes the embedding back in, attends, and applies its MLP; the first half of the layers
 leaves its outputs as skips that the second half takes up in reverse (U-Net). State-dict names are
@@ -14,16 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.config import ModelConfig
+from gptpack.errors import ConfigError
 from gptpack.model.attention import CausalSelfAttention, choose_backend
 from gptpack.model.layers import (
     BigramHash,
     Embedding,
     Linear,
+    Rope,
     SmearGate,
     Tables,
     ValueEmbedding,
+    ntk_base,
     rms_norm,
     rotary_tables,
+    yarn,
 )
 
 TIED_EMBEDDING_STD = 0.005
@@ -60,11 +65,19 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, x0: Tensor, tables: Tables, value_embedding: Tensor | None
+        self,
+        x: Tensor,
+        x0: Tensor,
+        tables: Tables,
+        value_embedding: Tensor | None,
+        *,
+        last: int | None = None,
     ) -> Tensor:
+        """x and `x0` ``[B, T, W]``; out likewise, or ``[B, last, W]`` for the last positions."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        attended = self.attn(rms_norm(x) * self.norm_scale, tables, value_embedding)
+        attended = self.attn(rms_norm(x) * self.norm_scale, tables, value_embedding, last=last)
+        x = x if last is None else x[:, -last:]
         x = x + self.attn_scale.to(x.dtype) * attended
         return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
 
@@ -80,6 +93,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.rope: Rope | None = None
+        """Set by `use_rope`; None follows the configuration and the length of each sequence."""
+        self.rope_dims = config.rope_dims or config.head_width
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -125,8 +141,44 @@ class GPT(nn.Module):
             block.attn.backend = chosen
         return chosen
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64)."""
+    def _ntk_base(self, length: int) -> float:
+        """The configuration's base for sequences of `length`."""
+        config = self.config
+        trained = config.rope_ntk_context
+        return ntk_base(config.rope_base, self.rope_dims, length=length, trained=trained)
+
+    def use_rope(self, scaling: str, length: int) -> str:
+        """Fix the rotary angles for sequences of up to `length`; returns what they are, in words.
+
+        ``model`` applies the configuration's own rule to `length`. The others take the angles that
+        the model was trained with (those of sequences of ``config.context``) and, if `length` is
+        beyond that, leave them (``none``), stretch the base (``ntk``), or interpolate (``yarn``).
+
+        Raises:
+            ConfigError: no such scaling.
+        """
+        trained, dims = self.config.context, self.rope_dims
+        base = self._ntk_base(trained)
+        if scaling == "model":
+            self.rope = Rope(self._ntk_base(length))
+            known = self.config.rope_ntk_context
+            return f"model (ntk from {known:,})" if known else "model (unscaled)"
+        if scaling == "none":
+            self.rope = Rope(base)
+        elif scaling == "ntk":
+            self.rope = Rope(ntk_base(base, dims, length=length, trained=trained))
+        elif scaling == "yarn":
+            self.rope = yarn(base, dims, length=length, trained=trained)
+        else:
+            raise ConfigError(f"rope scaling '{scaling}': choose model, none, ntk, yarn")
+        return f"{scaling}, trained at {trained:,}" if length > trained else "as trained"
+
+    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
+
+        With `last`, that of the last so many positions: ``[B, last, W]``. The last layer then
+        computes keys and values for all positions, and everything else for those alone.
+        """
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
         dtype = self.compute_dtype or device_dtype
         x = self.tok_emb(tokens, dtype)
@@ -138,19 +190,16 @@ class GPT(nn.Module):
         x0 = x
         values = self._value_embeddings(tokens, dtype)
         config = self.config
-        tables = rotary_tables(
-            tokens.shape[1],
-            config.rope_dims or config.head_width,
-            base=config.rope_base,
-            ntk_context=config.rope_ntk_context,
-            like=x,
-        )
+        length = tokens.shape[1]
+        rope = self.rope or Rope(self._ntk_base(length))
+        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x)
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if layer >= self.encoders and skips and self.skip_weights is not None:
                 weight = self.skip_weights[layer - self.encoders].to(dtype)
                 x = x + weight * skips.pop()
-            x = block(x, x0, tables, values.get(layer))
+            final = last is not None and last < length and layer == config.layers - 1
+            x = block(x, x0, tables, values.get(layer), last=last if final else None)
             if layer < self.encoders:
                 skips.append(x)
         return rms_norm(x)
@@ -170,8 +219,11 @@ class GPT(nn.Module):
         return cap * torch.tanh(F.linear(hidden, head.to(hidden.dtype)).float() / cap)
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy in nats of each target, float32 ``[B, T]``."""
-        logits = self.logits(self.hidden(inputs))
+        """Cross entropy in nats of each target, float32 ``[B, S]``.
+
+        `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
+        """
+        logits = self.logits(self.hidden(inputs, last=targets.shape[1]))
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return losses.view(targets.shape)
 
