@@ -124,7 +124,7 @@ def command(
       gptpack eval model.gptpack --data shards/ --ttt lora:rank=8,chunk=256
       torchrun --nproc_per_node=8 eval.py model.gptpack --data shards/ --stride 64
     """
-    from gptpack.cli.eval_report import decisive_score, report, result_of
+    from gptpack.cli.eval_report import decisive, report, result_of
     from gptpack.errors import ConfigError, LimitError
     from gptpack.evaluation.clock import Clock, process_age
     from gptpack.evaluation.forward import Forward
@@ -173,16 +173,15 @@ def command(
             result = result_of(path, source, scored, scores, clock, here.device, here.world)
     if here.main:
         report(result, scores, as_json=as_json, output=output)
-    decisive = decisive_score(scores)
     if stopped := [score for score in scores.values() if not score.complete]:
         raise LimitError(
             f"{path}: the time limit of {time_limit:g} s came with {stopped[0].tokens:,} of "
             f"{stopped[0].planned_tokens:,} targets scored ({stopped[0].metric})"
         )
-    if max_bpb is not None and not decisive.bpb <= max_bpb:
+    last = scores[decisive(scores)]
+    if max_bpb is not None and not last.bpb <= max_bpb:
         raise LimitError(
-            f"{path}: {decisive.bpb:.6f} bits per byte ({decisive.metric}), "
-            f"{max_bpb} at most are allowed"
+            f"{path}: {last.bpb:.6f} bits per byte ({last.metric}), {max_bpb} at most are allowed"
         )
 
 

@@ -52,7 +52,8 @@ def result_of(
         "sliding": named.get("sliding"),
         "ngram": named.get("ngram"),
         "ttt": {name: row for name, row in named.items() if name.startswith("ttt")},
-        "adaptation": decisive_score(scores).adaptation,
+        "decisive": decisive(scores),
+        "adaptation": scores[decisive(scores)].adaptation,
         "recorded": recorded,
         "difference_bpb": plain.bpb - recorded["bpb"] if recorded and comparable else None,
         "unknown_tokens": text.unknown_tokens(most),
@@ -78,12 +79,12 @@ def result_of(
     }
 
 
-def decisive_score(scores: Mapping[str, "Score"]) -> "Score":
+def decisive(scores: Mapping[str, "Score"]) -> str:
     """The last figure that was asked for; of several ways of test-time training, none."""
-    adapted = [score for name, score in scores.items() if name.startswith("ttt")]
+    adapted = [name for name in scores if name.startswith("ttt")]
     if len(adapted) == 1:
         return adapted[0]
-    return scores.get("ngram") or scores.get("sliding") or scores["plain"]
+    return next(name for name in ("ngram", "sliding", "plain") if name in scores)
 
 
 def report(

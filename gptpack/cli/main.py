@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "Train a model and write a checkpoint.",
     "pack": "Pack a checkpoint into one file under a byte budget.",
     "eval": "Reload a packed file and measure its bits per byte.",
+    "stats": "Test whether runs beat a threshold by more than chance.",
+    "log": "Read a reference-style training log and check it.",
     "inspect": "Show what a packed file holds, from its header.",
     "data": "Text to tokens: tokenizers, shards, downloads.",
     "demo": "Train, pack and prove a small model on text that every machine has.",
