@@ -33,6 +33,8 @@ RELIABILITY = 4
 """Classes of how often a context was followed by the same token: 1, 2-3, 4-7, 8 and more."""
 AGREEMENT = 3
 """None of the shorter contexts names the same token, some do, all do."""
+PROBES = 4
+"""Neighbouring slots that a context may stand in."""
 NORMALISED = 1e-4
 """Largest deviation of a sum of float32 probabilities from one that is rounding."""
 
@@ -76,7 +78,7 @@ class Hints:
 def make_hints(tokens: npt.NDArray[np.uint16], settings: NgramSettings) -> Hints:
     """The hint of each target of `tokens`, each from the tokens before it."""
     targets = len(tokens) - 1
-    bits = min(settings.table_bits, max(4, math.ceil(math.log2(2 * targets + 2))))
+    bits = min(settings.table_bits, max(4, math.ceil(math.log2(4 * targets + 1))))
     shape = (len(settings.orders), 1 << bits)
     hints = np.full(targets, -1, np.int32)
     buckets = np.full(targets, -1, np.int32)
@@ -103,6 +105,16 @@ def _slot(tokens: Array, end: int, order: int, bits: int) -> tuple[Any, Any]:  #
 
 
 @njit(nogil=True, cache=True)
+def _find(checks: Array, n: int, slot: int, check: int) -> int:  # pragma: no cover
+    """Where the context stands, among `PROBES` slots; -1 if it is not remembered."""
+    for probe in range(PROBES):
+        at = (slot + probe) & (checks.shape[1] - 1)
+        if checks[n, at] == check:
+            return at
+    return -1
+
+
+@njit(nogil=True, cache=True)
 def _learn(
     tokens: Array, t: int, orders: Array, checks: Array, expected: Array, counts: Array, bits: int
 ) -> None:  # pragma: no cover
@@ -111,15 +123,21 @@ def _learn(
         if t < orders[n]:
             break
         slot, check = _slot(tokens, t - 1, orders[n], bits)
-        if checks[n, slot] != check:
-            # An older context of that slot is forgotten.
-            checks[n, slot], expected[n, slot], counts[n, slot] = check, tokens[t], 1
-        elif expected[n, slot] == tokens[t]:
-            counts[n, slot] = min(counts[n, slot] + 1, 255)
-        elif counts[n, slot] > 1:
-            counts[n, slot] >>= 1
+        at = _find(checks, n, slot, check)
+        if at < 0:
+            # An empty slot has count 0; otherwise the least reliable context is forgotten.
+            at = slot
+            for probe in range(1, PROBES):
+                other = (slot + probe) & (checks.shape[1] - 1)
+                if counts[n, other] < counts[n, at]:
+                    at = other
+            checks[n, at], expected[n, at], counts[n, at] = check, tokens[t], 1
+        elif expected[n, at] == tokens[t]:
+            counts[n, at] = min(counts[n, at] + 1, 255)
+        elif counts[n, at] > 1:
+            counts[n, at] >>= 1
         else:
-            expected[n, slot], counts[n, slot] = tokens[t], 1
+            expected[n, at], counts[n, at] = tokens[t], 1
 
 
 @njit(nogil=True, cache=True)
@@ -143,9 +161,10 @@ def _hints(
             found[n] = -1
             if t + 1 >= orders[n]:
                 slot, check = _slot(tokens, t, orders[n], bits)
-                if checks[n, slot] == check:
-                    found[n] = expected[n, slot]
-                    longest, reliable = n, counts[n, slot]
+                at = _find(checks, n, slot, check)
+                if at >= 0:
+                    found[n] = expected[n, at]
+                    longest, reliable = n, counts[n, at]
         if longest < 0:
             continue
         others = agreeing = 0
