@@ -198,6 +198,7 @@ def _score_on_rank(rank: int, ranks: int, folder: str, stride: int) -> None:
         sums=np.array([score.nats, score.tokens, score.bytes, score.windows]),
         losses=score.losses,
     )
+    dist.barrier()
     dist.destroy_process_group()
 
 

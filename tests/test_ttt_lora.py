@@ -193,6 +193,7 @@ def _on_rank(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     found = scored(SMALL)
     np.savez(f"{folder}/rank{rank}.npz", losses=found.losses, counts=[found.tokens, found.bytes])
+    dist.barrier()
     dist.destroy_process_group()
 
 

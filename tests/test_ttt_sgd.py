@@ -180,6 +180,7 @@ def _on_rank(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     found = scored(tiny_gpt(), SgdSettings(lr=0.05, epochs=2, chunk=24, rows=3))
     np.savez(f"{folder}/rank{rank}.npz", losses=found.losses, counts=[found.tokens, found.bytes])
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -55,7 +55,7 @@ def _print(result: dict[str, Any]) -> None:
                 name,
                 row["metric"],
                 "" if row["bpb"] is None else f"{row['bpb']:.6f}",
-                f"{row['nats_per_token']:.6f}",
+                "" if row["nats_per_token"] is None else f"{row['nats_per_token']:.6f}",
                 f"{row['bytes']:,}" if row["bytes"] else "",
                 f"{row['seconds']:,.1f}" if row["seconds"] else "",
             ]

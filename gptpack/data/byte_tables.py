@@ -157,18 +157,20 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
 
 def _parse_ranks(path: Path, content: bytes) -> tuple[bytes, ...]:
     pieces: dict[int, bytes] = {}
+    count = 0
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
         try:
             encoded, rank = line.split()
             pieces[int(rank)] = base64.b64decode(encoded, validate=True)
+            count += 1
         except (ValueError, binascii.Error) as error:
             raise TokenizerError(
                 f"{path}: line {number} is not a base64 token and its rank"
             ) from error
-    if not pieces or sorted(pieces) != list(range(len(pieces))) or not all(pieces.values()):
-        raise TokenizerError(f"{path}: the ranks are not 0 to {max(0, len(pieces) - 1)}, each once")
+    if not count or sorted(pieces) != list(range(count)) or not all(pieces.values()):
+        raise TokenizerError(f"{path}: the ranks are not 0 to {max(0, count - 1)}, each once")
     return tuple(pieces[rank] for rank in range(len(pieces)))
 
 

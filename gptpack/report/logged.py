@@ -27,7 +27,9 @@ class LoggedScore:
 
     @property
     def tokens_per_byte(self) -> float | None:
-        return self.bpb * math.log(2) / self.nats if self.bpb and self.nats else None
+        if not self.bpb or not 0 < self.nats < math.inf or not math.isfinite(self.bpb):
+            return None
+        return self.bpb * math.log(2) / self.nats
 
     @property
     def relative_error(self) -> float:
@@ -119,8 +121,8 @@ class ReferenceLog:
         alike = [other for other in self.scores if other.kind == score.kind]
         return {
             "metric": f"{score.label} (log)",
-            "bpb": score.bpb,
-            "nats_per_token": score.nats,
+            "bpb": _finite(score.bpb),
+            "nats_per_token": _finite(score.nats),
             "tokens": tokens,
             "bytes": round(tokens / rate) if tokens and rate else None,
             "tokens_per_byte": rate,
@@ -129,7 +131,12 @@ class ReferenceLog:
         }
 
 
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def difference(score: LoggedScore | None, other: LoggedScore | None) -> float | None:
     if score is None or other is None or score.bpb is None or other.bpb is None:
         return None
-    return score.bpb - other.bpb
+    return _finite(score.bpb - other.bpb)

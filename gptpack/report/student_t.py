@@ -13,7 +13,8 @@ def t_below(t: float, df: float) -> float:
     """P(T <= t) for `df` degrees of freedom, to a relative error of 1e-11 in the lower tail."""
     if math.isinf(t):
         return 1.0 if t > 0 else 0.0
-    tail = 0.5 * _incomplete_beta(df / (df + t * t), df / 2, 0.5)
+    square = t * t
+    tail = 0.5 * _incomplete_beta(df / (df + square), square / (df + square), df / 2, 0.5)
     return tail if t <= 0 else 1 - tail
 
 
@@ -67,16 +68,16 @@ def _normal_below(z: float) -> float:
     return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularised I_x(a, b), by its continued fraction (modified Lentz).
+def _incomplete_beta(x: float, y: float, a: float, b: float) -> float:
+    """Regularised I_x(a, b) with y = 1 - x, by its continued fraction (modified Lentz).
 
-    Abramowitz and Stegun 26.5.8.
+    Abramowitz and Stegun 26.5.8. Both x and y are given, so that neither loses digits near 1.
     """
-    if x <= 0 or x >= 1:
+    if x <= 0 or y <= 0:
         return 0.0 if x <= 0 else 1.0
     if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(1 - x, b, a)
-    log_front = a * math.log(x) + b * math.log1p(-x)
+        return 1 - _incomplete_beta(y, x, b, a)
+    log_front = a * math.log(x) + b * math.log(y)
     log_front += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.log(a)
     tiny = 1e-300
     fraction = c = 1.0
