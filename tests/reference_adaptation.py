@@ -32,9 +32,11 @@ CONFIG = ModelConfig(
 )
 
 
-def tiny_gpt(dtype: torch.dtype = torch.float64, seed: int = 0) -> GPT:
+def tiny_gpt(
+    dtype: torch.dtype = torch.float64, seed: int = 0, config: ModelConfig = CONFIG
+) -> GPT:
     """A GPT none of whose parts is zero."""
-    model = GPT(CONFIG, seed=seed)
+    model = GPT(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -2,7 +2,9 @@
 
 import math
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +12,21 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_adaptation import (
+    BOS,
+    CONFIG,
+    CONTEXT,
+    byte_table,
+    text_of_documents,
+    tiny_gpt,
+)
 from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
 from gptpack.errors import AccountingError, ConfigError, LimitError
+from gptpack.evaluation.forward import Forward
+from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scoring import evaluate
+from gptpack.evaluation.scoring import evaluate, score
 
 VOCAB = 32
 
@@ -145,6 +157,116 @@ def test_scoring_stops_before_the_model_runs_when_the_audit_found_other_bytes() 
     with pytest.raises(AccountingError, match=f"charged {right:,} bytes, but .* has {right + 1:,}"):
         evaluate(model, tokens, toy_bytes(), context=16, audited_bytes=right + 1)
     assert model.shapes == []
+
+
+@pytest.mark.parametrize("stride", [None, 5])
+def test_masked_documents_score_like_each_alone(stride: int | None) -> None:
+    lengths = [3, 30, 1, 64, 17, 16]
+    tokens = text_of_documents(lengths, seed=4)
+    model = tiny_gpt()
+    model.use_rope("model", CONTEXT)
+    starts = np.flatnonzero(tokens == BOS)
+    masked = evaluate(
+        model,
+        tokens,
+        byte_table(),
+        context=CONTEXT,
+        stride=stride,
+        documents=starts,
+        per_token=True,
+        rope="model (unscaled)",
+    )
+    slow = [
+        slow_losses(
+            model,
+            # The BOS of the next document is this one's last target.
+            np.append(tokens[start : start + length + 1], BOS)[: length + 2],
+            targets=min(length + 1, len(tokens) - 1 - start),
+            context=CONTEXT,
+            stride=stride or CONTEXT,
+        )
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    np.testing.assert_allclose(masked.losses, np.concatenate(slow), rtol=1e-6)
+    assert masked.tokens == len(tokens) - 1
+    assert masked.metric.endswith("documents masked")
+    assert (masked.documents, masked.rope) == ("masked", "model (unscaled)")
+    packed = evaluate(
+        model, tokens, byte_table(), context=CONTEXT, stride=stride, tail="score", per_token=True
+    )
+    assert packed.losses is not None
+    assert not np.allclose(masked.losses, packed.losses, rtol=1e-3)
+
+
+def test_a_gpt_that_computes_scored_positions_alone_scores_like_the_slow_twin() -> None:
+    model = tiny_gpt()
+    tokens = text_of_documents([50, 41], seed=2)
+    found = evaluate(
+        model, tokens, byte_table(), context=CONTEXT, stride=3, tail="score", per_token=True
+    )
+    slow = slow_losses(model, tokens, targets=len(tokens) - 1, context=CONTEXT, stride=3)
+    np.testing.assert_allclose(found.losses, slow, rtol=1e-6)
+
+
+def test_a_cut_window_is_run_whole_so_that_positions_do_not_depend_on_the_texts_end() -> None:
+    model = tiny_gpt(config=replace(CONFIG, rope_ntk_context=4))
+    tokens = text_of_documents([60], seed=2)
+
+    def losses(count: int) -> np.ndarray:
+        found = evaluate(
+            model, tokens[:count], byte_table(), context=CONTEXT, stride=5, per_token=True
+        ).losses
+        assert found is not None
+        return found
+
+    whole = losses(61)
+    for count in (5, 13, 20, 41):
+        np.testing.assert_allclose(losses(count), whole[: count - 1], rtol=1e-5)
+
+
+def test_compiled_batches_give_the_same_score() -> None:
+    model = tiny_gpt()
+    tokens = text_of_documents([120], seed=2)
+    reading = Reading(
+        tokens=tokens,
+        token_bytes=byte_table(),
+        context=CONTEXT,
+        stride=4,
+        batch_tokens=60,
+        per_token=True,
+    )
+    graphs: list[int] = []
+
+    def compiler(function: Any, **options: Any) -> Any:
+        def count(module: Any, _: Any) -> Any:
+            graphs.append(1)
+            return module.forward
+
+        return torch.compile(function, backend=count, **options)
+
+    forward = Forward(model, compiled="on", compiler=compiler)
+    found = score(forward, reading)
+    assert len(graphs) == 2
+    np.testing.assert_allclose(found.losses, score(Forward(model), reading).losses, rtol=1e-6)
+    # A second pass, even after the weights have moved, compiles nothing again.
+    with torch.no_grad():
+        model.tok_emb.weight.mul_(1.1)
+    moved = score(forward, reading)
+    assert len(graphs) == 2
+    np.testing.assert_allclose(moved.losses, score(Forward(model), reading).losses, rtol=1e-6)
+    assert found.nats != moved.nats
+    ledger = forward.clock.ledger()
+    assert ledger["compile"] > 0
+    assert sum(ledger.values()) == pytest.approx(2 * ledger["total"])
+
+
+def test_auto_compiles_nothing_on_a_cpu_and_only_large_work_elsewhere() -> None:
+    assert not Forward(ToyModel()).pays(1 << 40)
+    assert Forward(ToyModel(), compiled="on").pays(1)
+    assert not Forward(ToyModel(), "cuda", compiled="off").pays(1 << 40)
+    auto = Forward(ToyModel(), "cuda")
+    assert auto.pays(1 << 24)
+    assert not auto.pays((1 << 24) - 1)
 
 
 def test_text_that_stands_for_no_bytes_is_an_error() -> None:

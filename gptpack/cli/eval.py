@@ -144,6 +144,7 @@ def command(
         config = source.model.config
         window = context or config.context
         positions = source.model.use_rope(rope, window)
+        _check(source.model, settings, window)
         with clock.phase("audit"):
             progress("audit", 0, 0)
             scored = Text.load(
@@ -196,6 +197,19 @@ def _settings(adaptations: tuple[str, ...]) -> dict[str, "Settings"]:
         else:
             named[f"ttt {len(named) + 1}" if len(adaptations) > 1 else "ttt"] = text
     return {name: parse_settings(text) for name, text in named.items()}
+
+
+def _check(model: "GPT", settings: Mapping[str, "Settings"], context: int) -> None:
+    """Refuse settings that do not fit, before anything is scored."""
+    from gptpack.evaluation.settings import SgdSettings
+    from gptpack.evaluation.ttt_lora import check_lora
+    from gptpack.evaluation.ttt_sgd import check_sgd
+
+    for setting in settings.values():
+        if isinstance(setting, SgdSettings):
+            check_sgd(model, setting, context)
+        else:
+            check_lora(model, setting, context)
 
 
 def _readings(

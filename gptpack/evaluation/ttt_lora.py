@@ -35,6 +35,13 @@ HIDDEN = "hidden"
 """The target that stands for the state which the output head reads."""
 
 
+def check_lora(model: nn.Module, settings: LoraSettings, context: int) -> None:
+    """Raises ConfigError if a chunk is longer than a context, or the model has no such layers."""
+    if settings.chunk > context:
+        raise ConfigError(f"chunk={settings.chunk:,} is longer than context={context:,}")
+    find_layers(model, settings.targets.split("+"))
+
+
 def score_with_lora(
     forward: Forward, reading: Reading, settings: LoraSettings, *, seed: int = 0
 ) -> Score:
@@ -44,14 +51,12 @@ def score_with_lora(
     adapts on its own.
 
     Raises:
-        ConfigError: documents are not masked, a chunk is longer than a context, or the model has
-            no such matrices.
+        ConfigError: documents are not masked; and see `check_lora`.
         LimitError: the loss is not finite, perhaps because the rate is too high.
     """
     if reading.documents is None:
         raise ConfigError("factors per document need masked documents")
-    if settings.chunk > reading.context:
-        raise ConfigError(f"chunk={settings.chunk:,} is longer than context={reading.context:,}")
+    check_lora(forward.model, settings, reading.context)
     plan = reading.plan(stride=settings.chunk, head=settings.chunk)
     scorer = reading.scorer(forward, plan, lanes="documents")
     model = forward.model

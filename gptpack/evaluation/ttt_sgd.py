@@ -24,18 +24,26 @@ from gptpack.evaluation.scorer import Scorer
 from gptpack.evaluation.settings import SgdSettings, brief, describe
 
 
+def check_sgd(model: nn.Module, settings: SgdSettings, context: int) -> None:
+    """Raises ConfigError if a chunk is shorter than a context, or more is frozen than there is."""
+    if settings.chunk < context:
+        raise ConfigError(f"chunk={settings.chunk:,} holds no row of context={context:,}")
+    names = {name.split(".")[1] for name, _ in model.named_parameters() if name[:7] == "blocks."}
+    if settings.freeze > len(names):
+        raise ConfigError(f"freeze={settings.freeze}, but the model has {len(names)} blocks")
+
+
 def score_with_sgd(forward: Forward, reading: Reading, settings: SgdSettings) -> Score:
     """Like `scoring.score`, with a model that learns from what has been scored.
 
     The model comes back with the weights that it had.
 
     Raises:
-        ConfigError: a chunk is shorter than a context, or more blocks are frozen than there are.
+        ConfigError: see `check_sgd`.
         LimitError: the loss is not finite, perhaps because the rate is too high.
     """
+    check_sgd(forward.model, settings, reading.context)
     plan = reading.plan()
-    if settings.chunk < plan.context:
-        raise ConfigError(f"chunk={settings.chunk:,} holds no row of context={plan.context:,}")
     scorer = reading.scorer(forward, plan)
     chunks = -(-plan.targets // settings.chunk)
     # A window belongs to the chunk of the first target that it scores.
@@ -168,15 +176,6 @@ def cosine(chunk: int, chunks: int) -> float:
 def _trainable(model: nn.Module, freeze: int) -> list[nn.Parameter]:
     """Parameters to train; those of the first `freeze` blocks are told that they do not move."""
     frozen = tuple(f"blocks.{block}." for block in range(freeze))
-    parameters = []
-    held = set()
     for name, parameter in model.named_parameters():
-        hold = name.startswith(frozen) if frozen else False
-        parameter.requires_grad_(not hold)
-        if hold:
-            held.add(name.split(".")[1])
-        else:
-            parameters.append(parameter)
-    if len(held) < freeze:
-        raise ConfigError(f"freeze={freeze}, but the model has {len(held)} blocks")
-    return parameters
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
