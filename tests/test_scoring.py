@@ -24,9 +24,10 @@ from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
 from gptpack.errors import AccountingError, ConfigError, LimitError
 from gptpack.evaluation.forward import Forward
+from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scoring import evaluate, score
+from gptpack.evaluation.scoring import evaluate, score, score_with_ngram
 
 VOCAB = 32
 
@@ -319,9 +320,15 @@ def _score_on_rank(rank: int, ranks: int, folder: str, stride: int) -> None:
         f"{folder}/rank{rank}.npz",
         sums=np.array([score.nats, score.tokens, score.bytes, score.windows]),
         losses=score.losses,
+        blended=blended().nats,
     )
     dist.barrier()
     dist.destroy_process_group()
+
+
+def blended() -> Score:
+    reading = Reading(tokens=text(1001), token_bytes=toy_bytes(), context=16, stride=5)
+    return score_with_ngram(Forward(ToyModel()), reading, NgramSettings(orders=(1, 2)))[1]
 
 
 def _score(stride: int) -> Score:
@@ -340,11 +347,12 @@ def test_two_processes_give_the_counts_and_sums_of_one(tmp_path: Path) -> None:
     for process in ranks:
         process.join(timeout=120)
         assert process.exitcode == 0
-    alone = _score(5)
+    alone, together = _score(5), blended().nats
     for rank in range(2):
         with np.load(tmp_path / f"rank{rank}.npz") as saved:
             nats, *counts = saved["sums"].tolist()
             assert counts == [alone.tokens, alone.bytes, alone.windows]
             assert nats == pytest.approx(alone.nats, rel=1e-12)
             assert saved["losses"].shape == (1000,)
+            assert saved["blended"] == pytest.approx(together, rel=1e-6)
             assert saved["losses"].astype(np.float64).sum() == pytest.approx(alone.nats, rel=1e-12)

@@ -1,6 +1,6 @@
 """Student's t distribution, as far as a one-sided test and its power need it.
 
-A few functions instead of a dependency of 35 MB; tests/test_student_t.py holds them against SciPy.
+A few functions instead of a dependency of 113 MB; tests/test_student_t.py holds them against SciPy.
 """
 
 import math
