@@ -3,7 +3,8 @@
     python benchmarks/bench_training.py --recipe seq4096 --set training.batch_tokens=196608
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
-synchronised at both ends. Without CUDA it runs a few steps of the recipe `tiny`.
+synchronised at both ends. `--profile` adds where the device's time goes, kernel by kernel. Without
+CUDA it runs a few steps of the recipe `tiny`.
 """
 
 import argparse
@@ -21,6 +22,27 @@ from gptpack.training.distributed import ranks
 from gptpack.training.loop import Run
 
 
+def profile(run: Run, *, steps: int, rows: int) -> None:
+    """Print what `steps` steps spend their time on, the largest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as recording
+
+    cuda = run.ranks.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with recording(activities=[activity]) as found:
+        for _ in range(steps):
+            run.update(0.0)
+        run.synchronize()
+    events = found.key_averages()
+    spent = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in events}
+    calls = {event.key: event.count for event in events}
+    total = sum(spent.values())
+    print(f"{total / 1000 / steps:.1f} ms a step in {sum(calls.values()) / steps:.0f} launches")
+    for key in sorted(spent, key=lambda key: -spent[key])[:rows]:
+        milliseconds, share = spent[key] / 1000 / steps, spent[key] / total
+        print(f"{milliseconds:8.2f} ms  {share:6.1%}  {calls[key] / steps:7.1f} x  {key[:110]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     cuda = torch.cuda.is_available()
@@ -29,6 +51,7 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", default=["cudnn", "flash"] if cuda else ["flash"])
     parser.add_argument("--micro", nargs="+", type=int, default=[0], help="tokens; 0: chosen")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
     options = parser.parse_args()
     recipe = load_recipe(find_recipe(options.recipe), options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
@@ -56,6 +79,8 @@ def main() -> None:
                     f"{peak:7.2f}",
                     flush=True,
                 )
+                if options.profile:
+                    profile(run, steps=3, rows=options.profile)
                 run.batches.close()
 
 

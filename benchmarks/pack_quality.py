@@ -5,30 +5,39 @@
 
 Matrices of the blocks are packed; embeddings and vectors stay in floats, so that the figures
 compare the methods and nothing else. Bits count everything a method stores for its matrices:
-codes, scales, tables. Prints a table; writes OUTPUT.csv, and OUTPUT.png where matplotlib is there.
-`--steps` sets the deltas of the grids, `--deep` those that are also tuned layer by layer.
+codes, scales, tables. Two methods of the field stand beside ours: int6 with a clip search, and
+int6 with a step of K sigma / 31 (`--sigma`), each coded by lzma as the field does, and by our
+context coder. Prints a table; writes OUTPUT.csv, and OUTPUT.png where matplotlib is there.
+
+`--steps` sets the deltas of the grids, `--floats` and `--deep` those that are also tuned, once for
+each of `--labels`, the text's own share in what tuning aims at.
 """
 
 import argparse
 import csv
+import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gptpack.calibration_text import calibrate, shard_windows
+from gptpack.calibration.text import calibrate, shard_windows
 from gptpack.checkpoint import load_checkpoint
 from gptpack.config import TokenizerIdentity, load_recipe
 from gptpack.data.shards import Shard, find_shards
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
 from gptpack.model.gpt import GPT
-from gptpack.packing import UNLIMITED, PackConfig, Packed, Packer, pack_to_budget, take_apart
-from gptpack.progressive import ProgressiveConfig, pack_progressively
+from gptpack.packing.config import PackConfig
+from gptpack.packing.packer import UNLIMITED, Packed, Packer, take_apart
+from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
+from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Matrix
-from gptpack.quant.types import dequantize
+from gptpack.quant.factor import factorize
+from gptpack.quant.gptq import quantize_uniform
+from gptpack.quant.types import PackedTensor, dequantize
 from gptpack.recipe_files import find_recipe
 from gptpack.training.distributed import Ranks, pick_device
 
@@ -104,24 +113,60 @@ class Bench:
         """Measure a packed model whose values are `tensors`."""
         seconds = time.perf_counter() - began
         self.student.load_state_dict(tensors)
-        coded = [e for e in packed.encoded.tensors if e.name.startswith("blocks.")]
-        weights = sum(e.numel for e in coded if len(e.shape) == 2 and e.numel >= 4096)
-        prefixes = ("int8.", "uniform.", "trellis.")
-        stored = sum(s.stored_bytes for s in packed.encoded.sections if s.name.startswith(prefixes))
         row = Row(
             method=name,
             delta=float(packed.pack.get("delta", 0.0)),
-            bits=8 * stored / weights,
+            bits=self.bits(packed),
             penalty_bpb=self.score(self.student)[0] - self.bpb,
             predicted_bpb=packed.predicted_nats * self.bpb_per_nat,
             seconds=seconds,
         )
+        self.show(row)
+
+    def show(self, row: Row) -> None:
         self.rows.append(row)
         print(
-            f"{name:28}  {row.delta:9.3g}  {row.bits:6.3f}  {row.penalty_bpb:+9.5f}  "
+            f"{row.method:36}  {row.delta:9.3g}  {row.bits:6.3f}  {row.penalty_bpb:+9.5f}  "
             f"{row.predicted_bpb:+9.5f}  {row.seconds:7.1f}",
             flush=True,
         )
+
+    def add_coded(self, name: str, packer: Packer) -> None:
+        """Measure matrices whose codes do not depend on a step, under two coders."""
+        for codec in ("lzma", "range"):
+            began = time.perf_counter()
+            packer.config = replace(packer.config, codecs=("zlib", codec))
+            packed = pack_to_budget(packer)
+            if codec == "lzma":
+                self.add(f"{name}, lzma", packed, values(packer, packed), began)
+                continue
+            row = replace(self.rows[-1], method=f"{name}, context coder", bits=self.bits(packed))
+            self.show(replace(row, seconds=time.perf_counter() - began))
+
+    def sigma_rows(self, k: float) -> Packer:
+        """Row steps of ``k sigma / 31``, codes within +-31: what the contest's later records do."""
+        packer = self.packer("float16", 1)
+        for name in [n for n in packer.order if n in self.sensitivities and "blocks." in n]:
+            weight = self.checkpoint.weights[name].numpy()
+            factor = factorize(self.sensitivities[name].hessian, damp=0.02, name=name)
+            scale_R = (k * weight.std(axis=1) / 31).astype(np.float16)
+            rounding = quantize_uniform(weight, factor, scale_R, clip=31)
+            packer.fixed[name] = PackedTensor(
+                name=name,
+                shape=weight.shape,
+                method="int8",
+                arrays={"codes": rounding.points.astype(np.int8), "scales": scale_R},
+            )
+        return packer
+
+    @staticmethod
+    def bits(packed: Packed) -> float:
+        """Stored bits per weight of the blocks' matrices."""
+        coded = [e for e in packed.encoded.tensors if e.name.startswith("blocks.")]
+        weights = sum(e.numel for e in coded if len(e.shape) == 2 and e.numel >= 4096)
+        prefixes = ("int8.", "uniform.", "trellis.")
+        stored = sum(s.stored_bytes for s in packed.encoded.sections if s.name.startswith(prefixes))
+        return 8 * stored / weights
 
 
 def values(packer: Packer, packed: Packed) -> dict[str, torch.Tensor]:
@@ -178,18 +223,19 @@ def main() -> None:
     parser.add_argument("--steps", type=float, nargs="*", default=[6e-5, 1e-4, 1.5e-4])
     parser.add_argument("--clipped", type=int, nargs="*", default=[5, 6])
     parser.add_argument("--floats", type=float, nargs="*", default=[1.5e-4])
+    parser.add_argument("--sigma", type=float, nargs="*", default=[12.85])
+    parser.add_argument("--labels", type=float, nargs="*", default=[0.0])
     parser.add_argument("--deep", type=float, nargs="*", default=[6e-5, 1.5e-4])
     options = parser.parse_args()
     if options.checkpoint is None or options.data is None:
         print("pack_quality: give --checkpoint and --data; see --help")
         return
     bench = Bench(options)
-    print(f"{'method':28}  {'delta':>9}  {'bits':>6}  {'penalty':>9}  {'predicted':>9}  {'s':>7}")
+    print(f"{'method':36}  {'delta':>9}  {'bits':>6}  {'penalty':>9}  {'predicted':>9}  {'s':>7}")
     for bits in options.clipped:
-        began = time.perf_counter()
-        packer = bench.packer(f"gptq-int{bits}", 1)
-        packed = pack_to_budget(packer)
-        bench.add(f"gptq-int{bits}", packed, values(packer, packed), began)
+        bench.add_coded(f"GPTQ int{bits}, clip search", bench.packer(f"gptq-int{bits}", 1))
+    for k in options.sigma:
+        bench.add_coded(f"GPTQ int6, {k:g} sigma / 31", bench.sigma_rows(k))
     matrices: list[Matrix] = []
     for name, method, states in (
         ("uniform", "gptq-uniform", 1),
@@ -206,19 +252,21 @@ def main() -> None:
         ("... then floats tuned", options.floats, False),
         ("... tuned layer by layer", options.deep, True),
     ):
-        for delta in deltas:
+        for labels, delta in itertools.product(options.labels, deltas):
             began = time.perf_counter()
             packer = bench.packer("gptq-trellis", 256)
+            matrices = matrices or packer.matrices
             packed = pack_progressively(
                 packer,
                 bench.model,
                 bench.tuning,
                 bench.ranks,
                 bench.sensitivities,
-                ProgressiveConfig(by_layer=by_layer),
+                ProgressiveConfig(by_layer=by_layer, labels=labels),
                 delta=delta,
             )
-            bench.add(name, packed, values(packer, packed), began)
+            full = f"{name}, labels {labels:g}" if labels else name
+            bench.add(full, packed, values(packer, packed), began)
     with open(f"{options.output}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Row.__slots__)

@@ -1,7 +1,8 @@
 """Configuration as frozen values, checked where they are made; recipes in TOML load into them.
 
-A recipe has the tables ``[model]``, ``[optimizer]`` and ``[training]``; `load_recipe` also takes
-overrides such as ``model.layers=4``. Unknown keys and values of the wrong type are errors.
+A recipe has the tables ``[model]``, ``[optimizer]``, ``[data]`` and ``[training]``; `load_recipe`
+also takes overrides such as ``model.layers=4``. Unknown keys and values of the wrong type are
+errors.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from gptpack.errors import ConfigError
 
 Activation = Literal["relu2", "leaky_relu2"]
+Loader = Literal["sequential", "coprime", "coprime-shards", "shuffled", "bos"]
 
 UNITS = {
     "": 1,
@@ -138,11 +140,17 @@ class OptimizerConfig:
     muon_momentum: float = 0.95
     muon_momentum_start: float = 0.85
     muon_momentum_warmup_steps: int = 500
+    muon_momentum_cooldown_steps: int = 0
+    """Momentum goes back to its start over the last so many steps (as wall-clock time)."""
     muon_steps: int = 5
     """Newton-Schulz iterations."""
     matrix_weight_decay: float = 0.0
     """Decoupled: weights shrink by ``lr * decay`` before each update."""
     adam_weight_decay: float = 0.0
+    weight_decay_taper_start: float = 1.0
+    """Share of the run from which both weight decays fall linearly; 1: they do not."""
+    weight_decay_final: float = 0.5
+    """What they fall to, as a share of themselves."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -155,10 +163,42 @@ class OptimizerConfig:
         for name in ("muon_momentum", "muon_momentum_start", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        for name in ("weight_decay_taper_start", "weight_decay_final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        for name in ("muon_momentum_warmup_steps", "muon_momentum_cooldown_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
         if self.muon_steps < 1:
             raise ConfigError(f"muon_steps={self.muon_steps} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """In which order training sees the shards (docs/decisions/order-of-the-data.md)."""
+
+    loader: Loader = "sequential"
+    """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,
+    ``shuffled`` permutes all blocks, ``bos`` begins every window at a document's start."""
+    mix_shards_start: int = 8
+    mix_shards_end: int = 64
+    """Shards that ``coprime`` mixes in the first step and from `mix_steps` on. The record's are
+    ``max(8, ranks)`` and ``max(32, 8 ranks)``; these are its values on eight ranks."""
+    mix_steps: int = 1800
+    """Steps over which the mix goes linearly from its start to its end; 0 is there at once."""
+    mix_power_start: float = 0.9
+    mix_power_end: float = 0.5
+    """A shard is drawn with a weight of the blocks it has left to this power."""
+
+    def __post_init__(self) -> None:
+        for name in ("mix_shards_start", "mix_shards_end"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("mix_steps", "mix_power_start", "mix_power_end"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,10 +211,20 @@ class TrainingConfig:
     """Tokens one rank puts through the model at once; 0 chooses by device."""
     seconds: float = 600.0
     """Wall-clock budget of training, compile time excluded; 0 goes by `steps` alone."""
+    reserve_seconds: float = 0.0
+    """Seconds of the budget that are kept for packing; training ends so much earlier."""
     steps: int = 20000
     """Most steps."""
     warmdown_steps: int = 1200
     """The learning rate falls linearly to 0 over the last so many steps (as wall-clock time)."""
+    warmdown_fraction: float = 0.0
+    """The same over the last share of the run, in place of `warmdown_steps`; 0 goes by those."""
+    lr_floor: float = 0.0
+    """The learning rate stays at this share of its peak or above."""
+    recurrence_start: float = 0.0
+    """Share of the run from which the model's recurrent layers run more than once; 1: never."""
+    qat_start: float = 1.0
+    """Share of the run from which the forward pass sees quantized weights; 1: never."""
     compile_warmup_steps: int = 3
     """Steps whose weights are thrown away, outside the clock, so that compilation is done."""
     seed: int = 1337
@@ -185,9 +235,32 @@ class TrainingConfig:
         for name in ("batch_tokens", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("micro_batch_tokens", "seconds", "warmdown_steps", "checkpoint_seconds"):
+        for name in (
+            "micro_batch_tokens",
+            "seconds",
+            "reserve_seconds",
+            "warmdown_steps",
+            "checkpoint_seconds",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("warmdown_fraction", "lr_floor", "recurrence_start", "qat_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.warmdown_fraction and self.warmdown_steps:
+            raise ConfigError(
+                f"warmdown_fraction={self.warmdown_fraction} and "
+                f"warmdown_steps={self.warmdown_steps} exclude each other; set one of them to 0"
+            )
+        if self.seconds and self.reserve_seconds >= self.seconds:
+            raise ConfigError(
+                f"reserve_seconds={self.reserve_seconds} leaves nothing of seconds={self.seconds}"
+            )
+
+    @property
+    def clock_seconds(self) -> float:
+        """Seconds after which training ends; 0 where there is no clock, whatever is reserved."""
+        return self.seconds and self.seconds - self.reserve_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +287,7 @@ class Recipe:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 

@@ -1,6 +1,8 @@
 """The budget is a contract, as a user runs it: what is proved, and what a failed pack leaves."""
 
+import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import torch
 
 from gptpack.artifact.reader import decode_artifact
 from gptpack.checkpoint import Checkpoint, save_checkpoint
+from gptpack.cli.main import run
 from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -106,7 +109,7 @@ def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_
     assert output.read_bytes() == b"old"
     done = gptpack(place, "--data", str(place))
     assert done.returncode == 2
-    assert "give either --budget" in done.stderr
+    assert "give one of --budget" in done.stderr
 
 
 @pytest.mark.slow
@@ -126,3 +129,91 @@ def test_whoever_kills_a_pack_finds_no_file_under_its_name(place, tmp_path, seco
         assert not output.exists()
     else:
         assert decode_artifact(output.read_bytes(), verify_weights=True)
+
+
+QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
+
+
+@pytest.mark.slow
+def test_the_curve_has_a_measured_file_at_each_point_and_leaves_none(place, tmp_path):
+    output = tmp_path / "curve.csv"
+    words = ["--data", str(place), *QUICK, "--curve", str(output), "--curve-bits", "2,4"]
+    done = gptpack(place, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    with output.open(newline="") as file:
+        rows = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    assert json.loads(done.stdout)["curve"] == rows
+    fine, coarse = rows
+    assert 3.9 < fine["bits"] <= 4.0
+    assert 1.5 < coarse["bits"] < 2.5
+    assert fine["bytes"] > coarse["bytes"]
+    assert coarse["delta"] == pytest.approx(4 * fine["delta"], rel=1e-5)
+    assert fine["bpb_before"] < fine["bpb_predicted"] < coarse["bpb_predicted"]
+    plots = {"curve.png"} if json.loads(done.stdout)["plot"] else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.csv"} | plots
+
+
+@pytest.mark.slow
+def test_two_ranks_pack_one_file_together(place, tmp_path):
+    output = tmp_path / "m.gptpack"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = ["--bits", "3", "--data", str(place), *QUICK, "-o", str(output), "--json"]
+    done = subprocess.run(
+        [*launch, "-m", "gptpack", "pack", str(place / "c.pt"), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["bytes"] == output.stat().st_size
+    assert 2.9 < report["bits"] <= 3.0
+    assert decode_artifact(output.read_bytes()).header.pack["calibration_tokens"] == 512
+    assert "after" in report
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ((), 2, "give one of --budget"),
+        (("--budget", "1MB", "--bits", "3"), 2, "give one of --budget"),
+        (("--bits", "3", "--step-factor", "blocks.0.*"), 2, "write PATTERN=FACTOR"),
+        (("--bits", "3", "--step-factor", "blocks.0.*=0"), 2, "must be positive"),
+        (("--curve", "c.csv", "--curve-bits", "a"), 2, "write positive numbers"),
+        (("--budget", "1MB", "--tokenizer", "absent.model"), 2, "absent.model"),
+        (("--budget", "1MB", "--tokenizer", "{other}"), 2, "was trained with"),
+        (("--budget", "1MB", "-o", "{place}/c.pt/x", "--method", "int8"), 2, "c.pt/x"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, words, status, said):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other.model"
+    if "{other}" in words:
+        train_tokenizer(["one two three four five six"] * 50, other, TokenizerConfig(vocab=280))
+    words = [word.format(place=place, other=other) for word in words]
+    with pytest.raises(SystemExit) as ended:
+        run(["pack", str(place / "c.pt"), *words])
+    assert ended.value.code == status
+    captured = capsys.readouterr()
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("gptpack: ")
+    assert said in last
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(place, tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    output = str(tmp_path / "m.gptpack")
+    words = ["pack", str(place / "c.pt"), "--budget", "1MB", "--method", "int8", "-o", output]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert ended.value.code == 2
+    assert "cannot write: File too large" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -219,6 +219,20 @@ def test_progress_without_a_terminal_is_one_line_per_phase(monkeypatch):
     assert stream.getvalue() == "train ...\npack ...\n"
 
 
+def test_an_interrupt_says_what_was_reached(failing, capsys):
+    def interrupted():
+        with console.progress_bars(quiet=True) as report:
+            report("hessians", 3, 32)
+            report("search steps", 2, 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        interrupted()
+    failing(stopped.value)
+    assert invoke("inspect") == 130
+    assert "interrupted at: search steps, 2; nothing unfinished" in capsys.readouterr().err
+
+
 def test_quiet_progress_says_nothing(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

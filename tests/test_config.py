@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpack.config import (
+    DataConfig,
     ModelConfig,
     OptimizerConfig,
     Recipe,
@@ -87,15 +88,40 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (OptimizerConfig, "adam_beta2", -0.1),
         (OptimizerConfig, "ema_decay", 1.0),
         (OptimizerConfig, "muon_steps", 0),
+        (DataConfig, "mix_shards_start", 0),
+        (DataConfig, "mix_shards_end", 0),
+        (DataConfig, "mix_steps", -1),
+        (DataConfig, "mix_power_start", -0.1),
         (TrainingConfig, "batch_tokens", 0),
         (TrainingConfig, "steps", 0),
         (TrainingConfig, "seconds", -1.0),
         (TrainingConfig, "warmdown_steps", -1),
+        (TrainingConfig, "warmdown_fraction", 1.1),
+        (TrainingConfig, "lr_floor", -0.1),
+        (TrainingConfig, "recurrence_start", 2.0),
+        (TrainingConfig, "qat_start", -1.0),
+        (TrainingConfig, "reserve_seconds", -1.0),
+        (TrainingConfig, "reserve_seconds", 600.0),
+        (OptimizerConfig, "muon_momentum_cooldown_steps", -1),
+        (OptimizerConfig, "weight_decay_taper_start", 1.5),
+        (OptimizerConfig, "weight_decay_final", -0.5),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(table, key, value):
     with pytest.raises(ConfigError, match=f"{key}="):
         table(**{key: value})
+
+
+def test_a_warmdown_is_in_steps_or_a_share_and_not_both():
+    message = r"warmdown_fraction=0\.5 and warmdown_steps=1200 exclude each other; set one"
+    with pytest.raises(ConfigError, match=message):
+        TrainingConfig(warmdown_fraction=0.5)
+    assert TrainingConfig(warmdown_fraction=0.5, warmdown_steps=0).warmdown_fraction == 0.5
+
+
+def test_what_packing_needs_comes_off_the_clock_where_there_is_one():
+    assert TrainingConfig(seconds=300.0, reserve_seconds=8.5).clock_seconds == 291.5
+    assert TrainingConfig(seconds=0.0, reserve_seconds=8.5).clock_seconds == 0.0
 
 
 def write(folder: Path, text: str) -> Path:
@@ -124,6 +150,7 @@ def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
             "model.value_embedding_layers=[0, 3]",
             "model.value_embedding_width=16",
             "training.seconds=5",
+            "data.loader=coprime-shards",
         ],
     )
     assert recipe.model.layers == 4
@@ -131,6 +158,14 @@ def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
     assert recipe.model.tied_embedding is False
     assert recipe.model.value_embedding_layers == (0, 3)
     assert recipe.training.seconds == 5.0
+    assert recipe.data.loader == "coprime-shards"
+
+
+def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
+    values = to_dict(Recipe())
+    del values["data"]
+    assert from_dict(Recipe, values) == Recipe()
+    assert Recipe().data.loader == "sequential"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +178,7 @@ def test_overrides_win_over_the_file_and_parse_as_toml(tmp_path):
         ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be \('relu2'"),
         ("[model]\nvalue_embedding_layers = ['a']\n", r"value_embedding_layers='a' must be int"),
         ("[training]\nseconds = 'long'\n", r"training\.seconds='long' must be float"),
+        ("[data]\nloader = 'random'\n", r"data\.loader='random' must be \('sequential'"),
         ("model = 3\n", "model=3"),
         ("[model\n", "not TOML"),
     ],

@@ -10,24 +10,23 @@ import torch
 from test_training import CPU
 
 from gptpack.artifact.reader import decode_artifact, decode_header
-from gptpack.calibration import collect
-from gptpack.calibration_text import random_tokens
+from gptpack.calibration.collect import collect
+from gptpack.calibration.text import random_tokens
 from gptpack.checkpoint import Checkpoint
 from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
 from gptpack.model.gpt import GPT
-from gptpack.packing import (
-    METHODS,
+from gptpack.packing.config import METHODS, PackConfig
+from gptpack.packing.packer import (
     SMALL_NUMEL,
-    PackConfig,
     Packed,
     Packer,
     check_budget,
+    grid_bits,
     keep_smallest_float,
-    pack_int8,
-    pack_to_budget,
     take_apart,
 )
+from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Sensitivity
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import dequantize
@@ -57,19 +56,19 @@ class Case:
         )
 
     def pack(self, budget: int = PLENTY, config: PackConfig = SMALL, **more) -> Packed:
-        delta = more.pop("delta", None)
-        return pack_to_budget(self.packer(config, budget, **more), delta=delta)
+        search = {name: more.pop(name, None) for name in ("delta", "bits")}
+        return pack_to_budget(self.packer(config, budget, **more), **search)
 
 
 @functools.cache
-def case(width: int = 64, layers: int = 2, vocab: int = 128) -> Case:
+def case(width: int = 64, layers: int = 2, vocab: int = 64) -> Case:
     config = ModelConfig(
         vocab=vocab,
         layers=layers,
         width=width,
         heads=2,
         kv_heads=1,
-        mlp_hidden=2 * width,
+        mlp_hidden=width,
         context=32,
     )
     model = GPT(config)
@@ -150,8 +149,8 @@ def test_the_budget_that_an_error_names_works(budget):
 
 
 def test_a_model_of_some_size_lands_within_a_thousandth():
-    """346,000 weights; what is kept free for later figures comes on top, some 40 bytes."""
-    chosen = case(width=128, layers=3, vocab=256)
+    """340,000 weights; what is kept free for later figures comes on top, some 40 bytes."""
+    chosen = case(width=144, layers=3, vocab=256)
     packer = chosen.packer()
     assert packer.weights > 300_000
     for bits in (1.5, 4.0):
@@ -213,6 +212,43 @@ def test_a_chosen_step_is_used_whatever_it_takes():
     assert packed.pack["delta"] == 1e-4
     with pytest.raises(BudgetError):
         case().pack(2000, delta=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1.75, 3.0])
+def test_bits_are_kept_and_used(bits):
+    packed = case().pack(bits=bits)
+    found = grid_bits(packed.encoded)
+    assert 0.99 * bits < found <= bits
+    assert grid_bits(case().pack(config=PackConfig(methods=(("*", "int8"),))).encoded) is None
+
+
+def test_bits_that_no_step_reaches_are_an_error_that_says_what_is_reached():
+    with pytest.raises(BudgetError, match=r"0\.001 bits a weight: the coarsest steps take [\d.]+;"):
+        case().pack(bits=0.001)
+
+
+def test_step_factors_make_matrices_finer_and_coarser_than_equal_slope_says():
+    fine, coarse = "blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight"
+    factors = (("blocks.*.fc.weight", 2.0), (fine, 0.5))
+    config = dataclasses.replace(SMALL, step_factors=factors)
+    plain, other = case().pack(delta=1e-3), case().pack(config=config, delta=1e-3)
+    assert other.pack["step_factors"] == [list(pair) for pair in factors]
+    assert "step_factors" not in plain.pack
+    before, after = (
+        {t.name: t.arrays for t in decode_artifact(packed.file()).tensors}
+        for packed in (plain, other)
+    )
+    spread = {name: np.abs(after[name]["codes"]).mean() for name in (fine, coarse)}
+    assert spread[fine] > 1.8 * np.abs(before[fine]["codes"]).mean()
+    assert spread[coarse] < 0.7 * np.abs(before[coarse]["codes"]).mean()
+    same = "blocks.0.attn.c_q.weight"
+    assert np.array_equal(before[same]["codes"], after[same]["codes"])
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_step_factors_must_be_positive(factor):
+    with pytest.raises(ConfigError, match="must be positive"):
+        PackConfig(step_factors=(("*", factor),))
 
 
 def test_the_file_itself_is_checked_again():
@@ -340,7 +376,7 @@ def test_only_methods_with_hessians_ask_for_calibration():
 
 def test_int8_is_the_references_rule_for_every_tensor():
     chosen = case(vocab=1200)  # one table of more than 65,536 numbers
-    packed = pack_int8(chosen.checkpoint, chosen.tokenizer, budget_bytes=PLENTY)
+    packed = chosen.pack(config=PackConfig(methods=(("*", "int8"),), codecs=("zlib", "zstd")))
     artifact = decode_artifact(packed.file(QUALITY), verify_weights=True)
     kinds = set()
     for tensor in artifact.tensors:

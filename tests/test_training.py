@@ -8,23 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gptpack.checkpoint import load_checkpoint
-from gptpack.config import OptimizerConfig, Recipe, load_recipe
-from gptpack.data.batches import Prefetcher, SequentialBatches
-from gptpack.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gptpack.config import Loader, OptimizerConfig, Recipe, load_recipe
+from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT
 from gptpack.training.distributed import Ranks, ranks
-from gptpack.training.loop import train
+from gptpack.training.loop import Run, train
 from gptpack.training.muon import Muon, orthogonalize
 from gptpack.training.optimizers import Optimizers
-from gptpack.training.schedules import lr_multiplier, momentum, warmdown_by_clock
 
 TINY = [
     "model.layers=2",
@@ -49,29 +46,6 @@ def tiny(*overrides: str) -> Recipe:
 def shards(tokens: int = 3000) -> list[np.ndarray]:
     steps = np.random.default_rng(0).integers(0, 3, tokens)
     return [np.cumsum(steps).astype(np.uint16) % 64]
-
-
-# schedules
-
-
-def test_the_rate_is_flat_then_falls_linearly_to_zero():
-    rates = [lr_multiplier(step, steps=10, warmdown=4, elapsed=0, seconds=0) for step in range(11)]
-    assert rates == [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
-
-
-def test_the_clock_rule_ends_at_zero_at_any_pace():
-    for pace in (0.1, 0.5, 2.0):
-        seconds, warmdown = 100.0, 10
-        for step in range(1, int(seconds / pace) + 1):
-            left = (seconds - step * pace) / pace
-            rate = warmdown_by_clock(step, elapsed=step * pace, seconds=seconds, warmdown=warmdown)
-            assert rate == pytest.approx(max(0.0, min(1.0, left / warmdown)), abs=1e-9)
-
-
-def test_momentum_warms_up_and_stays():
-    values = [momentum(step, start=0.8, final=0.9, warmup=2) for step in range(4)]
-    assert values == pytest.approx([0.8, 0.85, 0.9, 0.9])
-    assert momentum(0, start=0.8, final=0.9, warmup=0) == 0.9
 
 
 # optimizers
@@ -141,47 +115,6 @@ def test_every_parameter_has_exactly_one_optimizer(tied):
     }
 
 
-# batches
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5),
-    context=st.integers(1, 12),
-    sequences=st.integers(1, 7),
-    world=st.integers(1, 5),
-    step=st.integers(0, 50),
-)
-def test_any_split_over_ranks_sees_the_same_stream(lengths, context, sequences, world, step):
-    total = sum(lengths)
-    stream = np.arange(total, dtype=np.uint16)
-    parts = np.split(stream, np.cumsum(lengths)[:-1])
-    if total < context + 1:
-        with pytest.raises(DataError, match="fewer than one window"):
-            SequentialBatches(parts, context=context, sequences=sequences)
-        return
-    batches = SequentialBatches(parts, context=context, sequences=sequences)
-    pieces = []
-    for rank in range(world):
-        share = Ranks(rank, world, torch.device("cpu")).share(sequences)
-        if len(share):
-            pieces.append(batches.batch(step, share))
-    inputs = torch.cat([piece[0] for piece in pieces])
-    targets = torch.cat([piece[1] for piece in pieces])
-    first = step * sequences * context
-    wanted = (first + torch.arange(sequences * context)).view(sequences, context)
-    assert torch.equal(inputs, wanted % total)
-    assert torch.equal(targets, (wanted + 1) % total)
-
-
-def test_the_prefetcher_gives_any_step_that_is_asked_for():
-    batches = SequentialBatches([np.arange(100, dtype=np.uint16)], context=4, sequences=2)
-    prefetcher = Prefetcher(batches, range(2), torch.device("cpu"))
-    for step in (0, 1, 2, 7, 8, 3):
-        assert torch.equal(prefetcher.get(step)[0], batches.batch(step, range(2))[0])
-    prefetcher.close()
-
-
 # runs
 
 
@@ -211,6 +144,42 @@ def test_a_limit_in_seconds_ends_the_run_with_a_rate_near_zero(tmp_path):
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["lr_multiplier"] == 1
     assert json.loads(lines[-1])["lr_multiplier"] < 0.5
+
+
+def test_training_leaves_the_seconds_that_packing_needs(tmp_path):
+    recipe = tiny(
+        "training.seconds=600",
+        "training.reserve_seconds=599.2",
+        "training.steps=100000",
+        "training.warmdown_steps=0",
+        "training.warmdown_fraction=0.5",
+        "training.lr_floor=0.1",
+    )
+    result = train(recipe, shards(), tmp_path / "run", CPU)
+    assert 0.8 <= result.seconds < 10
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["lr_multiplier"] for line in lines]
+    assert rates[0] == 1
+    assert rates == sorted(rates, reverse=True)
+    assert 0.1 <= rates[-1] < 0.4
+
+
+def test_weight_decay_follows_its_taper(tmp_path):
+    recipe = tiny(
+        "optimizer.matrix_weight_decay=0.5",
+        "optimizer.adam_weight_decay=0.25",
+        "optimizer.weight_decay_taper_start=0.5",
+    )
+    run = Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
+    seen = []
+    for _ in range(12):
+        run.update(0.0)
+        decays = [group["weight_decay"] for group in run.optimizers.muon.param_groups]
+        decays += [group["weight_decay"] for group in run.optimizers.adam.param_groups]
+        assert decays == [decays[0], *[decays[0] / 2] * (len(decays) - 1)]
+        seen.append(decays[0])
+    run.batches.close()
+    assert seen == pytest.approx([0.5] * 7 + [0.5 - step / 24 for step in range(1, 6)])
 
 
 def test_the_checkpoint_holds_the_average_where_one_is_kept(tmp_path):
@@ -245,6 +214,24 @@ def test_resuming_needs_the_same_recipe(tmp_path):
 def test_a_batch_that_is_not_whole_windows_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"batch_tokens=100 must be a multiple of context=16"):
         train(tiny("training.batch_tokens=100"), shards(), tmp_path / "run", CPU)
+
+
+@pytest.mark.parametrize("loader", get_args(Loader))
+def test_a_resumed_run_goes_on_with_the_windows_it_would_have_had(tmp_path, loader):
+    recipe = tiny(f"data.loader={loader}", "model.bos=0")
+    data = np.array_split(shards()[0], 5)
+    going, resumed = (Run(recipe, data, tmp_path, CPU, None, "auto", None) for _ in range(2))
+    for _ in range(5):
+        going.update(0.0)
+    going.save(0.0)
+    resumed.restore()
+    for run in (going, resumed):
+        for _ in range(3):
+            run.update(0.0)
+        run.batches.close()
+    weights = (run.model.state_dict() for run in (going, resumed))
+    for a, b in zip(*(state.values() for state in weights), strict=True):
+        assert torch.equal(a, b)
 
 
 RUN = """

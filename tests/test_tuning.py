@@ -10,20 +10,22 @@ import torch.nn.functional as F
 from test_packing import Case
 from test_training import CPU, shards, tiny
 
-from gptpack import progressive
 from gptpack.artifact.reader import decode_artifact
-from gptpack.calibration import collect
-from gptpack.calibration_text import shard_windows
+from gptpack.calibration.collect import collect
+from gptpack.calibration.text import shard_windows
 from gptpack.checkpoint import Checkpoint, load_checkpoint
 from gptpack.config import ModelConfig, TokenizerIdentity
-from gptpack.errors import BudgetError
+from gptpack.errors import BudgetError, ConfigError
 from gptpack.model.gpt import GPT
-from gptpack.packing import PackConfig, Packed, Packer, pack_to_budget
-from gptpack.progressive import ProgressiveConfig, _with_gain, groups_of, pack_progressively
+from gptpack.packing import progressive, tuning
+from gptpack.packing.config import PackConfig
+from gptpack.packing.packer import Packed, Packer
+from gptpack.packing.progressive import ProgressiveConfig, _with_gain, groups_of, pack_progressively
+from gptpack.packing.search import pack_to_budget
+from gptpack.packing.tuning import Coded, TuneConfig, copy_of, floats, freeze, gains, tune
 from gptpack.quant.allocation import quantize_matrices
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
 from gptpack.training.loop import train
-from gptpack.tuning import Coded, TuneConfig, copy_of, floats, freeze, gains, tune
 
 SMALL = PackConfig(states=8, codecs=("raw", "range"))
 UNIFORM = dataclasses.replace(SMALL, methods=(("*", "gptq-uniform"),))
@@ -214,6 +216,42 @@ def test_tuning_is_deterministic_and_shows_its_progress(case):
         states.append(student.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert seen == [("tune 1/2", step, 5) for step in range(1, 6)]
+
+
+def cross_entropy(model: GPT, tokens: torch.Tensor) -> float:
+    """Of each window's tokens but the first, nats per token."""
+    with torch.no_grad():
+        logits = model.logits(model.hidden(tokens[:, :-1]))
+        return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+
+
+def test_labels_bring_the_student_closer_to_the_text_than_the_teacher_alone(case):
+    held_out = windows(96)[64:]
+    found = {}
+    for labels in (0.0, 1.0):
+        teacher, student, _ = coded_student(case(), DELTA)
+        settings = TuneConfig(steps=40, tokens=256, scale_lr=5e-3, matrix_lr=1e-3, labels=labels)
+        tune(student, teacher, windows(64), settings, CPU)
+        found[labels] = (cross_entropy(student, held_out), divergence(student, teacher, held_out))
+    assert found[1.0][0] < found[0.0][0]
+    assert found[1.0][1] > found[0.0][1]
+
+
+def test_the_loss_is_the_weighted_sum_of_divergence_and_cross_entropy(case):
+    teacher, student, _ = coded_student(case(), DELTA)
+    tokens = windows(4)
+    with torch.no_grad():
+        logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
+        found = float(tuning._loss(logits, tokens, teacher, 0.25))
+    of_teacher = divergence(student, teacher, tokens) * tokens.numel()
+    of_text = cross_entropy(student, tokens) * tokens[:, 1:].numel()
+    assert found == pytest.approx(0.75 * of_teacher + 0.25 * of_text, rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [-0.1, 1.5])
+def test_labels_are_a_share(labels):
+    with pytest.raises(ConfigError, match="a share"):
+        TuneConfig(labels=labels)
 
 
 def test_gains_round_trip_into_row_scales(case):

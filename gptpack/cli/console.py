@@ -55,7 +55,8 @@ def note(text: str) -> None:
 def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     """A callback that draws one bar per phase on stderr, with an estimate of what is left.
 
-    Without a terminal it is a line per phase, and one every `NOTE_SECONDS` while it lasts.
+    Without a terminal it is a line per phase, and one every `NOTE_SECONDS` while it lasts. An
+    interrupt goes on with a word on what was reached.
     """
     console = Console(stderr=True)
     bars = Progress(
@@ -70,9 +71,11 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     tasks: dict[str, TaskID] = {}
     began: dict[str, float] = {}
     noted = 0.0
+    reached = ""
 
     def report(phase: str, done: float, total: float) -> None:
-        nonlocal noted
+        nonlocal noted, reached
+        reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
         plain = not quiet and not console.is_terminal
         now = time.monotonic()
         if phase not in tasks:
@@ -86,5 +89,8 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
             noted = now
         bars.update(tasks[phase], completed=done, total=total or None)
 
-    with bars:
-        yield report
+    try:
+        with bars:
+            yield report
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(reached) from None

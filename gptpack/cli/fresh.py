@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,31 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "T
 _ERRORS: dict[int, type[GptpackError]] = {3: ArtifactError, 4: MissingDependencyError}
 
 
-def evaluate_in_fresh_process(
+class FreshEvaluation:
+    """A running ``gptpack eval``; `result` waits for it."""
+
+    def __init__(self, path: Path, process: "subprocess.Popen[str]", output: Path) -> None:
+        self.path, self.process, self.output = path, process, output
+
+    def result(self) -> dict[str, Any]:
+        """What it found, as its JSON.
+
+        Raises:
+            GptpackError: the evaluation failed; says what it said.
+        """
+        said = (self.process.communicate()[1] or "").strip().splitlines()
+        if status := self.process.returncode:
+            error = _ERRORS.get(status, GptpackError)
+            raise error(
+                f"{self.path}: evaluation in a fresh process ended with status {status}"
+                + (f": {said[-1]}" if said else "")
+            )
+        result: dict[str, Any] = json.loads(self.output.read_text(encoding="utf-8"))
+        return result
+
+
+@contextmanager
+def fresh_evaluation(
     path: Path,
     data: Path,
     *,
@@ -24,11 +50,10 @@ def evaluate_in_fresh_process(
     limit_tokens: int = 0,
     device: str = "auto",
     quiet: bool = False,
-) -> dict[str, Any]:
-    """What ``gptpack eval PATH --data DATA ... --json`` finds, as its JSON.
+) -> Iterator[FreshEvaluation]:
+    """Start ``gptpack eval PATH --data DATA ...``; it ends with the block at the latest.
 
-    Raises:
-        GptpackError: the evaluation failed; says what it said.
+    Whatever torchrun set in the environment is left out: the process is one rank of its own.
     """
     with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
         output = Path(folder) / "result.json"
@@ -43,21 +68,25 @@ def evaluate_in_fresh_process(
         if limit_tokens:
             command += ["--limit-tokens", str(limit_tokens)]
         environment = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE if quiet else None,
             text=True,
-            check=False,
         )
-        if done.returncode:
-            said = (done.stderr or "").strip().splitlines()
-            error = _ERRORS.get(done.returncode, GptpackError)
-            raise error(
-                f"{path}: evaluation in a fresh process ended with status {done.returncode}"
-                + (f": {said[-1]}" if said else "")
-            )
-        result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        return result
+        try:
+            yield FreshEvaluation(path, process, output)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
+
+
+def evaluate_in_fresh_process(path: Path, data: Path, **settings: Any) -> dict[str, Any]:
+    """What ``gptpack eval PATH --data DATA`` finds; settings and errors as above."""
+    with fresh_evaluation(path, data, **settings) as running:
+        return running.result()

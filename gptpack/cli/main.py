@@ -63,8 +63,9 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("gptpack: interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        where = f" at: {stopped}" if str(stopped) else ""
+        click.echo(f"gptpack: interrupted{where}; nothing unfinished has a final name", err=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,20 +12,22 @@ if TYPE_CHECKING:
     from gptpack.config import TokenizerIdentity
     from gptpack.data.batches import Tokens
     from gptpack.model.gpt import GPT
-    from gptpack.packing import PackConfig, Packed, Packer
+    from gptpack.packing.packer import Packed, Packer
     from gptpack.quant.allocation import Sensitivity
+    from gptpack.training.distributed import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the command line says about calibration and tuning."""
+    """What the command line says about calibration, tuning, and how fine to be."""
 
     data: Path | None
     source: str | None
     tokens: int
     seed: int
-    device: str
     tune: str
+    labels: float
+    """Share of the text itself in what tuning aims at."""
     cache: Path | None
     """Folder where Hessians are kept; None keeps nothing."""
 
@@ -34,9 +36,9 @@ class Job:
     """The model that is packed, on its device, with what calibration and tuning need of it."""
 
     def __init__(
-        self, checkpoint: "Checkpoint", config: "PackConfig", request: Request, progress: Progress
+        self, checkpoint: "Checkpoint", request: Request, ranks: "Ranks", progress: Progress
     ) -> None:
-        self.checkpoint, self.config, self.request = checkpoint, config, request
+        self.checkpoint, self.request, self.ranks = checkpoint, request, ranks
         self.progress = progress
         self.sensitivities: Mapping[str, Sensitivity] = {}
         self.model: GPT | None = None
@@ -51,7 +53,7 @@ class Job:
 
     def calibrate(self) -> dict[str, Any]:
         """Find the sensitivities; returns what the header says of their source."""
-        from gptpack.calibration_text import (
+        from gptpack.calibration.text import (
             calibrate,
             random_tokens,
             self_generated,
@@ -59,10 +61,9 @@ class Job:
         )
         from gptpack.errors import CheckpointError, ConfigError
         from gptpack.model.gpt import GPT, state_problem
-        from gptpack.training.distributed import Ranks, pick_device
 
         request, shape = self.request, self.checkpoint.model
-        device = pick_device(request.device)
+        device = self.ranks.device
         model = GPT(shape)
         if problem := state_problem(model, self.checkpoint.weights):
             raise CheckpointError(f"the checkpoint does not fit its model: {problem}")
@@ -84,7 +85,7 @@ class Job:
         found = calibrate(
             self.model,
             windows,
-            Ranks(0, 1, device),
+            self.ranks,
             fisher_windows=max(1, len(windows) // 4),
             batch=max(1, (32768 if device.type == "cuda" else 4096) // context),
             seed=request.seed,
@@ -94,19 +95,19 @@ class Job:
         self.sensitivities = found.sensitivities
         return {"calibration": source, "calibration_tokens": found.hessian_tokens}
 
-    def pack(self, packer: "Packer", step: float | None) -> "Packed":
+    def pack(
+        self, packer: "Packer", *, delta: float | None = None, bits: float | None = None
+    ) -> "Packed":
         """Search the step, with the tuning that was asked for."""
-        from gptpack.calibration_text import shard_windows
+        from gptpack.calibration.text import shard_windows
         from gptpack.errors import ConfigError
-        from gptpack.packing import pack_to_budget
-        from gptpack.progressive import ProgressiveConfig, pack_progressively
-        from gptpack.training.distributed import Ranks
+        from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
+        from gptpack.packing.search import pack_to_budget
 
         if self.request.tune == "none":
-            return pack_to_budget(packer, delta=step, progress=self.progress)
+            return pack_to_budget(packer, delta=delta, bits=bits, progress=self.progress)
         if self.model is None or self.request.data is None or not packer.matrices:
             raise ConfigError("--tune needs --data with train shards and a gptq-trellis method")
-        settings = ProgressiveConfig(by_layer=self.request.tune == "deep")
         context = self.checkpoint.model.context
         shards = self._shards()
         most = sum(len(shard) // context for shard in shards)
@@ -117,10 +118,11 @@ class Job:
             packer,
             self.model,
             windows,
-            Ranks(0, 1, self.model.tok_emb.weight.device),
+            self.ranks,
             self.sensitivities,
-            settings,
-            delta=step,
+            ProgressiveConfig(by_layer=self.request.tune == "deep", labels=self.request.labels),
+            delta=delta,
+            bits=bits,
             progress=self.progress,
         )
 

@@ -10,8 +10,8 @@ from gptpack.cli.console import note, print_json, print_table, progress_bars
 
 @click.command()
 @click.option("--recipe", default="baseline", show_default=True, help="TOML file or a name.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of shards.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.")
+@click.option("--output", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -19,11 +19,15 @@ from gptpack.cli.console import note, print_json, print_table, progress_bars
 @click.option("--compile/--no-compile", "compiled", default=None, help="Default: on CUDA only.")
 @click.option("--eval/--no-eval", "evaluate", default=True, help="Score validation at the end.")
 @click.option("--eval-tokens", default=0, show_default=True, help="Score so many; 0: all.")
+@click.option("--plan", "planned", is_flag=True, help="Say what the run will take, and stop.")
+@click.option("--bits", type=float, help="--plan: bits of a weight in the file.  [default: 3]")
+@click.option("--budget", metavar="SIZE", help="--plan: take the bits that this size allows.")
+@click.option("--flops", type=float, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
-    data: Path,
-    output: Path,
+    data: Path | None,
+    output: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
     device: str,
@@ -31,6 +35,10 @@ def command(
     compiled: bool | None,
     evaluate: bool,
     eval_tokens: int,
+    planned: bool,
+    bits: float | None,
+    budget: str | None,
+    flops: float | None,
     as_json: bool,
 ) -> None:
     """Train a model by a recipe and write a checkpoint.
@@ -38,10 +46,14 @@ def command(
     Runs under torchrun as well, one process per GPU. The checkpoint is written before anything
     else happens at the end; RUN/metrics.jsonl has a line per step.
 
+    With --plan nothing is trained or written: it prints parameters, memory, milliseconds of a step
+    (of a few that it times, or by arithmetic), steps, tokens and the bytes of the packed file.
+
     \b
     Examples:
       gptpack train --recipe tiny --data data/ --output runs/tiny
       gptpack train --recipe seq4096 --set training.seconds=240 --data data/ --output runs/a
+      gptpack train --recipe golf-1060 --plan --budget 16MB
       torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
     """
     from gptpack.cli.fresh import evaluate_in_fresh_process
@@ -53,9 +65,37 @@ def command(
     from gptpack.training.distributed import ranks
     from gptpack.training.loop import train
 
+    if not planned and (bits, budget, flops) != (None, None, None):
+        raise click.UsageError("--bits, --budget and --flops go with --plan")
+    if not planned and (data is None or output is None):
+        raise click.UsageError("training needs --data and --output; --plan does without")
     settings = load_recipe(find_recipe(recipe), overrides)
     vocab = settings.model.vocab
-    shards = [Shard.open(path, vocab).tokens for path in find_shards(data, "train")]
+    shards = None
+    if data is not None:
+        shards = [Shard.open(path, vocab).tokens for path in find_shards(data, "train")]
+    if planned:
+        from gptpack.cli.train_plan import plan, plan_rows
+
+        with ranks(device) as here:
+            figures = plan(
+                settings,
+                shards,
+                here,
+                attention=attention,
+                compiled=compiled,
+                flops=flops,
+                bits=bits,
+                budget=budget,
+            )
+        if here.main and as_json:
+            print_json(figures)
+        elif here.main:
+            print_table(["plan", ""], plan_rows(figures))
+        return
+    assert shards is not None
+    assert data is not None
+    assert output is not None
     beside = data / TOKENIZER
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
         result = train(

@@ -13,21 +13,22 @@ Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gptpack.errors import QuantError
 from gptpack.quant.factor import Factor, factorize
-from gptpack.quant.grids import quantize_scale, row_gains, scale_values, stretches
+from gptpack.quant.grids import quantize_scale, scale_values, stretches
 from gptpack.quant.trellis import Job, quantize_many
 from gptpack.quant.types import (
     COLUMN_SCALES_PER_OCTAVE,
     ROW_SCALES_PER_OCTAVE,
     PackedTensor,
-    dequantize,
+    values_of_points,
 )
 
 Array = npt.NDArray[Any]
@@ -59,6 +60,8 @@ class Matrix:
     hessian: Array
     row_weight: npt.NDArray[np.float64]
     """Fisher information of the rows, floored so that it is positive."""
+    energy: npt.NDArray[np.float64]
+    """``w H w^T`` of every row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +93,15 @@ def prepare_matrix(
     row_weight = sensitivity.row_weight.astype(np.float64)
     if not np.isfinite(row_weight).all() or (row_weight < 0).any() or not row_weight.any():
         raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
+    hessian = np.ascontiguousarray(sensitivity.hessian, np.float32)
+    felt_RC = (torch.from_numpy(weight) @ torch.from_numpy(hessian)).numpy()
     return Matrix(
         name=name,
         weight=weight,
         factor=factorize(sensitivity.hessian, damp=damp, max_damp=max_damp, name=name),
         hessian=sensitivity.hessian,
         row_weight=np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean()),
+        energy=_row_dots(felt_RC, weight),
     )
 
 
@@ -170,7 +176,7 @@ def quantize_matrices(
         tensor = _tensor(matrix, symbols, grid, states)
         loss = float(matrix.row_weight @ rounding.row_loss) / 2
         if rescale:
-            tensor, loss = _rescaled(matrix, tensor, loss)
+            tensor, loss = _rescaled(matrix, tensor, rounding.points, loss)
         coded.append(Coded(tensor=tensor, loss_nats=loss))
     return coded
 
@@ -194,29 +200,40 @@ def _tensor(matrix: Matrix, symbols: Array, grid: tuple[Array, Array], states: i
     )
 
 
-def _rescaled(matrix: Matrix, tensor: PackedTensor, loss: float) -> tuple[PackedTensor, float]:
-    """`tensor` with the row scales that fit its codes best, where that lowers the loss."""
-    values_RC = dequantize(tensor)
-    gain_R = np.clip(row_gains(matrix.weight, values_RC, matrix.hessian), 0.5, 2.0)
-    shift_R = np.rint(np.log2(gain_R) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
-    moved = with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R)
-    error_RC = (dequantize(moved) - matrix.weight).astype(np.float64)
-    hessian = matrix.hessian.astype(np.float64)
-    row_loss_R = np.einsum("rc,rc->r", error_RC @ hessian, error_RC)
-    better = float(matrix.row_weight @ row_loss_R) / 2
-    return (moved, better) if better < loss else (tensor, loss)
+def _rescaled(
+    matrix: Matrix, tensor: PackedTensor, points_RC: Array, loss: float
+) -> tuple[PackedTensor, float]:
+    """`tensor` with the row scales that fit its codes best, where that lowers the loss.
+
+    The best gain is that of `grids.row_gains`, ``w H v^T / v H v^T``. One product with H gives it
+    and what it leaves: with e = v - w, ``g v - w = e - (1 - g) v``.
+    """
+    value_RC = values_of_points(tensor, points_RC)
+    error_RC = value_RC - matrix.weight
+    hessian_CC = np.ascontiguousarray(matrix.hessian, np.float32)
+    felt_RC = (torch.from_numpy(error_RC) @ torch.from_numpy(hessian_CC)).numpy()
+    own_R = _row_dots(felt_RC, error_RC)
+    with_value_R = _row_dots(felt_RC, value_RC)
+    with_weight_R = _row_dots(felt_RC, matrix.weight)
+    value_R = np.maximum(matrix.energy + 2 * with_weight_R + own_R, 0.0)
+    gain_R = 1 - np.divide(with_value_R, value_R, out=np.zeros_like(value_R), where=value_R > 0)
+    shift_R = np.rint(np.log2(np.clip(gain_R, 0.5, 2.0)) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
+    rest_R = 1 - 2.0 ** (shift_R / ROW_SCALES_PER_OCTAVE)
+    row_loss_R = own_R - 2 * rest_R * with_value_R + rest_R**2 * value_R
+    better = float(matrix.row_weight @ np.maximum(row_loss_R, 0.0)) / 2
+    if better >= loss:
+        return tensor, loss
+    return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), better
+
+
+def _row_dots(a_RC: Array, b_RC: Array) -> npt.NDArray[np.float64]:
+    found: npt.NDArray[np.float64] = np.einsum("rc,rc->r", a_RC, b_RC, dtype=np.float64)
+    return found
 
 
 def with_row_scales(tensor: PackedTensor, row_scales: Array) -> PackedTensor:
     """`tensor` with other indexes of row scales."""
-    return PackedTensor(
-        name=tensor.name,
-        shape=tensor.shape,
-        method=tensor.method,
-        arrays={**tensor.arrays, "row_scales": row_scales.astype(np.int16)},
-        parameters=tensor.parameters,
-        record=tensor.record,
-    )
+    return replace(tensor, arrays={**tensor.arrays, "row_scales": row_scales.astype(np.int16)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,14 +111,20 @@ def _int8_tensor(tensor: PackedTensor) -> npt.NDArray[np.float32]:
 
 
 def _grid(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    states = int(tensor.parameters.get("states", 1))
+    return values_of_points(tensor, decode_trellis(tensor.arrays["codes"], states))
+
+
+def values_of_points(tensor: PackedTensor, points_RC: Array) -> npt.NDArray[np.float32]:
     """``point * row scale * column scale``, the row scale halved where there is a trellis."""
     states = int(tensor.parameters.get("states", 1))
     row_R = scale_values(tensor.arrays["row_scales"], per_octave=ROW_SCALES_PER_OCTAVE)
     column_C = scale_values(tensor.arrays["column_scales"], per_octave=COLUMN_SCALES_PER_OCTAVE)
     if states > 1:
         row_R = row_R * np.float32(0.5)
-    points_RC = decode_trellis(tensor.arrays["codes"], states).astype(np.float32)
-    values: npt.NDArray[np.float32] = points_RC * row_R[:, None] * column_C[None, :]
+    values: npt.NDArray[np.float32] = (
+        points_RC.astype(np.float32) * row_R[:, None] * column_C[None, :]
+    )
     return values
 
 

@@ -10,21 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.config import Recipe, TokenizerIdentity, to_dict
-from gptpack.data.batches import Prefetcher, SequentialBatches, Tokens
+from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT, state_problem
 from gptpack.progress import Progress, silent
 from gptpack.training.distributed import Ranks
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
-from gptpack.training.schedules import lr_multiplier, momentum
+from gptpack.training.schedules import Scheduled, scheduled
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -108,7 +107,14 @@ class Run:
                 f"context={context} and hold a window for each of {ranks.world} ranks"
             )
         self.share = ranks.share(self.sequences)
-        stream = SequentialBatches(shards, context=context, sequences=self.sequences)
+        stream = open_batches(
+            shards,
+            recipe.data,
+            context=context,
+            sequences=self.sequences,
+            seed=recipe.training.seed,
+            bos=recipe.model.bos,
+        )
         self.batches = Prefetcher(stream, self.share, ranks.device)
         self.compiled = ranks.device.type == "cuda" if compiled is None else compiled
         self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
@@ -149,30 +155,22 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         return total
 
-    def update(self, elapsed: float) -> tuple[Tensor, float, float]:
-        """One optimizer step; returns its loss, learning-rate multiplier and momentum."""
-        training, optimizer = self.recipe.training, self.recipe.optimizer
-        multiplier = lr_multiplier(
-            self.step,
-            steps=training.steps,
-            warmdown=training.warmdown_steps,
-            elapsed=elapsed,
-            seconds=training.seconds,
-        )
-        mu = momentum(
-            self.step,
-            start=optimizer.muon_momentum_start,
-            final=optimizer.muon_momentum,
-            warmup=optimizer.muon_momentum_warmup_steps,
-        )
+    def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
+        """One optimizer step; returns its loss and what it was made with."""
+        optimizer = self.recipe.optimizer
+        now = scheduled(self.step, elapsed, self.recipe.training, optimizer)
         loss = self.gradients(self.step)
-        self.optimizers.step(lr_multiplier=multiplier, momentum=mu)
+        self.optimizers.step(
+            lr_multiplier=now.lr_multiplier,
+            momentum=now.momentum,
+            weight_decay_multiplier=now.weight_decay_multiplier,
+        )
         if self.ema is not None:
             state = self.model.state_dict()
             fresh = [state[name] for name in self.ema]
             torch._foreach_lerp_(list(self.ema.values()), fresh, 1 - optimizer.ema_decay)
         self.step += 1
-        return loss, multiplier, mu
+        return loss, now
 
     def warm_up(self) -> float:
         """Compile by training a few steps whose effect is undone; returns the seconds it took."""
@@ -212,21 +210,18 @@ class Run:
         start = saved = time.perf_counter() - self.spent_seconds
         saved += self.spent_seconds
         last = float("nan")
-        before: tuple[Any, ...] | None = None
+        before: tuple[Tensor, Scheduled, int, float] | None = None
         try:
             while True:
                 elapsed = self.ranks.first(time.perf_counter() - start)
-                over = bool(training.seconds) and elapsed >= training.seconds
+                over = bool(training.seconds) and elapsed >= training.clock_seconds
                 if over or self.step >= training.steps:
                     break
                 now = (*self.update(elapsed), self.step, elapsed)
                 if before is not None:
                     last = self._look(before, metrics)
                 before = now
-                done = self.step / training.steps
-                if training.seconds:
-                    done = max(done, elapsed / training.seconds)
-                progress("train", round(1000 * min(done, 1.0)), 1000)
+                progress("train", round(1000 * now[1].progress), 1000)
                 due = self.ranks.first(time.perf_counter() - saved)
                 if training.checkpoint_seconds and due >= training.checkpoint_seconds:
                     last, before = self._look(now, metrics), None
@@ -253,9 +248,9 @@ class Run:
             attention=self.attention,
         )
 
-    def _look(self, step: tuple[Any, ...], metrics: Metrics | None) -> float:
+    def _look(self, step: tuple[Tensor, Scheduled, int, float], metrics: Metrics | None) -> float:
         """Write a finished step down; a loss that is not finite ends the run."""
-        tensor, multiplier, mu, number, elapsed = step
+        tensor, now, number, elapsed = step
         loss = float(tensor)
         if not math.isfinite(loss):
             kept = (
@@ -263,7 +258,7 @@ class Run:
                 if self.path.exists()
                 else ("no checkpoint had been written")
             )
-            rate = self.recipe.optimizer.matrix_lr * multiplier
+            rate = self.recipe.optimizer.matrix_lr * now.lr_multiplier
             raise TrainingError(
                 f"the loss of step {number} is {loss} at matrix learning rate {rate:.3g}; {kept}; "
                 "lower the learning rates or clip gradients (optimizer.grad_clip)"
@@ -272,8 +267,8 @@ class Run:
             metrics.write(
                 step=number,
                 loss_nats=loss,
-                lr_multiplier=multiplier,
-                momentum=mu,
+                lr_multiplier=now.lr_multiplier,
+                momentum=now.momentum,
                 seconds=round(elapsed, 4),
             )
         return loss

@@ -40,15 +40,18 @@ class Optimizers:
             weight_decay=config.adam_weight_decay,
             fused=matrices[0].device.type == "cuda",
         )
-        self.base = [group["lr"] for group in self._groups()]
+        self.base = [(group["lr"], group["weight_decay"]) for group in self._groups()]
 
     def _groups(self) -> list[dict[str, Any]]:
         return [*self.muon.param_groups, *self.adam.param_groups]
 
-    def step(self, *, lr_multiplier: float, momentum: float) -> None:
+    def step(
+        self, *, lr_multiplier: float, momentum: float, weight_decay_multiplier: float = 1.0
+    ) -> None:
         """Update the parameters from their gradients and clear those."""
-        for group, lr in zip(self._groups(), self.base, strict=True):
+        for group, (lr, weight_decay) in zip(self._groups(), self.base, strict=True):
             group["lr"] = lr * lr_multiplier
+            group["weight_decay"] = weight_decay * weight_decay_multiplier
         for group in self.muon.param_groups:
             group["momentum"] = momentum
         for optimizer in (self.muon, self.adam):

@@ -1,12 +1,12 @@
 """The packer's story: a checkpoint becomes the bytes of one file that fits its budget.
 
 checkpoint -> checked weights -> sensitivities -> codes at one slope -> coded sections -> a file's
-bytes, or the smallest budget that would have worked. Nothing here writes a file; the caller does.
+bytes. Which slope fits is found in search.py. Nothing here writes a file; the caller does.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,19 @@ import numpy.typing as npt
 
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
 from gptpack.checkpoint import Checkpoint
-from gptpack.codec.trellis import POLYNOMIALS
 from gptpack.config import TokenizerIdentity
-from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
+from gptpack.errors import BudgetError, CheckpointError, QuantError
 from gptpack.model.gpt import GPT, state_problem
+from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import (
     Matrix,
     Sensitivity,
     prepare_matrix,
     quantize_matrices,
-    solve_delta,
 )
 from gptpack.quant.gptq import quantize_clipped
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
-from gptpack.quant.types import METHODS as ENCODINGS
 from gptpack.quant.types import PackedTensor
 from gptpack.version import VERSION
 
@@ -36,64 +34,15 @@ QUALITY = {"bpb_before": 9.876543, "bpb_after": 9.876543, "context": 65536, "tok
 """Stands for the figures that are measured once the sections are known, so that they have room."""
 LONGEST = {"budget_bytes": 9876543210, "code_bytes": 9876543}
 """Stands for the figures of the request, so that a size is the same whatever the budget is."""
+MEASURED = {"delta": 0.000123456, "predicted_nats": 0.0123456}
+"""Stands for the figures that the search ends with."""
 MARGIN_BYTES = 16
 """What deflating other digits may add to a header."""
 UNLIMITED = 2**62
-"""The budget of a pack that has none: its step was given."""
-CLIPPED = tuple(f"gptq-int{bits}" for bits in range(4, 9))
-GRIDS = ("gptq-uniform", "gptq-trellis")
-METHODS = ("int8", *CLIPPED, *GRIDS, "float16")
+"""The budget of a pack that has none; larger than any file. A header does not mention it."""
 SMALL_NUMEL = 4096
 """Matrices of fewer weights are kept in floats: their tables and scales would cost more."""
-FIRST_DELTA = 1e-4
-NO_BUDGET = NO_SIZE = 2**62
-"""Larger than any file; a header does not mention such a budget."""
-FINEST_DELTA = 2e-6
-"""Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
-
 Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackConfig:
-    """How tensors are quantized and coded."""
-
-    methods: tuple[tuple[str, str], ...] = (("*", "gptq-trellis"),)
-    """(pattern of names, method) pairs; the last that matches a matrix counts."""
-    states: int = 256
-    """Of the trellis."""
-    damp: float = 0.03
-    row_power: float = 0.5
-    rescale: bool = True
-    codecs: tuple[str, ...] = ("zlib", "zstd", "range")
-    strict: bool = False
-    """A fallback is an error."""
-    tolerance: float = 1e-3
-    """How far under the budget a file may stay while finer steps exist."""
-
-    def __post_init__(self) -> None:
-        if self.states not in POLYNOMIALS:
-            known = ", ".join(map(str, POLYNOMIALS))
-            raise ConfigError(f"states={self.states}: the trellis has {known} states")
-        for pattern, method in self.methods:
-            if method not in METHODS:
-                raise ConfigError(
-                    f"method '{method}' for '{pattern}': there are {', '.join(METHODS)}"
-                )
-        if self.states not in ENCODINGS["trellis"].states:
-            known = ", ".join(map(str, ENCODINGS["trellis"].states))
-            raise ConfigError(f"{self.states} trellis states; there are {known}")
-        if not self.methods or self.methods[0][0] != "*":
-            raise ConfigError("the first method must be for all tensors: '*'")
-
-    def method_of(self, name: str) -> str:
-        """The method of a matrix of this name."""
-        return next(m for pattern, m in reversed(self.methods) if fnmatchcase(name, pattern))
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether any method needs Hessians."""
-        return any(method not in ("int8", "float16") for _, method in self.methods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +85,15 @@ def check_budget(file_bytes: int, budget_bytes: int, code_bytes: int) -> None:
         )
 
 
+def grid_bits(encoded: EncodedSections) -> float | None:
+    """Coded bits per weight on a grid: codes, scales and tables; None where there is no grid."""
+    methods = ("trellis", "uniform")
+    weights = sum(tensor.numel for tensor in encoded.tensors if tensor.method in methods)
+    names = tuple(f"{method}." for method in methods)
+    stored = sum(s.stored_bytes for s in encoded.sections if s.name.startswith(names))
+    return 8 * stored / weights if weights else None
+
+
 def checked_weights(checkpoint: Checkpoint) -> dict[str, Float32]:
     """The weights by name, in the model's order, all there and finite.
 
@@ -173,18 +131,20 @@ class Packer:
     def header(self) -> dict[str, Any]:
         """The header's `pack` without what is measured later."""
         methods = [list(pair) for pair in self.config.methods]
-        limited = self.budget_bytes < NO_BUDGET
+        limited = self.budget_bytes < UNLIMITED
+        factors = [list(pair) for pair in self.config.step_factors]
         return {
             "gptpack": VERSION,
             "method": methods[0][1] if len(methods) == 1 else methods,
             **({"budget_bytes": self.budget_bytes} if limited else {}),
             "code_bytes": self.code_bytes,
+            **({"step_factors": factors} if factors else {}),
             **self.provenance,
         }
 
     def size(self, encoded: EncodedSections) -> int:
         """Bytes of the file, with room for what is measured later."""
-        pack = {**self.header(), **LONGEST, "delta": 0.000123456, "quality": QUALITY}
+        pack = {**self.header(), **LONGEST, **MEASURED, "quality": QUALITY}
         file_bytes = assembled_bytes(
             encoded, model=self.checkpoint.model, tokenizer=self.tokenizer, pack=pack
         )
@@ -202,7 +162,7 @@ class Packer:
             group = [matrix for matrix in self.matrices if self.states[matrix.name] == states]
             for result in quantize_matrices(
                 group,
-                float(delta),
+                {m.name: delta * self.config.step_factor_of(m.name) for m in group},
                 states=states,
                 row_power=self.config.row_power,
                 shrink=False,
@@ -227,6 +187,7 @@ class Packer:
         pack = self.header()
         if delta is not None:
             pack["delta"] = float(f"{delta:.6g}")
+            pack["predicted_nats"] = float(f"{predicted_nats:.6g}")
         return Packed(
             encoded=encoded,
             checkpoint=self.checkpoint,
@@ -276,7 +237,7 @@ def take_apart(
         method = config.method_of(name)
         if method == "int8":
             packer.fixed[name] = quantize_reference(name, values)
-        elif values.ndim != 2 or not name.endswith(".weight") or values.size < SMALL_NUMEL:
+        elif not on_grid(name, values.shape):
             packer.fixed[name] = keep_smallest_float(name, values)
         elif method == "float16":
             packer.fixed[name] = keep_float(name, values, "float16")
@@ -284,6 +245,11 @@ def take_apart(
             _calibrated(packer, name, values, method, sensitivities.get(name))
         progress("factor", index + 1, len(weights))
     return packer
+
+
+def on_grid(name: str, shape: Sequence[int]) -> bool:
+    """Whether calibrated methods code a tensor of this name; others are kept in floats."""
+    return len(shape) == 2 and name.endswith(".weight") and math.prod(shape) >= SMALL_NUMEL
 
 
 def keep_smallest_float(name: str, values: Float32) -> PackedTensor:
@@ -330,92 +296,4 @@ def _calibrated(
 
 
 def _with_record(tensor: PackedTensor, record: Mapping[str, Any]) -> PackedTensor:
-    return PackedTensor(
-        name=tensor.name,
-        shape=tensor.shape,
-        method=tensor.method,
-        arrays=tensor.arrays,
-        parameters=tensor.parameters,
-        record={**tensor.record, **record},
-    )
-
-
-def pack_to_budget(
-    packer: Packer, *, delta: float | None = None, progress: Progress = silent
-) -> Packed:
-    """The finest steps whose coded bytes fit the budget, found on the real bytes.
-
-    Args:
-        delta: use this step and do not search.
-
-    Raises:
-        BudgetError: nothing fits; names the smallest budget that works.
-    """
-    if not packer.matrices:
-        return packer.packed(packer.encode({}), delta=None, predicted_nats=0.0)
-    target = packer.budget_bytes - packer.code_bytes
-    seen: dict[float, tuple[EncodedSections, float]] = {}
-    phase = "search steps" if delta is None else "quantize and code"
-
-    refused: list[QuantError] = []
-
-    def size_at(step: float) -> int:
-        try:
-            coded, loss = packer.quantize(step)
-        except QuantError as error:
-            # codes of so fine a step cannot be stored: as good as over the budget
-            refused.append(error)
-            return NO_SIZE
-        encoded = packer.encode(coded)
-        seen[step] = (encoded, loss)
-        progress(phase, len(seen), 0)
-        return packer.size(encoded)
-
-    if delta is not None:
-        size_at(delta)
-        if refused:
-            raise refused[0]
-        encoded, loss = seen[delta]
-        return packer.packed(encoded, delta=delta, predicted_nats=loss)
-    solution = solve_delta(
-        size_at,
-        target,
-        start=FIRST_DELTA,
-        weights=packer.weights,
-        finest=FINEST_DELTA,
-        tolerance=packer.config.tolerance,
-    )
-    if solution is None:
-        if not seen:
-            raise refused[0]
-        # the coarsest: the one step that a search with any budget comes to
-        smallest = packer.size(seen[max(seen)][0])
-        check_budget(smallest, packer.budget_bytes, packer.code_bytes)
-        raise AssertionError("a size within the budget was not taken")
-    encoded, loss = seen[solution.delta]
-    return packer.packed(encoded, delta=solution.delta, predicted_nats=loss)
-
-
-def pack_int8(
-    checkpoint: Checkpoint,
-    tokenizer: TokenizerIdentity,
-    *,
-    budget_bytes: int,
-    code_bytes: int = 0,
-    codecs: Sequence[str] = ("zlib", "zstd"),
-    provenance: Mapping[str, Any] | None = None,
-    progress: Progress = silent,
-) -> Packed:
-    """Pack by the reference's int8 rules (gptpack/quant/int8.py); see `take_apart`."""
-    config = PackConfig(methods=(("*", "int8"),), codecs=tuple(codecs))
-    packer = take_apart(
-        checkpoint,
-        tokenizer,
-        config,
-        {},
-        budget_bytes=budget_bytes,
-        code_bytes=code_bytes,
-        provenance=provenance,
-        progress=progress,
-    )
-    return pack_to_budget(packer, progress=progress)
+    return replace(tensor, record={**tensor.record, **record})

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from gptpack.atomic import replacing
-from gptpack.calibration import Calibration, collect
+from gptpack.calibration.collect import Calibration, collect
 from gptpack.data.batches import Tokens
 from gptpack.errors import DataError, GptpackError
 from gptpack.model.gpt import GPT

@@ -1,7 +1,7 @@
 """Coding a model group by group, what is left in floats learning to make up for what is coded.
 
 Layers are coded from the last to the first; after each group the rest trains for a few steps
-against the unquantized model (gptpack/tuning.py), and the next group's Hessians are those of the
+against the unquantized model (tuning.py), and the next group's Hessians are those of the
 inputs that the coded layers really give it. The last group's step takes up what the budget leaves.
 """
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from gptpack.artifact.writer import EncodedSections
-from gptpack.calibration import collect
+from gptpack.calibration.collect import collect
 from gptpack.errors import QuantError
 from gptpack.model.gpt import GPT
-from gptpack.packing import NO_SIZE, Packed, Packer, keep_smallest_float, pack_to_budget
+from gptpack.packing.packer import UNLIMITED, Packed, Packer, keep_smallest_float
+from gptpack.packing.search import pack_to_budget
+from gptpack.packing.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import (
     Matrix,
@@ -27,11 +29,10 @@ from gptpack.quant.allocation import (
 )
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
 from gptpack.training.distributed import Ranks
-from gptpack.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
 
 HELD_BACK = 5e-4
 """Share of the budget kept for what the last tuning does to scales and floats."""
-HELD_BACK_BYTES = 32
+HELD_BACK_BYTES = 64
 """And what the header says of it."""
 
 
@@ -47,6 +48,8 @@ class ProgressiveConfig:
     """Tokens of a tuning step."""
     matrix_lr: float = 3e-4
     scale_lr: float = 2e-3
+    labels: float = 0.0
+    """Share of the tuning loss that is the text's own next tokens (tuning.py)."""
     calibration_windows: int = 64
     """Windows from which each group's Hessians are collected again."""
 
@@ -76,23 +79,27 @@ def pack_progressively(
     config: ProgressiveConfig,
     *,
     delta: float | None = None,
+    bits: float | None = None,
     progress: Progress = silent,
 ) -> Packed:
     """Pack as `pack_to_budget` does, with tuning between the groups and after the last.
+
+    `packer` stays as it is.
 
     Args:
         teacher: the unquantized model, on the device where tuning runs.
         windows: training tokens ``[N, T]`` (int64), never validation.
         sensitivities: those that `packer` was made with; their row weights stay.
-        delta: use this step and do not search.
+        delta, bits: as `pack_to_budget` takes them; the step that `bits` lead to is kept.
 
     Raises:
         BudgetError: see `pack_to_budget`.
     """
-    first = pack_to_budget(packer, delta=delta, progress=progress)
-    search = delta is None
+    first = pack_to_budget(packer, delta=delta, bits=bits, progress=progress)
+    search = delta is None and bits is None
     delta = first.pack["delta"]
     assert isinstance(delta, float)
+    packer = replace(packer, fixed=dict(packer.fixed), provenance=dict(packer.provenance))
     student = copy_of(teacher)
     held = _hold(packer, student)
     plan = groups_of(packer.matrices, by_layer=config.by_layer)
@@ -135,6 +142,7 @@ def pack_progressively(
             tokens=config.tokens,
             matrix_lr=config.matrix_lr,
             scale_lr=config.scale_lr,
+            labels=config.labels,
         )
         tune(
             student,
@@ -153,6 +161,8 @@ def pack_progressively(
     _refresh_floats(packer, student)
     encoded = packer.encode(coded)
     packer.provenance["tuned_steps"] = config.group_steps * (len(plan) - 1) + config.final_steps
+    if config.labels:
+        packer.provenance["tuned_labels"] = config.labels
     if packer.size(encoded) > packer.budget_bytes - packer.code_bytes:
         return _untuned(first)
     return packer.packed(encoded, delta=delta, predicted_nats=predicted)
@@ -201,7 +211,7 @@ def _fit_last(
         try:
             tensors, loss = packer.quantize(step)
         except QuantError:
-            return NO_SIZE  # finer than the first search went, codes may not be storable
+            return UNLIMITED  # finer than the first search went, codes may not be storable
         encoded = packer.encode({**coded, **tensors})
         seen[step] = (tensors, loss, encoded)
         return packer.size(encoded)

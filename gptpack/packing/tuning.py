@@ -5,6 +5,10 @@ student's next-token distributions come close to the teacher's, on training text
 QuIP# (https://arxiv.org/abs/2402.04396) and EfficientQAT (https://arxiv.org/abs/2407.11062) to win
 back a large part of what rounding costs; it needs no re-coding because scales are stored anyway.
 
+The teacher is not the truth: one that was averaged over its last steps is less sure than the text
+warrants, and what rounding adds makes it less sure still. A share of the loss may therefore be the
+text's own next tokens (`TuneConfig.labels`).
+
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
@@ -16,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptpack.errors import ConfigError
 from gptpack.model.gpt import GPT
 from gptpack.model.layers import Embedding
 from gptpack.progress import Progress, silent
@@ -36,6 +41,12 @@ class TuneConfig:
     warmup: int = 10
     """Steps over which the rates rise first: Adam's first estimates are noise."""
     betas: tuple[float, float] = (0.9, 0.99)
+    labels: float = 0.0
+    """Share of the loss that is the text's cross entropy; the rest is the KL to the teacher."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.labels <= 1:
+            raise ConfigError(f"labels={self.labels} is a share; it must lie in 0..1")
 
 
 class Coded(nn.Module):
@@ -112,7 +123,7 @@ def tune(
     progress: Progress = silent,
     phase: str = "tune",
 ) -> float:
-    """Train the student's floats in place; returns the mean KL of the last tenth, nats per token.
+    """Train the student's floats in place; returns the mean loss of the last tenth, nats per token.
 
     Args:
         windows: training tokens ``[N, T]`` (int64), taken in order, round and round.
@@ -143,13 +154,8 @@ def tune(
             group["lr"] = group["base"] * rise * (1 - step / config.steps)
         rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
         tokens = windows[rows].to(device)
-        with torch.no_grad():
-            target = F.log_softmax(teacher.logits(teacher.hidden(tokens)), -1)
         logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
-        loss = F.kl_div(
-            logits.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="sum"
-        )
-        loss = loss / (batch * tokens.shape[1])
+        loss = _loss(logits, tokens, teacher, config.labels) / (batch * tokens.shape[1])
         loss.backward()  # type: ignore[no-untyped-call]
         total = loss.detach().clone()
         ranks.sum([*(p.grad for p in student.parameters() if p.grad is not None), total])
@@ -159,3 +165,20 @@ def tune(
             recent.append(total)
         progress(phase, step + 1, config.steps)
     return float(torch.stack(recent).mean()) if recent else float("nan")
+
+
+def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: GPT, labels: float) -> Tensor:
+    """Sums over positions: the KL to the teacher, and the text's cross entropy by its share."""
+    loss = logits_BTV.new_zeros(())
+    if labels < 1:
+        with torch.no_grad():
+            target = F.log_softmax(teacher.logits(teacher.hidden(tokens_BT)), -1)
+        divergence = F.kl_div(
+            logits_BTV.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="sum"
+        )
+        loss = loss + (1 - labels) * divergence
+    if labels > 0:
+        # the last position of a window has no next token in it
+        known = logits_BTV[:, :-1].flatten(0, 1)
+        loss = loss + labels * F.nll_loss(known, tokens_BT[:, 1:].flatten(), reduction="sum")
+    return loss

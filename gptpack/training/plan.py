@@ -1,0 +1,233 @@
+"""What a run will take, before it is made: memory, arithmetic, seconds per step, artifact bytes.
+
+Memory and arithmetic come from passes over a few tokens of the model itself, so they follow
+whatever the model consists of: what such a pass costs is a polynomial in the number T of tokens,
+``constant + linear T + quadratic T^2``, which three lengths determine exactly.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gptpack.config import ModelConfig
+from gptpack.errors import BudgetError, ConfigError
+from gptpack.model.gpt import GPT
+from gptpack.training.loop import Run
+
+LENGTHS = (16, 32, 64)
+PROBE_TOKENS = 1024
+"""Most tokens of the pass that tells whether whole steps can be timed on a CPU."""
+TIMED_STEPS = 3
+TIMING_SECONDS = 20.0
+"""On a CPU, whole steps are timed if that takes no longer than so."""
+HEADER_BYTES = 2000
+"""An artifact's header is some 600 to 2,500 bytes."""
+FLOAT_BYTES = 2
+MOST_BITS = 16.0
+"""Whatever the budget: finer steps than floats have change nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polynomial:
+    """A cost of one sequence of T tokens."""
+
+    constant: int
+    linear: int
+    quadratic: int
+
+    @classmethod
+    def through(cls, costs: Sequence[int]) -> "Polynomial":
+        """The one that has these values at `LENGTHS`, whole numbers."""
+        first, second, third = costs
+        n = LENGTHS[0]
+        quadratic = (third - 3 * second + 2 * first) // (6 * n * n)
+        linear = (second - first) // n - 3 * n * quadratic
+        return cls(
+            constant=first - n * (linear + n * quadratic), linear=linear, quadratic=quadratic
+        )
+
+
+def training_flops(config: ModelConfig) -> Polynomial:
+    """Floating-point operations of forward and backward over one sequence, as torch counts them.
+
+    A product of matrices takes two per multiplication; the linear part is 6 per weight of a matrix
+    (and per use of it), the quadratic part is attention over all pairs of positions. Nothing is
+    computed: the model is on the meta device.
+    """
+    with torch.device("meta"):
+        model = GPT(config)
+    model.use_attention("math")
+    costs = []
+    for length in LENGTHS:
+        tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            model(tokens, tokens).backward()
+        costs.append(counter.get_total_flops())
+    return Polynomial.through(costs)
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Of a training step, with attention counted for the pairs that causality leaves (half)."""
+    flops = training_flops(config)
+    return flops.linear + flops.quadratic * config.context // 2
+
+
+def saved_bytes(model: GPT) -> Polynomial:
+    """What a forward pass over one sequence keeps for the backward pass, besides the parameters.
+
+    As the model runs uncompiled, on its device and with its attention. The constant part is the
+    weights in the activations' dtype.
+    """
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    costs = []
+    for length in LENGTHS:
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, torch.UntypedStorage] = kept) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        device = model.tok_emb.weight.device
+        tokens = torch.zeros(1, length, dtype=torch.int64, device=device)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(tokens, tokens)
+        costs.append(sum(storage.nbytes() for storage in kept.values()))
+        del loss
+    return Polynomial.through(costs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one rank at the peak of a step."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    average_bytes: int
+    """Of the averaged weights."""
+    activations_bytes: int
+    """What the backward pass needs, uncompiled; compiled, 0.78 times that was measured."""
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.average_bytes
+            + self.activations_bytes
+        )
+
+
+def memory(run: Run) -> Memory:
+    """What a step of `run` takes on its device."""
+    weights = sum(parameter.nbytes for parameter in run.model.parameters())
+    muon = sum(p.nbytes for group in run.optimizers.muon.param_groups for p in group["params"])
+    adam = sum(p.nbytes for group in run.optimizers.adam.param_groups for p in group["params"])
+    saved, context = saved_bytes(run.model), run.recipe.model.context
+    window = saved.linear * context + saved.quadratic * context**2
+    return Memory(
+        weights_bytes=weights,
+        gradients_bytes=weights,
+        optimizer_bytes=muon + 2 * adam,
+        average_bytes=0 if run.ema is None else sum(t.nbytes for t in run.ema.values()),
+        activations_bytes=saved.constant + run.micro_batch() * window,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Expected seconds of one step, and where they are from."""
+
+    seconds: float
+    source: str
+
+
+def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
+    """A step's arithmetic on one rank at a rate in floating-point operations per second."""
+    tokens = len(run.share) * run.recipe.model.context
+    flops = flops_per_token(run.recipe.model) * tokens
+    return StepTime(
+        seconds=flops / flops_per_second,
+        source=f"{flops / 1e12:.4g} TFLOP at {flops_per_second / 1e12:.4g} TFLOP/s, {source}",
+    )
+
+
+def time_steps(run: Run) -> StepTime:
+    """Time whole steps of `run`; on a CPU where that is long, take them from a pass over less.
+
+    The run's weights are then those of a run that has begun.
+
+    Raises:
+        ConfigError: the device's memory does not hold a step.
+    """
+    try:
+        if run.ranks.device.type == "cpu":
+            tokens, seconds = _probe(run)
+            flops = training_flops(run.recipe.model)
+            rate = (flops.linear * tokens + flops.quadratic * tokens**2 / 2) / seconds
+            expected = time_from_rate(run, rate, f"measured on {tokens} tokens")
+            if (TIMED_STEPS + 1) * expected.seconds > TIMING_SECONDS:
+                return expected
+        run.warm_up()
+        run.update(0.0)
+        run.synchronize()
+        start = time.perf_counter()
+        for _ in range(TIMED_STEPS):
+            run.update(0.0)
+        run.synchronize()
+        seconds = (time.perf_counter() - start) / TIMED_STEPS
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{run.ranks.device} does not hold a step of {run.micro_batch()} windows at once; "
+            "lower training.micro_batch_tokens"
+        ) from error
+    compiled = "compiled" if run.compiled else "uncompiled"
+    return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {compiled}")
+
+
+def _probe(run: Run) -> tuple[int, float]:
+    """Tokens of a short pass, and the seconds of its second run."""
+    tokens = min(run.recipe.model.context, PROBE_TOKENS)
+    window = torch.zeros(1, tokens, dtype=torch.int64, device=run.ranks.device)
+    start = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        run.model(window, window).backward()
+        run.model.zero_grad(set_to_none=True)
+    return tokens, time.perf_counter() - start
+
+
+def expected_steps(run: Run, seconds_per_step: float) -> int:
+    """Steps until the first of the recipe's limits."""
+    training = run.recipe.training
+    if not training.seconds:
+        return training.steps
+    return min(training.steps, math.ceil(training.clock_seconds / seconds_per_step))
+
+
+def artifact_bytes(coded: int, kept: int, bits: float) -> int:
+    """Expected bytes of a file with `coded` weights at `bits` each and `kept` ones in floats."""
+    return HEADER_BYTES + FLOAT_BYTES * kept + round(coded * bits / 8)
+
+
+def bits_allowed(coded: int, kept: int, budget_bytes: int) -> float:
+    """Bits, 16 at most, that each of `coded` weights may take for the file to fit the budget.
+
+    Raises:
+        BudgetError: what is kept in floats fills it.
+    """
+    left = budget_bytes - artifact_bytes(coded, kept, 0.0)
+    if left <= 0:
+        raise BudgetError(
+            f"{kept:,} weights in floats and the header take {budget_bytes - left:,} bytes of a "
+            f"budget of {budget_bytes:,}; nothing is left for {coded:,} weights"
+        )
+    return min(MOST_BITS, 8 * left / max(coded, 1))

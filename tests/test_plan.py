@@ -1,0 +1,281 @@
+"""What `train --plan` says, against counted parameters, torch's own counters and a real pack."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import invoke
+from test_packing import case
+from test_training import CPU, shards, tiny
+from torch.utils.flop_counter import FlopCounterMode
+
+from gptpack.cli.train_plan import plan
+from gptpack.config import ModelConfig, Recipe
+from gptpack.data.shards import write_shard
+from gptpack.errors import BudgetError, ConfigError
+from gptpack.model.gpt import GPT
+from gptpack.training import plan as planning
+from gptpack.training.loop import Run
+from gptpack.training.plan import (
+    HEADER_BYTES,
+    LENGTHS,
+    MOST_BITS,
+    Polynomial,
+    artifact_bytes,
+    bits_allowed,
+    expected_steps,
+    flops_per_token,
+    memory,
+    saved_bytes,
+    training_flops,
+)
+
+SHAPES = {
+    "tied": ModelConfig(vocab=64, layers=3, width=32, heads=4, kv_heads=2, mlp_hidden=48),
+    "separate head": ModelConfig(
+        vocab=80, layers=2, width=16, heads=2, kv_heads=2, mlp_hidden=64, tied_embedding=False
+    ),
+    "side tables": ModelConfig(
+        vocab=64,
+        layers=2,
+        width=16,
+        heads=2,
+        kv_heads=1,
+        mlp_hidden=32,
+        xsa_layers=2,
+        smear_gate=True,
+        bigram_rows=50,
+        bigram_width=8,
+        value_embedding_layers=(1,),
+        value_embedding_width=4,
+    ),
+}
+
+
+def new_run(tmp_path: Path, recipe: Recipe) -> Run:
+    return Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
+
+
+@given(*[st.integers(0, 10**12)] * 3)
+def test_three_lengths_determine_a_cost(constant, linear, quadratic):
+    wanted = Polynomial(constant=constant, linear=linear, quadratic=quadratic)
+    costs = [constant + linear * length + quadratic * length**2 for length in LENGTHS]
+    assert Polynomial.through(costs) == wanted
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_operations_are_those_of_torchs_counter_on_a_real_pass(name):
+    config = SHAPES[name]
+    model = GPT(config)
+    model.use_attention("math")
+    tokens = torch.randint(0, config.vocab, (3, 37))
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, tokens).backward()
+    flops = training_flops(config)
+    assert counter.get_total_flops() == 3 * (37 * flops.linear + 37**2 * flops.quadratic)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_operations_are_six_a_weight_and_those_of_attention(name):
+    config = SHAPES[name]
+    tables = {"bigram.embed.weight", "ve_shared.embed.weight"}
+    if not config.tied_embedding:
+        tables.add("tok_emb.weight")
+    matrices = sum(
+        parameter.numel()
+        for key, parameter in GPT(config).named_parameters()
+        if key.endswith(".weight") and key not in tables
+    )
+    flops = training_flops(config)
+    assert flops.linear == 6 * matrices
+    assert flops.quadratic == 12 * config.layers * config.width
+    causal = 6 * config.layers * config.width * config.context
+    assert flops_per_token(config) == 6 * matrices + causal
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_activations_are_what_a_pass_over_a_batch_keeps(name):
+    config = SHAPES[name]
+    model = GPT(config)
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    tokens = torch.randint(0, config.vocab, (5, 96))
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(tokens, tokens)
+    saved = saved_bytes(model)
+    expected = saved.constant + 5 * (96 * saved.linear + 96**2 * saved.quadratic)
+    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(expected, rel=0.02)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("ema", ["0.0", "0.9"])
+def test_memory_is_that_of_the_tensors_of_a_run(tmp_path, ema):
+    run = new_run(tmp_path, tiny(f"optimizer.ema_decay={ema}"))
+    expected = memory(run)
+    for _ in range(2):
+        run.update(0.0)
+    run.batches.close()
+    parameters = list(run.model.parameters())
+    state = [
+        tensor.nbytes
+        for optimizer in (run.optimizers.muon, run.optimizers.adam)
+        for values in optimizer.state.values()
+        for key, tensor in values.items()
+        if key != "step"
+    ]
+    assert expected.weights_bytes == sum(parameter.nbytes for parameter in parameters)
+    assert expected.gradients_bytes == expected.weights_bytes
+    assert expected.optimizer_bytes == sum(state)
+    assert expected.average_bytes == (expected.weights_bytes if float(ema) else 0)
+    assert expected.total_bytes > expected.activations_bytes > 0
+
+
+def test_memory_follows_the_micro_batch(tmp_path):
+    runs = [
+        new_run(tmp_path, tiny(f"training.micro_batch_tokens={tokens}")) for tokens in (16, 32, 96)
+    ]
+    one, two, six = (memory(run).activations_bytes for run in runs)
+    assert six - one == 5 * (two - one)
+    for run in runs:
+        run.batches.close()
+
+
+# seconds
+
+
+def test_a_stated_rate_is_arithmetic():
+    recipe = tiny()
+    figures = plan(recipe, shards(), CPU, flops=1e9)
+    flops = flops_per_token(recipe.model) * 96
+    assert figures["seconds_per_step"] == pytest.approx(flops / 1e9)
+    assert "TFLOP/s, as stated" in figures["seconds_source"]
+
+
+def test_ranks_share_a_steps_arithmetic(tmp_path):
+    run = new_run(tmp_path, tiny())
+    whole = planning.time_from_rate(run, 1e9, "").seconds
+    run.share = range(1, 3)
+    assert planning.time_from_rate(run, 1e9, "").seconds == pytest.approx(whole / 3)
+    run.batches.close()
+
+
+def test_short_steps_are_timed_and_long_ones_are_not(monkeypatch):
+    timed = plan(tiny(), shards(), CPU)
+    assert timed["seconds_source"] == "3 steps timed, uncompiled"
+    assert 0 < timed["seconds_per_step"] < 5
+    monkeypatch.setattr(planning, "TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(Run, "update", None)
+    probed = plan(tiny(), shards(), CPU)
+    assert probed["seconds_source"].endswith("measured on 16 tokens")
+    assert 0 < probed["seconds_per_step"] < 5
+
+
+def test_a_step_that_does_not_fit_says_what_to_lower(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Run, "update", full)
+    with pytest.raises(ConfigError, match=r"cpu does not hold .* lower training.micro_batch"):
+        plan(tiny(), shards(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds", "steps"),
+    [
+        (["training.seconds=0", "training.steps=7"], 100.0, 7),
+        (["training.seconds=10", "training.steps=7"], 100.0, 1),
+        (["training.seconds=10", "training.steps=700"], 0.5, 20),
+        (["training.seconds=10", "training.reserve_seconds=4", "training.steps=700"], 0.5, 12),
+    ],
+)
+def test_steps_are_as_many_as_both_limits_allow(tmp_path, settings, seconds, steps):
+    run = new_run(tmp_path, tiny(*settings))
+    assert expected_steps(run, seconds) == steps
+    run.batches.close()
+
+
+# bytes
+
+
+@given(coded=st.integers(1000, 10**8), kept=st.integers(0, 10**6), budget=st.integers(10**4, 10**8))
+def test_the_bits_of_a_budget_fill_it(coded, kept, budget):
+    if budget <= HEADER_BYTES + 2 * kept:
+        with pytest.raises(BudgetError, match="nothing is left"):
+            bits_allowed(coded, kept, budget)
+        return
+    bits = bits_allowed(coded, kept, budget)
+    size = artifact_bytes(coded, kept, bits)
+    assert size == budget or (bits == MOST_BITS and size < budget)
+
+
+def test_expected_bytes_are_those_of_a_real_pack():
+    chosen = case(width=96)
+    packer = chosen.packer()
+    packed = chosen.pack(delta=0.005)
+    kept = sum(int(np.prod(tensor.shape)) for tensor in packer.fixed.values())
+    # codes' bits in the real file, with their scales and tables
+    entries = packed.encoded.sections
+    codes = sum(entry.stored_bytes for entry in entries if not entry.name.startswith("float16"))
+    size = len(packed.file())
+    expected = artifact_bytes(packer.weights, kept, 8 * codes / packer.weights)
+    assert abs(size - expected) < 2000
+
+
+# the command
+
+
+def test_a_plan_writes_nothing_and_needs_no_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke("train", "--recipe", "tiny", "--plan", "--json", "--device", "cpu") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["parameters"] == 123_464
+    assert figures["coded_parameters"] == 114_688
+    assert figures["bits_per_weight"] == 3.0
+    assert figures["epochs"] is None
+    assert figures["tokens"] == figures["steps"] * 1024
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("loader", ["sequential", "coprime", "shuffled", "bos"])
+def test_a_plan_with_data_counts_epochs(loader, tmp_path, capsys):
+    tokens = np.arange(30_000) % 500 + 5
+    tokens[::100] = 1
+    write_shard(tmp_path / "x_train_000000.bin", tokens)
+    command = ["train", "--recipe", "tiny", "--plan", "--data", str(tmp_path), "--flops", "1e9"]
+    command += ["--set", f"data.loader={loader}", "--budget", "60KB", "--device", "cpu"]
+    assert invoke(*command, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    used = {"sequential": 30_000, "bos": 300 * 64}.get(loader, 29_999 // 64 * 64)
+    assert figures["epochs"] == figures["tokens"] / used
+    assert figures["artifact_bytes"] == figures["budget_bytes"] == 60_000
+    assert invoke(*command) == 0
+    out = capsys.readouterr().out
+    for row in ("parameters", "memory, GB: total", "milliseconds a step", f"data, {loader}"):
+        assert row in out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--plan", "--bits", "3", "--budget", "1MB"], 2, "exclude each other"),
+        (["--plan", "--bits", "0"], 2, "--bits 0.0: must be positive"),
+        (["--plan", "--flops", "-1"], 2, "--flops -1.0: must be positive"),
+        (["--plan", "--bits", "nan"], 2, "must be positive"),
+        (["--plan", "--budget", "3KB", "--flops", "1e9"], 1, "nothing is left"),
+        (["--bits", "3", "--data", "x", "--output", "y"], 2, "go with --plan"),
+        (["--output", "y"], 2, "needs --data and --output"),
+    ],
+)
+def test_options_that_make_no_sense_have_their_status(options, status, message, capsys):
+    assert invoke("train", "--recipe", "tiny", "--device", "cpu", *options) == status
+    assert message in capsys.readouterr().err
