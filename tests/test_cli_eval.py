@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -370,6 +371,19 @@ def test_a_time_limit_reports_what_was_scored_and_ends_with_status_1(
     assert "nan" in out
     options = ("--time-limit", 1e6)
     assert evaluated(run, world.artifact, "--data", world.data, *options)["plain"]["share"] == 1
+
+
+def test_without_a_terminal_long_phases_say_what_is_left(
+    world: World, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptpack.cli import console
+
+    options = ("--stride", 8, "--batch-tokens", 64)
+    _, _, err = run(world.artifact, "--data", world.data, *options)
+    assert "left" not in err
+    monkeypatch.setattr(console, "NOTE_SECONDS", 0)
+    _, _, err = run(world.artifact, "--data", world.data, *options)
+    assert re.search(r"^sliding: [1-9][0-9]?%, about [0-9,]+ s left$", err, re.MULTILINE)
 
 
 def test_another_tokenizer_is_refused(world: World, run: Any, tmp_path: Path) -> None:

@@ -128,13 +128,11 @@ class Scorer:
     def _large_shapes(self) -> set[tuple[int, int]]:
         """Shapes (size, asked) through which so much goes that compiling them pays."""
         windows = self.plan.select(np.arange(len(self.plan)))
-        shapes, counts = np.unique(
-            np.stack((windows.size, windows.asked)), axis=1, return_counts=True
-        )
+        shapes, counts = np.unique(windows.size << 32 | windows.asked, return_counts=True)
         return {
-            (int(size), int(asked))
-            for size, asked, count in zip(*shapes, counts, strict=True)
-            if self.forward.pays(int(size) * int(count) // self.ranks)
+            (shape >> 32, shape & 0xFFFFFFFF)
+            for shape, count in zip(shapes.tolist(), counts.tolist(), strict=True)
+            if self.forward.pays((shape >> 32) * count // self.ranks)
         }
 
     def score(self, indices: Indices) -> bool:

@@ -59,7 +59,7 @@ class LoraSettings:
     chunk: int = 256
     """Targets that are scored, then trained on; the stride of the evaluation."""
     documents: int = 64
-    """Documents that are worked on side by side; does not change any score."""
+    """Most documents that are worked on side by side; changes no score."""
     targets: str = "c_q+c_v"
     """Last names of the linear layers that get factors, joined by ``+``; ``hidden`` is the state
     that the output head reads."""

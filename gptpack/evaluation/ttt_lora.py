@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpack.errors import ConfigError
-from gptpack.evaluation.forward import Forward
+from gptpack.evaluation.forward import Forward, batch_tokens_for
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scorer import Scorer
@@ -65,7 +65,8 @@ def score_with_lora(
     updates = 0
     adapted_before = forward.clock.seconds("adapt")
     try:
-        for group in side_by_side(plan, settings.documents)[scorer.rank :: scorer.ranks]:
+        groups = side_by_side(plan, _documents_at_once(forward, reading, settings))
+        for group in groups[scorer.rank :: scorer.ranks]:
             factors = Factors(model, settings, len(group), forward.device, seed)
             done = _adapt(scorer, factors, group, settings)
             updates += factors.updates
@@ -82,6 +83,12 @@ def score_with_lora(
         "seconds_adapting": forward.clock.seconds("adapt") - adapted_before,
     }
     return reading.finish(scorer, brief(settings), details)
+
+
+def _documents_at_once(forward: Forward, reading: Reading, settings: LoraSettings) -> int:
+    """At most half the tokens of a batch, because training keeps what scoring throws away."""
+    tokens = batch_tokens_for(forward.device, reading.batch_tokens)
+    return max(1, min(settings.documents, tokens // (2 * reading.context)))
 
 
 def side_by_side(plan: Plan, documents: int) -> list[list[int]]:
