@@ -345,7 +345,11 @@ def test_ngrams_are_off_by_default_and_checked_when_on(world: World, run: Any) -
     result = evaluated(run, world.artifact, "--data", world.data, "--stride", 16, "--ngram")
     plain, blended = result["sliding"], result["ngram"]
     assert plain["adaptation"] == "none"
-    assert result["adaptation"] == blended["adaptation"] == "ngram(orders=3+4+6+8+12+16, prior=4)"
+    assert (
+        result["adaptation"]
+        == blended["adaptation"]
+        == "ngram(orders=1+2+3+4+6+8+12+16, prior=0.4)"
+    )
     # The same targets; words that repeat are what n-grams see.
     assert (blended["tokens"], blended["bytes"]) == (plain["tokens"], plain["bytes"])
     assert blended["bpb"] < plain["bpb"]

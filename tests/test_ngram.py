@@ -13,6 +13,7 @@ from gptpack.errors import ConfigError, LimitError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.ngram import (
     AGREEMENT,
+    CONFIDENCE,
     RELIABILITY,
     Blend,
     NgramSettings,
@@ -110,19 +111,21 @@ def slow_blend(
     tokens: np.ndarray, log_p: np.ndarray, hints: list[tuple[int, int]], prior: float
 ) -> list[float]:
     """The whole distribution of each target, and its entry."""
-    beta: dict[int, float] = defaultdict(float)
-    information: dict[int, float] = defaultdict(lambda: prior)
+    beta: dict[tuple[int, int], float] = defaultdict(float)
+    information: dict[tuple[int, int], float] = defaultdict(lambda: prior)
     losses = []
     for t, (hint, bucket) in enumerate(hints):
         p = np.exp(log_p[t])
         if hint >= 0:
-            p[hint] *= math.exp(beta[bucket])
+            odds = p[hint] / (1 - p[hint])
+            key = (bucket, sum(math.log(odds) > edge for edge in CONFIDENCE))
+            p[hint] *= math.exp(beta[key])
             p /= p.sum()
         losses.append(-math.log(p[tokens[t + 1]]))
         if hint >= 0:
             q = p[hint]
-            information[bucket] += q * (1 - q)
-            beta[bucket] += (float(tokens[t + 1] == hint) - q) / information[bucket]
+            information[key] += q * (1 - q)
+            beta[key] += (float(tokens[t + 1] == hint) - q) / information[key]
     return losses
 
 
@@ -198,7 +201,7 @@ def test_one_pass_gives_the_networks_score_and_the_blend(stride: int) -> None:
     network, blended = score_with_ngram(Forward(model), reading, SETTINGS)
     assert network.nats == pytest.approx(plain.nats, rel=1e-6)
     assert (network.adaptation, network.tokens) == ("none", plain.tokens)
-    assert blended.adaptation == "ngram(orders=1+2+4, prior=4)"
+    assert blended.adaptation == "ngram(orders=1+2+4, prior=0.4)"
     assert (blended.tokens, blended.bytes) == (plain.tokens, plain.bytes)
     assert blended.nats < network.nats
     found = blended.to_dict()["normalisation"]

@@ -7,9 +7,11 @@ followed it. With p the network's distribution and h the hint, what is scored is
 
 which sums to one over the whole vocabulary whatever beta is, and needs no look at the target. beta
 belongs to a bucket (the length of the context, how reliable its token was, how many shorter
-contexts agree) and is learned online, by Newton steps of logistic regression from the targets
-scored before; it starts at 0, where p' = p. So hint and beta of a target depend on earlier tokens
-only. The published tilt (parameter-golf #1514) has one fixed beta.
+contexts agree, and how likely the network finds the hint) and is learned online, by Newton steps of
+logistic regression from the targets scored before; it starts at 0, where p' = p. So hint and beta
+of a target depend on the file and on earlier tokens only. The published tilt (parameter-golf #1514)
+has one fixed beta; that the network's own confidence chooses among several is worth as much again
+(docs/log.md, 2026-11-24).
 
 Not to be confused with hashed n-gram caches that looked up the count of the *target* and mixed it
 in: their "distributions" summed to hundreds. `check` therefore compares, on sampled targets, the
@@ -33,6 +35,8 @@ RELIABILITY = 4
 """Classes of how often a context was followed by the same token: 1, 2-3, 4-7, 8 and more."""
 AGREEMENT = 3
 """None of the shorter contexts names the same token, some do, all do."""
+CONFIDENCE = (-6.0, -4.0, -2.0, 0.0, 2.0)
+"""Log-odds of the hint under the network that part its classes."""
 PROBES = 4
 """Neighbouring slots that a context may stand in."""
 NORMALISED = 1e-4
@@ -43,9 +47,9 @@ NORMALISED = 1e-4
 class NgramSettings:
     """Which contexts are remembered and how fast their weight is learned."""
 
-    orders: tuple[int, ...] = (3, 4, 6, 8, 12, 16)
+    orders: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     """Tokens of a context, rising."""
-    prior: float = 4.0
+    prior: float = 0.4
     """Newton steps start as if so much information had been seen at beta = 0."""
     table_bits: int = 24
     """Each order remembers at most 2^n contexts, in fewer slots if the text is short."""
@@ -70,101 +74,89 @@ class Hints:
     tokens: npt.NDArray[np.int32]
     """The token that is expected, -1 for none."""
     buckets: npt.NDArray[np.int32]
-    """Which beta it gets, -1 for none."""
+    """What is known of the hint without the network, -1 for none."""
     count: int
-    """Buckets in all."""
+    """Such classes in all."""
 
 
 def make_hints(tokens: npt.NDArray[np.uint16], settings: NgramSettings) -> Hints:
     """The hint of each target of `tokens`, each from the tokens before it."""
     targets = len(tokens) - 1
-    bits = min(settings.table_bits, max(4, math.ceil(math.log2(4 * targets + 1))))
-    shape = (len(settings.orders), 1 << bits)
+    bits = min(settings.table_bits, max(4, math.ceil(math.log2(2 * targets + 1))))
+    table = np.zeros((len(settings.orders), 1 << bits), np.uint64)
     hints = np.full(targets, -1, np.int32)
     buckets = np.full(targets, -1, np.int32)
-    _hints(
-        tokens,
-        np.array(settings.orders),
-        np.zeros(shape, np.uint32),
-        np.full(shape, -1, np.int32),
-        np.zeros(shape, np.uint8),
-        hints,
-        buckets,
-    )
+    _hints(tokens, np.array(settings.orders), table, hints, buckets)
     return Hints(hints, buckets, len(settings.orders) * RELIABILITY * AGREEMENT)
 
 
+# A slot of the table is 0 if empty, else a check word of 32 bits (never 0), the expected token of
+# 24 and the count of 8: neighbours are read with one access to memory, which is what takes time.
+
+
 @njit(nogil=True, cache=True)
-def _slot(tokens: Array, end: int, order: int, bits: int) -> tuple[Any, Any]:  # pragma: no cover
-    """Slot and check word of the `order` tokens up to and with position `end`."""
+def _find(slots: Array, tokens: Array, end: int, order: int) -> tuple[Any, Any]:  # pragma: no cover
+    """Where the `order` tokens up to and with position `end` stand, and their check word.
+
+    If they are not remembered, that is where they would be, and nobody else loses less.
+    """
+    one, half = np.uint64(1), np.uint64(32)
     state = np.uint64(order) * np.uint64(0x9E3779B97F4A7C15)
     for i in range(end - order + 1, end + 1):
         state = (state ^ np.uint64(tokens[i])) * np.uint64(0xD6E8FEB86659FD93)
-        state ^= state >> np.uint64(32)
-    return np.int64(state >> np.uint64(64 - bits)), np.int64(state & np.uint64(0xFFFFFFFF)) | 1
-
-
-@njit(nogil=True, cache=True)
-def _find(checks: Array, n: int, slot: int, check: int) -> int:  # pragma: no cover
-    """Where the context stands, among `PROBES` slots; -1 if it is not remembered."""
+        state ^= state >> half
+    check = (state & np.uint64(0xFFFFFFFF)) | one
+    last = len(slots) - 1
+    first = np.int64(state >> half) & last
+    least = first
     for probe in range(PROBES):
-        at = (slot + probe) & (checks.shape[1] - 1)
-        if checks[n, at] == check:
-            return at
-    return -1
+        at = (first + probe) & last
+        if slots[at] >> half == check:
+            return at, check
+        if slots[at] & np.uint64(0xFF) < slots[least] & np.uint64(0xFF):
+            least = at
+    return least, check
 
 
 @njit(nogil=True, cache=True)
-def _learn(
-    tokens: Array, t: int, orders: Array, checks: Array, expected: Array, counts: Array, bits: int
-) -> None:  # pragma: no cover
-    """Remember that token t followed the contexts that end before it."""
-    for n in range(len(orders)):
-        if t < orders[n]:
-            break
-        slot, check = _slot(tokens, t - 1, orders[n], bits)
-        at = _find(checks, n, slot, check)
-        if at < 0:
-            # An empty slot has count 0; otherwise the least reliable context is forgotten.
-            at = slot
-            for probe in range(1, PROBES):
-                other = (slot + probe) & (checks.shape[1] - 1)
-                if counts[n, other] < counts[n, at]:
-                    at = other
-            checks[n, at], expected[n, at], counts[n, at] = check, tokens[t], 1
-        elif expected[n, at] == tokens[t]:
-            counts[n, at] = min(counts[n, at] + 1, 255)
-        elif counts[n, at] > 1:
-            counts[n, at] >>= 1
-        else:
-            expected[n, at], counts[n, at] = tokens[t], 1
+def _followed(slot: Any, check: Any, token: int) -> Any:  # pragma: no cover
+    """The slot of a context after `token` followed it."""
+    count: Any = np.int64(slot & np.uint64(0xFF))
+    expected: Any = np.int64((slot >> np.uint64(8)) & np.uint64(0xFFFFFF))
+    if slot >> np.uint64(32) != check:
+        expected, count = token, 1
+    elif expected == token:
+        count = min(count + 1, 255)
+    elif count > 1:
+        count >>= 1
+    else:
+        expected = token
+    return check << np.uint64(32) | np.uint64(expected) << np.uint64(8) | np.uint64(count)
 
 
 @njit(nogil=True, cache=True)
 def _hints(
-    tokens: Array,
-    orders: Array,
-    checks: Array,
-    expected: Array,
-    counts: Array,
-    hints: Array,
-    buckets: Array,
+    tokens: Array, orders: Array, table: Array, hints: Array, buckets: Array
 ) -> None:  # pragma: no cover
     """For target t, which follows token t: learn token t, then look up what follows it."""
-    bits = round(math.log2(checks.shape[1]))
-    found = np.empty(len(orders), np.int32)
+    found = np.empty(len(orders), np.int64)
+    where = np.zeros(len(orders), np.int64)
+    checks = np.zeros(len(orders), np.uint64)
+    longest: Any
+    reliable: Any
     for t in range(len(hints)):
-        _learn(tokens, t, orders, checks, expected, counts, bits)
-        longest = -1
-        reliable = 0
+        longest, reliable = -1, 0
         for n in range(len(orders)):
             found[n] = -1
+            if t >= orders[n]:
+                # The context that ended before token t was looked up for the target before.
+                table[n, where[n]] = _followed(table[n, where[n]], checks[n], tokens[t])
             if t + 1 >= orders[n]:
-                slot, check = _slot(tokens, t, orders[n], bits)
-                at = _find(checks, n, slot, check)
-                if at >= 0:
-                    found[n] = expected[n, at]
-                    longest, reliable = n, counts[n, at]
+                where[n], checks[n] = _find(table[n], tokens, t, orders[n])
+                slot = table[n, where[n]]
+                if slot >> np.uint64(32) == checks[n]:
+                    found[n] = np.int64((slot >> np.uint64(8)) & np.uint64(0xFFFFFF))
+                    longest, reliable = n, np.int64(slot & np.uint64(0xFF))
         if longest < 0:
             continue
         others = agreeing = 0
@@ -213,8 +205,9 @@ def blend(
         hints.tokens,
         hints.buckets,
         hint_losses.astype(np.float64),
-        np.zeros(hints.count),
-        np.full(hints.count, settings.prior),
+        np.array(CONFIDENCE),
+        np.zeros((hints.count, len(CONFIDENCE) + 1)),
+        np.full((hints.count, len(CONFIDENCE) + 1), settings.prior),
         blended,
         betas,
     )
@@ -227,6 +220,7 @@ def _blend(
     hints: Array,
     buckets: Array,
     hint_losses: Array,
+    confidence: Array,
     beta: Array,
     information: Array,
     losses: Array,
@@ -238,14 +232,16 @@ def _blend(
         if bucket < 0 or math.isnan(losses[t]):
             continue
         p = math.exp(-hint_losses[t])
-        b = beta[bucket]
+        log_odds = -hint_losses[t] - math.log(max(1 - p, 1e-300))
+        level = np.searchsorted(confidence, log_odds)
+        b = beta[bucket, level]
         betas[t] = b
         log_z = math.log1p(p * math.expm1(b))
         hit = targets[t] == hints[t]
         losses[t] += log_z - (b if hit else 0.0)
         q = math.exp(b - hint_losses[t] - log_z)
-        information[bucket] += q * (1 - q)
-        beta[bucket] = b + ((1.0 if hit else 0.0) - q) / information[bucket]
+        information[bucket, level] += q * (1 - q)
+        beta[bucket, level] = b + ((1.0 if hit else 0.0) - q) / information[bucket, level]
         hinted += 1
         hits += hit
     return hinted, hits
