@@ -12,7 +12,7 @@ from scipy import stats
 
 from gptpack.cli import main
 from gptpack.errors import ConfigError
-from gptpack.report.runs import read_runs
+from gptpack.report.samples import read_runs
 from gptpack.report.stats import Run, judge, margin_in_bpb
 from gptpack.report.student_t import power_of
 

@@ -6,7 +6,7 @@ import click
 
 from gptpack.cli.console import print_json, print_table
 from gptpack.errors import ConfigError, LimitError
-from gptpack.report.runs import read_runs
+from gptpack.report.samples import read_runs
 from gptpack.report.stats import Run, Verdict, judge, margin_in_bpb
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True}
