@@ -7,7 +7,8 @@ Matrices of the blocks are packed; embeddings and vectors stay in floats, so tha
 compare the methods and nothing else. Bits count everything a method stores for its matrices:
 codes, scales, tables. Two methods of the field stand beside ours: int6 with a clip search, and
 int6 with a step of K sigma / 31 (`--sigma`), each coded by lzma as the field does, and by our
-context coder. Prints a table; writes OUTPUT.csv, and OUTPUT.png where matplotlib is there.
+context coder. Prints a table; writes each row to OUTPUT.csv as it is measured, and OUTPUT.png
+where matplotlib is there. What OUTPUT.csv holds already is kept and not measured again.
 
 `--steps` sets the deltas of the grids, `--floats` and `--deep` those that are also tuned, once for
 each of `--labels`, the text's own share in what tuning aims at.
@@ -16,6 +17,7 @@ each of `--labels`, the text's own share in what tuning aims at.
 import argparse
 import csv
 import itertools
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,12 +81,17 @@ class Bench:
             fisher_windows=max(1, len(windows) // 4),
             batch=max(1, 16384 // context),
             seed=0,
+            cache=options.checkpoint.parent,
         ).sensitivities
         print(f"calibration on {windows.numel():,} tokens: {time.perf_counter() - began:.1f} s")
         self.tuning = shard_windows(shards, windows=min(8192, total), context=context, seed=1)
         self.bpb, self.bpb_per_nat = self.score(self.model)
         print(f"unquantized: {self.bpb:.5f} bpb")
-        self.rows: list[Row] = []
+        self.csv = Path(f"{options.output}.csv")
+        self.rows = read_rows(self.csv)
+
+    def known(self, method: str, delta: float = 0.0) -> bool:
+        return any(r.method == method and math.isclose(r.delta, delta) for r in self.rows)
 
     def score(self, model: GPT) -> tuple[float, float]:
         """Plain bits per byte, and what one nat per token is in them."""
@@ -125,6 +132,11 @@ class Bench:
 
     def show(self, row: Row) -> None:
         self.rows.append(row)
+        with self.csv.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(Row.__slots__)
+            writer.writerow([getattr(row, key) for key in Row.__slots__])
         print(
             f"{row.method:36}  {row.delta:9.3g}  {row.bits:6.3f}  {row.penalty_bpb:+9.5f}  "
             f"{row.predicted_bpb:+9.5f}  {row.seconds:7.1f}",
@@ -167,6 +179,16 @@ class Bench:
         prefixes = ("int8.", "uniform.", "trellis.")
         stored = sum(s.stored_bytes for s in packed.encoded.sections if s.name.startswith(prefixes))
         return 8 * stored / weights
+
+
+def read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(**{key: text if key == "method" else float(text) for key, text in row.items()})
+            for row in csv.DictReader(file)
+        ]
 
 
 def values(packer: Packer, packed: Packed) -> dict[str, torch.Tensor]:
@@ -224,7 +246,7 @@ def main() -> None:
     parser.add_argument("--clipped", type=int, nargs="*", default=[5, 6])
     parser.add_argument("--floats", type=float, nargs="*", default=[1.5e-4])
     parser.add_argument("--sigma", type=float, nargs="*", default=[12.85])
-    parser.add_argument("--labels", type=float, nargs="*", default=[0.0])
+    parser.add_argument("--labels", type=float, nargs="*", default=[0.0, 0.5])
     parser.add_argument("--deep", type=float, nargs="*", default=[6e-5, 1.5e-4])
     options = parser.parse_args()
     if options.checkpoint is None or options.data is None:
@@ -233,9 +255,13 @@ def main() -> None:
     bench = Bench(options)
     print(f"{'method':36}  {'delta':>9}  {'bits':>6}  {'penalty':>9}  {'predicted':>9}  {'s':>7}")
     for bits in options.clipped:
-        bench.add_coded(f"GPTQ int{bits}, clip search", bench.packer(f"gptq-int{bits}", 1))
+        name = f"GPTQ int{bits}, clip search"
+        if not bench.known(f"{name}, lzma"):
+            bench.add_coded(name, bench.packer(f"gptq-int{bits}", 1))
     for k in options.sigma:
-        bench.add_coded(f"GPTQ int6, {k:g} sigma / 31", bench.sigma_rows(k))
+        name = f"GPTQ int6, {k:g} sigma / 31"
+        if not bench.known(f"{name}, lzma"):
+            bench.add_coded(name, bench.sigma_rows(k))
     matrices: list[Matrix] = []
     for name, method, states in (
         ("uniform", "gptq-uniform", 1),
@@ -245,6 +271,8 @@ def main() -> None:
         packer = bench.packer(method, states)
         matrices = packer.matrices
         for delta in options.steps:
+            if bench.known(name, delta):
+                continue
             began = time.perf_counter()
             packed = pack_to_budget(packer, delta=delta)
             bench.add(name, packed, values(packer, packed), began)
@@ -253,9 +281,11 @@ def main() -> None:
         ("... tuned layer by layer", options.deep, True),
     ):
         for labels, delta in itertools.product(options.labels, deltas):
+            full = f"{name}, labels {labels:g}" if labels else name
+            if bench.known(full, delta):
+                continue
             began = time.perf_counter()
             packer = bench.packer("gptq-trellis", 256)
-            matrices = matrices or packer.matrices
             packed = pack_progressively(
                 packer,
                 bench.model,
@@ -265,12 +295,7 @@ def main() -> None:
                 ProgressiveConfig(by_layer=by_layer, labels=labels),
                 delta=delta,
             )
-            full = f"{name}, labels {labels:g}" if labels else name
             bench.add(full, packed, values(packer, packed), began)
-    with open(f"{options.output}.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row.__slots__)
-        writer.writerows([[getattr(row, key) for key in Row.__slots__] for row in bench.rows])
     try:
         plot(bench.rows, bound(matrices, bench.bpb_per_nat), Path(f"{options.output}.png"))
     except ImportError:

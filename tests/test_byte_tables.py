@@ -18,7 +18,7 @@ from gptpack.data.byte_tables import (
     load_sidecar,
     load_vocabulary,
 )
-from gptpack.data.shards import write_shard
+from gptpack.data.shards import find_sidecars, write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.errors import AccountingError, ConfigError, ShardError, TokenizerError
 from gptpack.evaluation.text import Text
@@ -244,18 +244,16 @@ def test_another_number_of_documents_is_refused() -> None:
 def test_a_sidecar_is_read_beside_its_shards(tmp_path: Path) -> None:
     write_shard(tmp_path / "x_val_000000.bin", np.array([1, 5, 6]))
     write_shard(tmp_path / "x_val_000001.bin", np.array([7, 1]))
-    assert load_sidecar(tmp_path, "val") is None
+    assert find_sidecars(tmp_path, "val") == []
     write_shard(tmp_path / "x_val_bytes_000000.bin", np.array([0, 4, 2]))
     with pytest.raises(ShardError, match=r"x_val_bytes_000001\.bin: no such file, but other"):
-        load_sidecar(tmp_path, "val")
+        find_sidecars(tmp_path, "val")
     write_shard(tmp_path / "x_val_bytes_000001.bin", np.array([9, 0]))
     sidecar = load_sidecar(tmp_path, "val")
-    assert sidecar is not None
     tokens = np.array([1, 5, 6, 7, 1], np.uint16)
     assert sidecar.each(tokens, np.arange(4)).tolist() == [4, 2, 9, 0]
     assert sidecar.charged(tokens, 1, 3) == 11
     part = load_sidecar(tmp_path, "val", limit=2)
-    assert part is not None
     with pytest.raises(AccountingError, match="has 2 entries, but token 3 is scored"):
         part.each(tokens, np.array([2]))
     write_shard(tmp_path / "x_val_bytes_000001.bin", np.array([9]))

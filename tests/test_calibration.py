@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from test_training import CPU
 
-from gptpack import calibration_text
+from gptpack.calibration import text as calibration_text
 from gptpack.calibration.collect import Calibration, collect, input_moments, output_fisher
 from gptpack.calibration.text import calibrate, random_tokens, self_generated, shard_windows
 from gptpack.config import ModelConfig

@@ -116,6 +116,18 @@ def test_a_bug_of_ours_keeps_its_traceback(failing):
         main.run(["inspect"])
 
 
+def test_a_package_that_is_not_installed_is_named_with_status_4(failing, capsys):
+    failing(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
+    assert invoke("inspect") == 4
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "gptpack: this needs torch, which is not installed; see: gptpack doctor\n"
+    )
+    failing(ModuleNotFoundError("No module named 'gptpack.nosuch'", name="gptpack.nosuch"))
+    with pytest.raises(ModuleNotFoundError):
+        main.run(["inspect"])
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
 def test_an_interrupt_ends_with_130(error, failing, capsys):
     failing(error)

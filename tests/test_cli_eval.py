@@ -167,7 +167,7 @@ def test_every_input_is_named_by_its_hash(world: World, run: Any) -> None:
         {"file": name, "sha256": sha256(world.data / name)} for name in names
     ]
     assert result["versions"]["torch"] == torch.__version__
-    assert result["device"] == {"type": "cpu", "name": "cpu", "ranks": 1}
+    assert result["device"] == {"type": "cpu", "name": "cpu", "ranks": 1, "attention": "flash"}
     phases = ["start", "decode", "build", "audit", "plain", "other", "total"]
     assert list(result["seconds"]) == phases
     *parts, total = result["seconds"].values()

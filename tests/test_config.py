@@ -74,6 +74,17 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"bigram_rows": 100}, "go together"),
         ({"value_embedding_layers": (1,)}, "go together"),
         ({"value_embedding_layers": (9,), "value_embedding_width": 64}, r"lie in 0\.\.8"),
+        ({"attention_gate_inputs": 513}, "0 to width=512"),
+        ({"loops": 2}, "go together"),
+        ({"loop_layers": 2}, "go together"),
+        ({"loop_start": 8, "loop_layers": 2, "loops": 1}, "within layers=9"),
+        ({"loop_start": -1, "loop_layers": 2, "loops": 1}, "within layers=9"),
+        ({"parallel_layers": 10}, "0 to layers=9"),
+        ({"parallel_lanes": 3}, "must be 1 or 2"),
+        (
+            {"loop_start": 3, "loop_layers": 3, "loops": 2, "parallel_layers": 4},
+            r"layers 3\.\.5 run several times",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused(settings, message):

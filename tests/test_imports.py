@@ -43,7 +43,9 @@ INSIDE: dict[str, set[str]] = {
     },
     "reload": {"artifact", "config", "model", "quant"},
     "evaluation": {"config", "data"},
-    "report": {"artifact", "config"},
+    "environment": {"codec"},
+    "report": {"artifact", "codec", "config", "quant.types"},
+    "submission": {"codec.code_sections", "config", "report"},
 }
 """Part -> the parts it may import; a dotted name allows that module only. `cli` may import all.
 
@@ -62,7 +64,7 @@ OUTSIDE: dict[str, set[str]] = {
     "codec": {"brotli", "constriction", "numpy", "zstandard"},
     "ops": NUMERIC,
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
-    "model": {*NUMERIC, "kernels"},
+    "model": {*NUMERIC, "huggingface_hub", "kernels"},
     "quant": {*NUMERIC, "numba"},
     "checkpoint": {*NUMERIC, "safetensors"},
     "training": NUMERIC,
@@ -71,12 +73,22 @@ OUTSIDE: dict[str, set[str]] = {
     "packing": NUMERIC,
     "reload": NUMERIC,
     "evaluation": {*NUMERIC, "numba"},
-    "report": {"numpy"},
+    "environment": set(),
+    "report": {"numpy", "plotly"},
+    "submission": set(),
     "cli": {*NUMERIC, "click", "matplotlib", "rich"},
 }
 """Part -> the third-party packages it may import; the standard library is open to all."""
 
-WITHOUT_TORCH = {"codec", "artifact", "quant.grids", "quant.types", "report"}
+WITHOUT_TORCH = {
+    "artifact",
+    "codec",
+    "environment",
+    "quant.grids",
+    "quant.types",
+    "report",
+    "submission",
+}
 
 
 def modules() -> list[Path]:

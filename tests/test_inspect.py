@@ -162,6 +162,14 @@ def test_only_the_header_is_read_so_a_damaged_section_does_not_matter(tmp_path: 
         inspect(path)
 
 
+def test_decoding_shares_a_section_out_by_what_its_codes_cost(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", {})
+    values = json.loads(output(path, "--decode", "--json"))
+    sizes = [tensor["stored_bytes"] for tensor in values["tensors"]]
+    assert sum(sizes) + values["header_bytes"] == path.stat().st_size
+    assert values["sections"] == json.loads(output(path, "--json"))["sections"]
+
+
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(GptpackError, match="No such file") as caught:
         inspect(tmp_path / "missing")

@@ -137,6 +137,38 @@ def test_later_logs_with_spaces_and_test_time_training_are_read() -> None:
     assert found["plain"]["bpb"] == 1.07253780
 
 
+OWN = """\
+run:a seed:1337
+step:40/40 train_loss:5.200000 train_time:3000ms step_avg:75.00ms
+training_done step:40 train_time:3000ms
+gptpack:0.1 python:3.11.7 torch:2.13.0 device:cpu ranks:1
+model_params:50000
+Serialized model: 140000 bytes
+Code size: 21000 bytes
+Total submission size: 161000 bytes
+adaptation:none
+final_plain_exact val_loss:2.00000000 val_bpb:1.15415603 tokens:4000 bytes:10000 context:64 \
+stride:64 eval_time:500ms
+final_sliding_exact val_loss:1.95000000 val_bpb:1.12530213 tokens:4000 bytes:10000 context:64 \
+stride:16 eval_time:900ms
+"""
+
+
+def test_the_log_of_our_own_submission_is_read() -> None:
+    log = parse_log(OWN)
+    assert log.contradictions == []
+    assert log.sizes == {"model": 140000, "code": 21000, "total": 161000}
+    found = log.to_dict()
+    assert (found["sliding"]["tokens"], found["sliding"]["bytes"]) == (4000, 10000)
+    assert (found["sliding"]["stride"], found["sliding"]["seconds"]) == (16, 0.9)
+    assert found["decisive"] == "sliding"
+    wrong = OWN.replace("tokens:4000 bytes:10000 context:64 stride:16", "tokens:4000 bytes:9990")
+    assert said(wrong) == [
+        "bytes: final_sliding_exact: its loss and bits per byte do not belong to 4,000 targets of "
+        "9,990 bytes"
+    ]
+
+
 def test_a_log_that_knows_no_bytes_is_read() -> None:
     log = parse_log(SPEEDRUN)
     assert log.contradictions == []

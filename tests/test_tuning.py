@@ -30,7 +30,13 @@ from gptpack.training.loop import train
 SMALL = PackConfig(states=8, codecs=("raw", "range"))
 UNIFORM = dataclasses.replace(SMALL, methods=(("*", "gptq-uniform"),))
 QUICK = ProgressiveConfig(
-    group_steps=6, final_steps=30, tokens=256, calibration_windows=16, matrix_lr=1e-3, scale_lr=5e-3
+    group_steps=6,
+    final_steps=30,
+    tokens=256,
+    calibration_windows=16,
+    matrix_lr=1e-3,
+    scale_lr=5e-3,
+    labels=0.0,
 )
 SHAPE = (
     "model.width=64",

@@ -7,6 +7,7 @@ Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn fr
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,24 @@ def _exact_products(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+BANDS = 4
+"""A symmetric sum is made in so many bands of rows, each from the diagonal on: 5/8 of the work."""
+
+
+def _add_moments(sum_CC: Tensor, x_NC: Tensor) -> None:
+    """Add ``x^T x`` to the part of `sum_CC` from the diagonal on, band by band."""
+    size = sum_CC.shape[0]
+    edges = [band * size // BANDS for band in range(BANDS + 1)]
+    for start, stop in itertools.pairwise(edges):
+        sum_CC[start:stop, start:].addmm_(x_NC[:, start:stop].T, x_NC[:, start:])
+
+
+def _mirrored(sum_CC: Tensor) -> Tensor:
+    """The whole symmetric matrix."""
+    upper_CC = sum_CC.triu()
+    return upper_CC + upper_CC.triu(1).T
+
+
 def input_moments(
     model: GPT,
     windows: Tensor,
@@ -92,8 +111,7 @@ def input_moments(
     sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
 
     def add(name: str, x: Tensor) -> None:
-        flat = x.reshape(-1, x.shape[-1]).float()
-        sums[name].addmm_(flat.T, flat)
+        _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
 
     def register(stack: ExitStack) -> None:
         for name, linear in sources.items():
@@ -108,7 +126,7 @@ def input_moments(
             hidden = model.hidden(tokens)
             add(head, hidden)
             progress("hessians", min(start + batch, len(windows)), len(windows))
-    return sums
+    return {name: _mirrored(found) for name, found in sums.items()}
 
 
 def output_fisher(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from gptpack.cli.console import progress_bars
+from gptpack.report.inspect import recorded_quality
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,7 @@ def command(
             clock.add(phase, seconds)
         config = source.model.config
         window = context or config.context
+        attention = source.model.use_attention("auto")
         positions = source.model.use_rope(rope, window)
         _check(source.model, settings, window)
         with clock.phase("audit"):
@@ -172,6 +174,7 @@ def command(
         scores = _score(forward, readings, settings, ngram)
         if here.main:
             result = result_of(path, source, scored, scores, clock, here.device, here.world)
+            result["device"]["attention"] = attention
     if here.main:
         report(result, scores, as_json=as_json, output=output)
     if stopped := [score for score in scores.values() if not score.complete]:
@@ -340,12 +343,8 @@ def _open_checkpoint(path: Path, device: "torch.device", recipe: str | None) -> 
 
 def _recorded(pack: Mapping[str, Any]) -> dict[str, float] | None:
     """The plain figure in an artifact's header (``pack.quality``), which may hold anything."""
-    quality = pack.get("quality")
-    if not isinstance(quality, Mapping):
+    quality = recorded_quality(pack)
+    if "bpb_after" not in quality:
         return None
-    bpb, tokens, context = (quality.get(key) for key in ("bpb_after", "tokens", "context"))
-    if type(bpb) is not float or not 0 <= bpb < 1000:
-        return None
-    counts = {"tokens": tokens, "context": context}
-    known = {key: n for key, n in counts.items() if type(n) is int and 0 < n < 1 << 63}
-    return {"bpb": bpb, **known}
+    counts = {key: count for key, count in quality.items() if key in ("context", "tokens")}
+    return {"bpb": quality["bpb_after"], **counts}

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from gptpack.cli.console import print_json, print_table
+from gptpack.report.escape import plain
 from gptpack.report.inspect import InspectReport, flat, inspect
 
 
@@ -15,13 +16,20 @@ from gptpack.report.inspect import InspectReport, flat, inspect
 )
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
-def command(path: str, as_json: bool) -> None:
+@click.option("--decode", is_flag=True, help="Decode the file to see what each tensor takes.")
+def command(path: str, as_json: bool, decode: bool) -> None:
     """Show what the packed file PATH holds, from its header.
 
     The sections are not read: `gptpack eval` verifies them and measures the bits per byte anew.
-    The bytes of a tensor are its share of its section, in proportion to raw bytes.
+    The bytes of a tensor are its share of its section, in proportion to raw bytes; with --decode,
+    in proportion to what its codes cost, which takes some seconds.
     """
-    report = inspect(path)
+    if decode:
+        from gptpack.report.shares import inspect_decoded
+
+        report = inspect_decoded(path)
+    else:
+        report = inspect(path)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -95,7 +103,7 @@ def _print(report: InspectReport) -> None:
         click.echo()
         print_table(
             ["stored when packed", ""],
-            [[_plain(name), _plain(value)] for name, value in stored],
+            [[plain(name, 120), plain(value, 120)] for name, value in stored],
         )
 
 
@@ -116,11 +124,3 @@ def _model_line(model: Mapping[str, Any]) -> str:
         f"{model['layers']:,} layers, width {model['width']:,}, heads {model['heads']:,} "
         f"({model['kv_heads']:,} kv), vocab {model['vocab']:,}, context {model['context']:,}"
     )
-
-
-def _plain(value: Any) -> str:
-    """`value` in printable ASCII: a file's text must not reach the terminal's control codes."""
-    if type(value) is int:
-        return f"{value:,}" if abs(value) < 1 << 63 else "an integer of more than 64 bits"
-    text = value if isinstance(value, str) else repr(value)
-    return ascii(text)[1:-1][:120]

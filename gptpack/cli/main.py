@@ -10,7 +10,8 @@ import sys
 
 import click
 
-from gptpack.errors import GptpackError
+from gptpack.artifact.layout import VERSION as FORMAT_VERSION
+from gptpack.errors import GptpackError, MissingDependencyError
 from gptpack.version import VERSION
 
 COMMANDS = {
@@ -19,8 +20,15 @@ COMMANDS = {
     "eval": "Reload a packed file and measure its bits per byte.",
     "stats": "Test whether runs beat a threshold by more than chance.",
     "log": "Read a reference-style training log and check it.",
+    "check": "Hold packed files to limits on bytes and bits per byte, in CI.",
+    "diff": "Show what differs between two packed files.",
+    "verify": "Verify every checksum of a packed file and decode all of it.",
+    "submission": "Make a contest submission out of runs, or check one.",
+    "report": "Make one HTML page about runs and packed files.",
     "inspect": "Show what a packed file holds, from its header.",
     "data": "Text to tokens: tokenizers, shards, downloads.",
+    "doctor": "Show what this machine can do, and what is missing for what.",
+    "completion": "Print a shell's completion script.",
     "demo": "Train, pack and prove a small model on text that every machine has.",
 }
 
@@ -43,10 +51,49 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="gptpack")
+COMPLETE = "_GPTPACK_COMPLETE"
+"""Environment variable through which a shell's completion script asks what could come next."""
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command takes --help, most take --json. Tutorials, conventions and the file "
+    "format are in the folder docs of the project.",
+)
+@click.version_option(
+    VERSION,
+    prog_name="gptpack",
+    message=f"%(prog)s %(version)s, artifact format {FORMAT_VERSION}",
+)
 def group() -> None:
-    """Train small GPT language models, pack them under a byte budget, and prove the result."""
+    """Train small GPT language models, pack them under a byte budget, and prove the result.
+
+    \b
+    From text to a checked file:
+      gptpack data tokenizer corpus.txt --vocab 1024 --output tok.model
+      gptpack data tokenize --train corpus.txt --val-fraction 0.01 \\
+          --tokenizer tok.model --output shards
+      gptpack train --recipe tiny --data shards --output runs/tiny
+      gptpack pack runs/tiny/checkpoint.pt --budget 1MB --data shards -o tiny.gptpack
+      gptpack eval tiny.gptpack --data shards --stride 64
+      gptpack check tiny.gptpack --budget 1MB
+
+    \b
+    Exit statuses:
+      0    all held
+      1    over a budget, worse than a limit, or training broke down
+      2    usage, configuration, data or checkpoint
+      3    a packed file is corrupt or hostile
+      4    the environment lacks something that was asked for
+      130  interrupted
+
+    \b
+    Environment:
+      NO_COLOR             no colours and no styles
+      GITHUB_STEP_SUMMARY  check appends its report to this file
+      GITHUB_ACTIONS       where this is true, check annotates what failed
+    """
 
 
 def run(arguments: list[str] | None = None, command: str | None = None) -> None:
@@ -54,6 +101,10 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if command is not None:
         arguments = [command, *arguments]
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(group, {}, "gptpack", COMPLETE, instruction))
     try:
         # not group.main: it would end a closed pipe with status 1, which means over budget here
         with group.make_context("gptpack", arguments) as context:
@@ -73,3 +124,12 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     except GptpackError as error:
         click.echo(f"gptpack: {error}", err=True)
         sys.exit(error.exit_status)
+    except ModuleNotFoundError as error:
+        # an installation without torch can check, inspect, compare and verify, and no more
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "gptpack") or package in sys.stdlib_module_names:
+            raise
+        click.echo(
+            f"gptpack: this needs {package}, which is not installed; see: gptpack doctor", err=True
+        )
+        sys.exit(MissingDependencyError.exit_status)

@@ -42,12 +42,13 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(["none", "floats", "deep"]),
     default="none",
     show_default=True,
-    help="Train what is not coded against the unpacked model: after coding, or layer by layer.",
+    help="Train what is not coded, on training text and against the unpacked model: after coding, "
+    "or layer by layer.",
 )
 @click.option(
     "--tune-labels",
     type=float,
-    default=0.0,
+    default=0.5,
     show_default=True,
     help="Share of the text itself, beside the unpacked model, in what --tune aims at.",
 )

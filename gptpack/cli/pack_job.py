@@ -87,7 +87,7 @@ class Job:
             windows,
             self.ranks,
             fisher_windows=max(1, len(windows) // 4),
-            batch=max(1, (32768 if device.type == "cuda" else 4096) // context),
+            batch=max(1, (32768 if device.type == "cuda" else 2048) // context),
             seed=request.seed,
             cache=request.cache,
             progress=self.progress,

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.codec.trellis import POLYNOMIALS, state_table
-from gptpack.errors import ArtifactError
+from gptpack.errors import ArtifactError, MissingDependencyError
 
 Array = npt.NDArray[Any]
 
@@ -31,6 +31,7 @@ class OfCodes:
         return ("row",) if integers and ranks in ({1}, {2}) and states else ()
 
     def encode(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
+        _need_constriction()
         from gptpack.codec.range import TableStepper, encode_codes, encode_small, trace_parities
 
         del layout
@@ -46,6 +47,7 @@ class OfCodes:
         return encode_codes(arrays, parities=parities)
 
     def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
+        _need_constriction()
         from gptpack.codec.range import TableStepper, decode_codes, decode_small
 
         if layout != "row":
@@ -65,6 +67,15 @@ class OfCodes:
             shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
             found = decode_codes(stored, shapes, steppers=steppers or None)
         return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]
+
+
+def _need_constriction() -> None:
+    try:
+        import constriction  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "codec range needs a package that is not installed; pip install constriction"
+        ) from error
 
 
 def _states(slots: "Sequence[Any]") -> list[int]:

@@ -8,8 +8,6 @@ import lzma
 import zlib
 from typing import Any, Protocol
 
-import zstandard
-
 from gptpack.errors import ArtifactError, MissingDependencyError
 
 RAW_PER_STORED = 2048
@@ -103,10 +101,13 @@ class Zstd:
         return min(quick, self._at(19, raw), key=len)
 
     def _at(self, level: int, raw: bytes) -> bytes:
+        zstandard = _zstandard()
         parameters = zstandard.ZstdCompressionParameters.from_level(level, source_size=len(raw))
-        return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
+        stored: bytes = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
+        return stored
 
     def decode(self, stored: bytes, raw_bytes: int) -> bytes:
+        zstandard = _zstandard()
         try:
             # The library allocates what the frame claims, so the claim is checked first.
             frame = zstandard.get_frame_parameters(stored)
@@ -174,6 +175,17 @@ class Brotli:
         except brotli.error as error:
             raise _wrong(self.name, error) from error
         return _checked(self.name, b"".join(pieces), raw_bytes, stream.is_finished(), b"")
+
+
+def _zstandard() -> Any:
+    """The module; a file without zstd sections is read where it is not installed."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingDependencyError(
+            "codec zstd needs a package that is not installed; pip install zstandard"
+        ) from error
+    return zstandard
 
 
 def _brotli() -> Any:

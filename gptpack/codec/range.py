@@ -125,7 +125,7 @@ def decode_codes(
         ArtifactError: `data` is not a payload for these shapes.
     """
     reader = Reader(data, PLAIN if steppers is None else TRELLIS)
-    plan = _Plan.read(reader, shapes, lanes=1 if steppers is None else 2)
+    plan = Plan.read(reader, shapes, lanes=1 if steppers is None else 2)
     codes = [np.empty(shape, dtype=np.int32) for shape in shapes]
     parities: list[Parity] = []
     if steppers is not None:
@@ -207,7 +207,7 @@ def decode_small(data: bytes, size: int) -> Symbols:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What the stream says before the codes."""
 
     scales: list[Scales]
@@ -251,7 +251,7 @@ class _Plan:
         writer.spans(self.spans, self.lanes)
 
     @classmethod
-    def read(cls, reader: Reader, shapes: Sequence[Shape], lanes: int) -> "_Plan":
+    def read(cls, reader: Reader, shapes: Sequence[Shape], lanes: int) -> "Plan":
         lowest = reader.number()
         classes = reader.number()
         if not 1 <= classes <= CLASSES_MAX:
@@ -269,7 +269,7 @@ class _Plan:
         return cls(scales, lowest, group_K, spans, lanes)
 
 
-def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> _Plan:
+def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Plan:
     for index, matrix in enumerate(codes):
         if matrix.ndim != 2:
             raise QuantError(f"codes {index} have shape {matrix.shape}; the coder takes matrices")
@@ -299,7 +299,7 @@ def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> _Plan:
     lines = [counts_V for counts_PV in counts_GPV for counts_V in counts_PV]
     spans = [fit_span(counts_V) for counts_V in lines]
     bits = sum(_span_bits(*pair) for pair in zip(spans, lines, strict=True))
-    plan = _Plan(scales, lowest, group_K, spans, lanes, bits)
+    plan = Plan(scales, lowest, group_K, spans, lanes, bits)
     for m, matrix in enumerate(codes):
         bits += _beyond_bits(matrix, plan, m, None if parities is None else parities[m])
     return replace(plan, symbol_bits=bits)
@@ -319,7 +319,7 @@ def _span_bits(span: Span, counts_V: Ints) -> float:
     return float(counts_V @ cost_V)
 
 
-def _beyond_bits(codes: Codes, plan: _Plan, matrix: int, parity: Parity | None) -> float:
+def _beyond_bits(codes: Codes, plan: Plan, matrix: int, parity: Parity | None) -> float:
     """Bits of the lengths of codes beyond `REACH_MAX`."""
     if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
         return 0.0

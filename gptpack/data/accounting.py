@@ -21,6 +21,9 @@ TokenArray = npt.NDArray[np.integer[Any]]
 AUDIT_TOKENS = 1 << 20
 """Tokens that the audit decodes at a time; bounds its memory."""
 SHOWN_CULPRITS = 3
+RANKS_SUFFIX = ".tiktoken"
+TABLE_SUFFIXES = (".npz", ".json")
+"""Tokenizers that are no SentencePiece models, by the names of their files (byte_tables.py)."""
 
 
 class TokenBytes(ABC):

@@ -26,17 +26,16 @@ import numpy.typing as npt
 
 from gptpack.data.accounting import (
     AUDIT_TOKENS,
+    RANKS_SUFFIX,
     SHOWN_CULPRITS,
+    TABLE_SUFFIXES,
     PieceBytes,
     TokenArray,
     TokenBytes,
 )
-from gptpack.data.shards import Shard, Split, find_shards
+from gptpack.data.shards import Shard, Split, find_shards, find_sidecars
 from gptpack.data.tokenizer import MAX_VOCAB
 from gptpack.errors import AccountingError, ShardError, TokenizerError
-
-RANKS_SUFFIX = ".tiktoken"
-TABLE_SUFFIXES = (".npz", ".json")
 
 _NAMES = {
     "base": ("base_bytes",),
@@ -62,27 +61,16 @@ class SidecarBytes(TokenBytes):
             ) from error
 
 
-def load_sidecar(directory: str | Path, split: Split, limit: int = 0) -> SidecarBytes | None:
-    """The byte sidecars of a split's shards, one per shard and as long; None if there are none.
-
-    ``NAME_val_000000.bin`` has ``NAME_val_bytes_000000.bin`` beside it, in the shards' format.
+def load_sidecar(directory: str | Path, split: Split, limit: int = 0) -> SidecarBytes:
+    """The byte sidecars of a split's shards (`shards.find_sidecars`), or their first `limit`.
 
     Raises:
-        ShardError: some shard has none, or one of another length.
+        ShardError: one is malformed, or has not one entry for each token.
     """
-    shards = find_shards(directory, split)
-    sidecars = [
-        shard.with_name(shard.name.replace(f"_{split}_", f"_{split}_bytes_", 1)) for shard in shards
-    ]
-    found = [path for path in sidecars if path.exists()]
-    if not found:
-        return None
-    if len(found) < len(sidecars):
-        missing = next(path for path in sidecars if path not in found)
-        raise ShardError(f"{missing}: no such file, but other shards here have byte sidecars")
     parts: list[npt.NDArray[np.uint16]] = []
     held = 0
-    for shard, sidecar in zip(shards, sidecars, strict=True):
+    pairs = zip(find_shards(directory, split), find_sidecars(directory, split), strict=True)
+    for shard, sidecar in pairs:
         tokens, entries = len(Shard.open(shard).tokens), Shard.open(sidecar).tokens
         if len(entries) != tokens:
             raise ShardError(

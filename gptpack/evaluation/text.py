@@ -3,26 +3,31 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.data.accounting import PieceBytes, TokenBytes, audit, unknown_tokens
-from gptpack.data.byte_tables import (
+from gptpack.data.accounting import (
     RANKS_SUFFIX,
     TABLE_SUFFIXES,
-    ByteVocabulary,
-    audit_documents,
-    audit_pieces,
-    load_sidecar,
-    load_vocabulary,
+    PieceBytes,
+    TokenBytes,
+    audit,
+    unknown_tokens,
 )
-from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import find_shards, load_tokens
+from gptpack.data.shards import find_shards, find_sidecars, load_tokens
 from gptpack.data.tokenizer import Tokenizer
-from gptpack.errors import AccountingError, ConfigError, TokenizerError
+from gptpack.errors import (
+    AccountingError,
+    ConfigError,
+    MissingDependencyError,
+    TokenizerError,
+)
+
+if TYPE_CHECKING:
+    from gptpack.data.byte_tables import ByteVocabulary
 
 Accounting = Literal["pieces", "sidecar", "table", "ranks"]
 
@@ -32,7 +37,7 @@ class Text:
     """Validation tokens and what says how many bytes they stand for; `load` makes one."""
 
     tokens: npt.NDArray[np.uint16]
-    vocabulary: Tokenizer | ByteVocabulary
+    vocabulary: "Tokenizer | ByteVocabulary"
     token_bytes: TokenBytes
     accounting: Accounting
     """``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata ``table``, or the
@@ -77,8 +82,22 @@ class Text:
             raise TokenizerError(
                 f"{path}: no tokenizer beside the shards; name its file with --tokenizer"
             )
+        limit = limit_tokens + 1 if limit_tokens else 0
         described = path.suffix in (RANKS_SUFFIX, *TABLE_SUFFIXES)
-        loaded = load_vocabulary(path, vocab=vocab, bos=bos) if described else Tokenizer.load(path)
+        sidecar = bool(find_sidecars(directory, "val"))
+        loaded: Any
+        token_bytes: TokenBytes
+        accounting: Accounting = "pieces"
+        if described:
+            loaded = _byte_tables().load_vocabulary(path, vocab=vocab, bos=bos)
+            accounting = "table" if loaded.pieces is None else "ranks"
+            token_bytes = loaded.table
+        else:
+            loaded = Tokenizer.load(path)
+            token_bytes = TokenBytes.from_tokenizer(loaded, vocab)
+        if sidecar:
+            accounting = "sidecar"
+            token_bytes = _byte_tables().load_sidecar(directory, "val", limit)
         if sha256 is not None and loaded.sha256 != sha256:
             raise TokenizerError(
                 f"{path}: sha256 {loaded.sha256}, but the model was trained with the tokenizer "
@@ -89,19 +108,6 @@ class Text:
                 f"{path}: {loaded.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
                 "give the tokenizer that the model was trained with"
             )
-        limit = limit_tokens + 1 if limit_tokens else 0
-        tokens = load_tokens(directory, "val", vocab, limit)
-        token_bytes: TokenBytes
-        sidecar = load_sidecar(directory, "val", limit)
-        if sidecar is not None:
-            accounting: Accounting = "sidecar"
-            token_bytes = sidecar
-        elif isinstance(loaded, ByteVocabulary):
-            accounting = "table" if loaded.pieces is None else "ranks"
-            token_bytes = loaded.table
-        else:
-            accounting = "pieces"
-            token_bytes = TokenBytes.from_tokenizer(loaded, vocab)
         if accounting in ("sidecar", "table") and source is None:
             what = "the byte sidecars beside the shards" if sidecar else str(path)
             raise ConfigError(
@@ -113,6 +119,7 @@ class Text:
                 "--text is for byte sidecars, tables and ranks; the tokens of a SentencePiece "
                 "model are audited by decoding them"
             )
+        tokens = load_tokens(directory, "val", vocab, limit)
         shards = tuple(find_shards(directory, "val"))
         return cls(
             tokens, loaded, token_bytes, accounting, shards, source, cut=len(tokens) == limit
@@ -158,14 +165,33 @@ class Text:
     def _audit(self, targets: int) -> int:
         tokens = self.tokens[: targets + 1]
         if self.source is not None:
-            return audit_documents(
+            # It loads a compressor, which the file of a submission may have to do without.
+            from gptpack.data.documents import iterate_documents
+
+            return _byte_tables().audit_documents(
                 self.token_bytes,
                 tokens,
                 self.vocabulary.bos,
-                iterate_documents(self.source, SEPARATOR),
+                iterate_documents(self.source),
                 cut=self.cut or len(tokens) < len(self.tokens),
             )
-        if isinstance(self.vocabulary, ByteVocabulary):
-            return audit_pieces(self.vocabulary, tokens)
+        if self.accounting == "ranks":
+            return _byte_tables().audit_pieces(self.vocabulary, tokens)
         assert isinstance(self.token_bytes, PieceBytes)
+        assert isinstance(self.vocabulary, Tokenizer)
         return audit(self.token_bytes, self.vocabulary, tokens)
+
+
+def _byte_tables() -> Any:
+    """The module of other tokenizers, which the file of a submission goes without.
+
+    Raises:
+        MissingDependencyError: this is such a file.
+    """
+    try:
+        from gptpack.data import byte_tables
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this file evaluates tokens of SentencePiece models only; use gptpack eval"
+        ) from error
+    return byte_tables

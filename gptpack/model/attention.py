@@ -4,18 +4,26 @@ Shape legend: B = sequences, T = positions, S = the last positions, those with a
 H = query heads, G = key/value heads, D = head width.
 """
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
 
 from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.model.layers import Linear, Tables, rms_norm, rotate
+from gptpack.model.masks import Mask, attend_masked
 
-Backend = Literal["auto", "cudnn", "flash", "math"]
+Backend = Literal["auto", "fa3", "cudnn", "flash", "math"]
+
+FA3_KERNEL = "kernels-community/flash-attn3"
+"""FlashAttention-3 on Hugging Face's hub; its packages are fetched when it is asked for by name."""
 
 _SDPA = {
     "auto": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
@@ -31,42 +39,98 @@ it without gradients only."""
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The backend that `name` stands for on `device`; ``auto`` takes the fastest measured one.
 
-    On CUDA that is cuDNN (docs/log.md), on CPU torch's flash implementation.
+    On a Hopper GPU that is FlashAttention-3 if it has been downloaded before, else cuDNN
+    (docs/log.md); on CPU torch's flash implementation.
 
     Raises:
         ConfigError: no such backend.
-        MissingDependencyError: a backend that the device does not have.
+        MissingDependencyError: a backend that cannot be had.
     """
     if name not in get_args(Backend):
         raise ConfigError(f"attention backend '{name}': choose {', '.join(get_args(Backend))}")
-    if name == "cudnn" and device.type != "cuda":
-        raise MissingDependencyError("attention backend 'cudnn' needs a CUDA device; use auto")
+    cuda = device.type == "cuda"
+    if name in ("cudnn", "fa3") and not cuda:
+        raise MissingDependencyError(f"attention backend '{name}' needs a CUDA device; use auto")
+    if name == "fa3":
+        flash_attention_3()
     if name == "auto":
-        cuda = device.type == "cuda" and torch.backends.cudnn.enabled
-        return "cudnn" if cuda else "flash"
+        if cuda and _fa3_is_here(device):
+            return "fa3"
+        return "cudnn" if cuda and torch.backends.cudnn.enabled else "flash"
     chosen: Backend = next(backend for backend in get_args(Backend) if backend == name)
     return chosen
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+def _fa3_is_here(device: torch.device) -> bool:
+    """Whether FlashAttention-3 runs on `device` and lies in the hub's cache already."""
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return False
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        from kernels import get_kernel  # type: ignore[attr-defined]
+    except ImportError:
+        return False
+    folder = FA3_KERNEL.replace("/", "--")
+    cached = (Path(HF_HUB_CACHE) / f"{kind}--{folder}" for kind in ("kernels", "models"))
+    return callable(get_kernel) and any(path.is_dir() for path in cached)
+
+
+@cache
+def flash_attention_3() -> Callable[..., Any]:
+    """``flash_attn_func`` of FlashAttention-3; downloads it if it is not in the hub's cache.
+
+    Raises:
+        MissingDependencyError: Hugging Face's package `kernels` is missing, or has no build of it
+            for this machine.
+    """
+    try:
+        from kernels import get_kernel  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "attention backend 'fa3': Hugging Face's package kernels is missing; "
+            "pip install kernels, or use auto"
+        ) from error
+    try:
+        module: Any = get_kernel(FA3_KERNEL, version=1)
+    except Exception as error:
+        # whatever the hub, the network or the loader says
+        raise MissingDependencyError(
+            f"attention backend 'fa3': {FA3_KERNEL} cannot be had: {error}; use auto"
+        ) from error
+    found: Callable[..., Any] = module.flash_attn_func
+    return found
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, mask: Mask | None = None) -> Tensor:
     """Causal softmax attention; q ``[B, S, H, D]``, k and v ``[B, T, G, D]``, out like q.
 
-    The queries are those of the last S of T positions.
+    The queries are those of the last S of T positions. A `mask` takes the place of causality
+    (masks.py) and of the backend.
     """
+    if backend == "fa3" and mask is None:
+        # causal: the last query sees the last key, whatever their numbers are
+        y = flash_attention_3()(q, k, v, causal=True)
+        return y[0] if isinstance(y, tuple) else y
+    q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[2] != k.shape[2]
+    if isinstance(mask, BlockMask):
+        return attend_masked(q_BHTD, k_BGTD, v_BGTD, mask).transpose(1, 2)
+    if mask is not None:
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BGTD, v_BGTD, attn_mask=mask, enable_gqa=grouped
+        ).transpose(1, 2)
     queries, keys = q.shape[1], k.shape[1]
-    mask = None
     if queries < keys:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
-        mask = mask.tril(keys - queries).view(1, 1, queries, keys)
-    backends = _SDPA[backend] if mask is None else _SDPA_MASKED[torch.is_grad_enabled() :]
-    with sdpa_kernel(backends, set_priority=len(backends) > 1):
+        sees = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        with sdpa_kernel(_SDPA_MASKED[torch.is_grad_enabled() :], set_priority=True):
+            y = F.scaled_dot_product_attention(
+                q_BHTD, k_BGTD, v_BGTD, attn_mask=sees[None, None], enable_gqa=grouped
+            )
+        return y.transpose(1, 2)
+    with sdpa_kernel(_SDPA[backend], set_priority=backend == "auto"):
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=q.shape[2] != k.shape[2],
+            q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=grouped
         )
     return y.transpose(1, 2)
 
@@ -86,7 +150,11 @@ def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Queries and keys are normalised, then rotated; queries get a learned gain per head."""
+    """Queries and keys are normalised, then rotated; queries get a learned gain per head.
+
+    With gate inputs, head h is multiplied by ``2 sigmoid(W[h] x[:n])``, 1 at the start
+    (parameter-golf #1667; #1787 has half of that).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -99,18 +167,22 @@ class CausalSelfAttention(nn.Module):
         self.c_v = Linear(config.width, config.kv_width)
         self.proj = Linear(config.width, config.width, zero=True)
         self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        gate = torch.zeros(config.heads, config.attention_gate_inputs)
+        self.gate = nn.Parameter(gate) if config.attention_gate_inputs else None
 
     def forward(
         self,
         x: Tensor,
         tables: Tables,
         value_embedding: Tensor | None = None,
+        mask: Mask | None = None,
         *,
         last: int | None = None,
     ) -> Tensor:
         """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values.
 
-        With `last`, only the last so many positions ask: the output is ``[B, last, W]``.
+        With `last`, only the last so many positions ask: the output is ``[B, last, W]``. A `mask`
+        is then theirs alone, ``[B, 1, last, T]``.
         """
         batch, length, _ = x.shape
         v = self.c_v(x)
@@ -124,7 +196,10 @@ class CausalSelfAttention(nn.Module):
             tables = (tables[0][:, -last:], tables[1][:, -last:])
         q = self.c_q(x).view(batch, -1, self.heads, self.head_width)
         q = rotate(rms_norm(q), tables) * self.q_gain.to(x.dtype).view(1, 1, -1, 1)
-        y = attend(q, k, v, self.backend)
+        y = attend(q, k, v, self.backend, mask)
         if self.xsa:
             y = remove_own_value(y, own)
+        if self.gate is not None:
+            inputs = x[..., : self.gate.shape[1]]
+            y = y * (2 * torch.sigmoid(F.linear(inputs, self.gate.to(x.dtype)))).unsqueeze(-1)
         return self.proj(y.flatten(2))

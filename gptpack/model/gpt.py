@@ -13,80 +13,36 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError
-from gptpack.model.attention import CausalSelfAttention, choose_backend
+from gptpack.model.attention import choose_backend
+from gptpack.model.blocks import Block, Lanes
 from gptpack.model.layers import (
     BigramHash,
     Embedding,
     Linear,
     Rope,
     SmearGate,
-    Tables,
     ValueEmbedding,
     ntk_base,
     rms_norm,
     rotary_tables,
     yarn,
 )
+from gptpack.model.masks import document_mask
 
 TIED_EMBEDDING_STD = 0.005
 """The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
-
-
-class MLP(nn.Module):
-    """``proj(act(fc(x)))`` with a squared rectifier."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.slope = 0.5 if config.activation == "leaky_relu2" else 0.0
-        self.fc = Linear(config.width, config.mlp_hidden)
-        self.proj = Linear(config.mlp_hidden, config.width, zero=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc(x)
-        hidden = F.leaky_relu(hidden, self.slope) if self.slope else F.relu(hidden)
-        return self.proj(hidden.square())
-
-
-class Block(nn.Module):
-    """One layer; `resid_mix` weighs the residual stream against the embedding."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
-        self.attn = CausalSelfAttention(config, layer)
-        self.mlp = MLP(config)
-        self.attn_scale = nn.Parameter(torch.ones(config.width))
-        self.mlp_scale = nn.Parameter(torch.ones(config.width))
-        self.resid_mix = nn.Parameter(
-            torch.stack((torch.ones(config.width), torch.zeros(config.width)))
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        tables: Tables,
-        value_embedding: Tensor | None,
-        *,
-        last: int | None = None,
-    ) -> Tensor:
-        """x and `x0` ``[B, T, W]``; out likewise, or ``[B, last, W]`` for the last positions."""
-        mix = self.resid_mix.to(x.dtype)
-        x = mix[0] * x + mix[1] * x0
-        attended = self.attn(rms_norm(x) * self.norm_scale, tables, value_embedding, last=last)
-        x = x if last is None else x[:, -last:]
-        x = x + self.attn_scale.to(x.dtype) * attended
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
 
 
 class GPT(nn.Module):
     """A GPT of the shape `config`, with weights drawn from `seed`.
 
     Weights are float32. Activations are bfloat16 on CUDA and float32 elsewhere, unless
-    `compute_dtype` is set.
+    `compute_dtype` is set. `looped` says whether layers of a depth recurrence run more than once;
+    they do unless training has not come to it yet.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
@@ -96,6 +52,7 @@ class GPT(nn.Module):
         self.rope: Rope | None = None
         """Set by `use_rope`; None follows the configuration and the length of each sequence."""
         self.rope_dims = config.rope_dims or config.head_width
+        self.looped = True
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -116,9 +73,10 @@ class GPT(nn.Module):
             self.ve_layer_scales = nn.ParameterList(
                 nn.Parameter(torch.ones(1)) for _ in config.value_embedding_layers
             )
-        self.encoders = config.layers // 2
-        self.skip_weights = (
-            nn.Parameter(torch.ones(self.encoders, config.width)) if self.encoders else None
+        skips = len(config.layer_order()) // 2
+        self.skip_weights = nn.Parameter(torch.ones(skips, config.width)) if skips else None
+        self.skip_gates = (
+            nn.Parameter(torch.zeros(skips, config.width)) if skips and config.skip_gates else None
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.lm_head = (
@@ -127,10 +85,15 @@ class GPT(nn.Module):
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draw the weights; the same `seed` gives the same weights on every machine."""
+        """Draw the weights; the same `seed` gives the same weights on every machine.
+
+        Orthogonal ones are the same on machines whose LAPACK computes alike.
+        """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
-            if isinstance(module, Linear | Embedding):
+            if isinstance(module, Linear):
+                module.reset(generator, orthogonal=self.config.orthogonal_init)
+            elif isinstance(module, Embedding):
                 module.reset(generator)
 
     def use_attention(self, name: str) -> str:
@@ -193,16 +156,36 @@ class GPT(nn.Module):
         length = tokens.shape[1]
         rope = self.rope or Rope(self._ntk_base(length))
         tables = rotary_tables(length, self.rope_dims, rope=rope, like=x)
-        skips: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if layer >= self.encoders and skips and self.skip_weights is not None:
-                weight = self.skip_weights[layer - self.encoders].to(dtype)
-                x = x + weight * skips.pop()
-            final = last is not None and last < length and layer == config.layers - 1
-            x = block(x, x0, tables, values.get(layer), last=last if final else None)
-            if layer < self.encoders:
-                skips.append(x)
-        return rms_norm(x)
+        mask = document_mask(tokens, config.bos) if config.document_mask else None
+        order = config.layer_order(self.looped)
+        encoders = len(order) // 2
+        lanes = Lanes(x)
+        skips: list[Lanes] = []
+        for position, layer in enumerate(order):
+            if position >= encoders and skips:
+                lanes = self._take_up(skips.pop(), lanes, position - encoders)
+            block = self.blocks[layer]
+            assert isinstance(block, Block)
+            asking = last if position == len(order) - 1 and last != length else None
+            if isinstance(mask, BlockMask):
+                # FlexAttention's blocks are made for all queries
+                asking = None
+            elif asking is not None and mask is not None:
+                mask = mask[:, :, -asking:]
+            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking)
+            if position < encoders:
+                skips.append(lanes)
+        x = rms_norm(lanes.mean())
+        return x if last is None or x.shape[1] == last else x[:, -last:]
+
+    def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
+        """`lanes` with a skip of the first half; with gates a blend, ``s + g (x - s)``."""
+        assert self.skip_weights is not None
+        weight = self.skip_weights[index].to(skip.first.dtype)
+        if self.skip_gates is None:
+            return lanes.map(skip, lambda x, s: x + weight * s)
+        gate = torch.sigmoid(self.skip_gates[index]).to(weight.dtype)
+        return lanes.map(skip, lambda x, s: torch.lerp(weight * s, x, gate))
 
     def _value_embeddings(self, tokens: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
         if self.ve_shared is None:

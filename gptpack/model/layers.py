@@ -28,11 +28,15 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.zero = zero
 
-    def reset(self, generator: torch.Generator) -> None:
-        """Uniform in ``+-1/sqrt(inputs)``, or zero where the block must start as the identity."""
-        if not self.zero:
-            bound = self.weight.shape[1] ** -0.5
-            nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+    def reset(self, generator: torch.Generator, *, orthogonal: bool = False) -> None:
+        """Uniform in ``+-1/sqrt(inputs)``, or orthogonal; zero where a block starts as identity."""
+        if self.zero:
+            return
+        if orthogonal:
+            nn.init.orthogonal_(self.weight, generator=generator)
+            return
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))

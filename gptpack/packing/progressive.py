@@ -48,8 +48,8 @@ class ProgressiveConfig:
     """Tokens of a tuning step."""
     matrix_lr: float = 3e-4
     scale_lr: float = 2e-3
-    labels: float = 0.0
-    """Share of the tuning loss that is the text's own next tokens (tuning.py)."""
+    labels: float = 0.5
+    """Share of the tuning loss that is the text's own next tokens (docs/log.md, 2026-11-24)."""
     calibration_windows: int = 64
     """Windows from which each group's Hessians are collected again."""
 

@@ -7,7 +7,7 @@ bytes of all tensors and of the header add up to the size of the file, exactly.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,11 @@ def inspect(path: str | Path) -> InspectReport:
     return report_on(read_header(path), str(path))
 
 
-def report_on(header: ArtifactHeader, path: str) -> InspectReport:
-    """`inspect` of a header that has been read."""
-    shares = tensor_bytes(header)
+def report_on(
+    header: ArtifactHeader, path: str, shares: Sequence[int] | None = None
+) -> InspectReport:
+    """`inspect` of a header that has been read; `shares` are the stored bytes of each tensor."""
+    shares = tensor_bytes(header) if shares is None else shares
     tensors = tuple(
         TensorReport(
             name=entry.name,
@@ -174,6 +176,26 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def recorded_quality(pack: Mapping[str, Any]) -> dict[str, float]:
+    """What the packer measured (``pack.quality``), as far as the values can be what they say.
+
+    ``bpb_before`` and ``bpb_after`` are bits per byte, ``tokens`` and ``context`` say of what.
+    """
+    quality = pack.get("quality")
+    if not isinstance(quality, Mapping):
+        return {}
+    known: dict[str, float] = {}
+    for key in ("bpb_before", "bpb_after"):
+        bpb = quality.get(key)
+        if type(bpb) is float and 0 <= bpb < 1000:
+            known[key] = bpb
+    for key in ("tokens", "context"):
+        count = quality.get(key)
+        if type(count) is int and 0 < count < 1 << 63:
+            known[key] = count
+    return known
 
 
 def _groups(tensors: tuple[TensorReport, ...], file_bytes: int) -> Iterator[GroupReport]:

@@ -72,6 +72,15 @@ def _sizes(log: ReferenceLog) -> Iterator[Contradiction]:
 
 def _bytes(log: ReferenceLog) -> Iterator[Contradiction]:
     """Loss, bits per byte and targets imply how many bytes the text has."""
+    for score in log.scores:
+        if score.tokens and score.bytes and score.tokens_per_byte:
+            counted = score.bytes * score.tokens_per_byte / score.tokens
+            if abs(counted - 1) > 1e-6 + score.relative_error:
+                yield Contradiction(
+                    about="bytes",
+                    says=f"{score.label}: its loss and bits per byte do not belong to "
+                    f"{score.tokens:,} targets of {score.bytes:,} bytes",
+                )
     rated = [(score, score.tokens_per_byte) for score in log.scores]
     exact = max((s.digits for s, rate in rated if rate is not None), default=0)
     rates = [(s, rate) for s, rate in rated if rate is not None and s.digits == exact]

@@ -22,6 +22,9 @@ class LoggedScore:
     """None in logs that know no bytes."""
     seconds: float | None = None
     stride: int | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+    """Scored targets and their bytes, in logs that say them (those of `gptpack submission`)."""
     digits: int = 0
     """Decimals that were printed."""
 
@@ -116,7 +119,7 @@ class ReferenceLog:
     def _row(self, score: LoggedScore | None) -> dict[str, Any] | None:
         if score is None:
             return None
-        tokens, rate = self.facts.get("val_tokens"), score.tokens_per_byte
+        tokens, rate = score.tokens or self.facts.get("val_tokens"), score.tokens_per_byte
         # What an `_exact` line leaves out stands in the other one of its kind.
         alike = [other for other in self.scores if other.kind == score.kind]
         return {

@@ -37,6 +37,7 @@ _SECONDS = {
     "eval_total": re.compile(rf"^total_eval_time: ?{_NUMBER}(ms|s)"),
 }
 _STOPPED = re.compile(rf"^stopping_early: .*train_time: ?{_NUMBER}(ms|s) step: ?(\d+)/(\d+)")
+OWN = re.compile(r"^gptpack:\S+ python:", re.MULTILINE)
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0, None: 1.0}
 
 
@@ -59,6 +60,11 @@ def parse_log(text: str, path: str = "log") -> ReferenceLog:
     for line in map(str.strip, text.splitlines()):
         if not (_take_step(log, line) or _take_score(log, line) or _take_size(log, line)):
             _take_facts(log, line)
+    if OWN.search(text):
+        # The file that `gptpack submission` ships prints no other model than the packed one.
+        for name, packed in (("checkpoint", "model"), ("checkpoint_total", "total")):
+            if name in log.sizes:
+                log.sizes[packed] = log.sizes.pop(name)
     if not log.steps and not log.scores:
         raise DataError(f"{path}: no training step and no loss; not a log of the reference's kind")
     log.contradictions = list(contradictions(log))
@@ -94,16 +100,18 @@ def _take_score(log: ReferenceLog, line: str) -> bool:
     label, loss, bpb, rest = match.groups()
     pairs = {name: (value, unit) for name, value, unit in _PAIR.findall(rest.replace("=", ":"))}
     time = pairs.get("eval_time") or pairs.get("elapsed")
-    stride = pairs.get("stride")
-    kind = _kind(label.lower())
+    counts = {
+        name: int(float(pairs[name][0])) if name in pairs else None
+        for name in ("stride", "tokens", "bytes")
+    }
     log.scores.append(
         _score(
             label,
-            kind,
+            _kind(label.lower()),
             loss,
             bpb,
             seconds=float(time[0]) * _UNITS[time[1]] if time else None,
-            stride=int(float(stride[0])) if stride else None,
+            **counts,
         )
     )
     return True

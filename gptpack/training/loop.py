@@ -155,10 +155,14 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         return total
 
-    def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
-        """One optimizer step; returns its loss and what it was made with."""
+    def update(self, elapsed: float, *, looped: bool | None = None) -> tuple[Tensor, Scheduled]:
+        """One optimizer step; returns its loss and what it was made with.
+
+        `looped` runs the depth recurrence or not, whatever the schedule says.
+        """
         optimizer = self.recipe.optimizer
         now = scheduled(self.step, elapsed, self.recipe.training, optimizer)
+        self.model.looped = now.recurrence if looped is None else looped
         loss = self.gradients(self.step)
         self.optimizers.step(
             lr_multiplier=now.lr_multiplier,
@@ -180,8 +184,10 @@ class Run:
         weights, step = self._weights(), self.step
         state = copy.deepcopy(self.optimizers.state_dict())
         ema = None if self.ema is None else {n: t.clone() for n, t in self.ema.items()}
-        for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
-            self.update(0.0)
+        late = self.recipe.model.loops > 0 and self.recipe.training.recurrence_start > 0
+        for looped in (False, True) if late else (True,):
+            for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
+                self.update(0.0, looped=looped)
         self.model.load_state_dict(weights)
         orthogonalize = self.optimizers.muon.orthogonalize
         self.optimizers = Optimizers(self.model, self.recipe.optimizer, compiled=False)

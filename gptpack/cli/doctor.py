@@ -1,0 +1,59 @@
+"""`gptpack doctor`: what this machine can do, and what is missing for what."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from gptpack.cli.console import print_json, print_table
+from gptpack.environment import TASKS, abilities, survey
+from gptpack.errors import MissingDependencyError
+from gptpack.report.escape import plain
+
+
+@click.command(
+    epilog="Exit status: 0 whatever was asked for can run; 4 something of it cannot.",
+)
+@click.argument("tasks", nargs=-1, type=click.Choice(list(TASKS)), metavar="[TASK]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(tasks: tuple[str, ...], as_json: bool) -> None:
+    """Show what this machine can do, and what is missing for what.
+
+    Everything is tried: modules are imported, codecs code, a CUDA device computes. Each TASK that
+    is named must be able to run, or the exit status is 4: check, inspect, verify, data, train,
+    pack, eval, download, report, brotli, cuda, triton, fa3.
+
+    \b
+    Examples:
+      gptpack doctor
+      gptpack doctor train cuda && gptpack train --recipe baseline --data shards/ --output runs/a
+      gptpack doctor --json
+    """
+    findings = survey(Path.cwd())
+    able = abilities(findings)
+    if as_json:
+        print_json(
+            {
+                "findings": [asdict(finding) for finding in findings],
+                "tasks": [asdict(ability) for ability in able],
+            }
+        )
+    else:
+        print_table(
+            ["what", "found"],
+            [[finding.name, plain(finding.found, 100)] for finding in findings],
+            align="left",
+        )
+        click.echo()
+        print_table(
+            ["to", "ready", "missing"],
+            [[a.task, "yes" if a.works else "no", ", ".join(a.missing)] for a in able],
+            align="left",
+        )
+    refused = [ability for ability in able if ability.task in tasks and not ability.works]
+    if refused:
+        remedies = {finding.name: finding.remedy for finding in findings}
+        missing = dict.fromkeys(name for ability in refused for name in ability.missing)
+        what = "; ".join(f"{name}: {remedies[name] or 'not working'}" for name in missing)
+        names = ", ".join(ability.task for ability in refused)
+        raise MissingDependencyError(f"this machine cannot run {names}; it needs {what}")

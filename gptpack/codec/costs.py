@@ -1,0 +1,49 @@
+"""What each matrix of a payload of the context coder took: for reports, never for decoding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.codec.contexts import Codes, Parity
+from gptpack.codec.range import PLAIN, TRELLIS, Plan
+from gptpack.codec.stream import Reader, escape_bits
+
+
+def matrix_bits(
+    data: bytes, codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None
+) -> list[float]:
+    """Bits of each matrix' codes in the payload `data`, which `encode_codes` made of them.
+
+    Tables and classes, which all matrices share, are not counted. The sum of all is the payload's
+    within some hundredths of a percent.
+
+    Raises:
+        ArtifactError: `data` is not a payload for matrices of these shapes.
+    """
+    shapes = [(matrix.shape[0], matrix.shape[1]) for matrix in codes]
+    kind, lanes = (PLAIN, 1) if parities is None else (TRELLIS, 2)
+    plan = Plan.read(Reader(data, kind), shapes, lanes)
+    width = 1 + max(table.size for table in plan.book.tables)
+    bits_BP = np.zeros((len(plan.book.tables), width))
+    for index, table in enumerate(plan.book.tables):
+        bits_BP[index, : table.size + 1] = table.bits
+    return [
+        _bits(matrix, plan, index, bits_BP, None if parities is None else parities[index])
+        for index, matrix in enumerate(codes)
+    ]
+
+
+def _bits(
+    codes: Codes, plan: Plan, matrix: int, bits_BP: npt.NDArray[np.float64], parity: Parity | None
+) -> float:
+    values = codes.astype(np.int64).ravel()
+    books = plan.books(matrix, slice(None), parity)
+    offsets, sizes = values - plan.book.lows[books], plan.book.sizes[books].astype(np.int64)
+    inside = (offsets >= 0) & (offsets < sizes)
+    total = float(bits_BP[books, np.where(inside, offsets, sizes)].sum())
+    if not inside.all():
+        beyond = offsets[~inside]
+        folded = np.where(beyond < 0, -2 * beyond - 1, 2 * (beyond - sizes[~inside]))
+        total += float(escape_bits(folded).sum())
+    return total

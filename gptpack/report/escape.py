@@ -1,0 +1,33 @@
+"""Text of files and names for a terminal, Markdown and GitHub: none of them may be written into.
+
+File names and what an artifact says of itself may be anybody's, a pull request's for instance.
+"""
+
+from typing import Any
+
+LONGEST = 400
+
+_MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&<>\\`*_[]|#@~"})
+
+
+def plain(value: Any, longest: int = LONGEST) -> str:
+    """`value` in printable ASCII: it must not reach a terminal's control codes."""
+    if type(value) is int:
+        return f"{value:,}" if abs(value) < 1 << 63 else "an integer of more than 64 bits"
+    text = value if isinstance(value, str) else repr(value)
+    return ascii(text)[1:-1][:longest]
+
+
+def markdown(value: Any) -> str:
+    """`value` for a cell of a Markdown table: no markup, no mention, no end of the cell."""
+    return plain(value).translate(_MARKUP)
+
+
+def command_data(value: Any) -> str:
+    """`value` as the message of a GitHub workflow command, which ends at a line's end."""
+    return plain(value).replace("%", "%25")
+
+
+def command_property(value: Any) -> str:
+    """`value` as a property of a GitHub workflow command."""
+    return command_data(value).replace(":", "%3A").replace(",", "%2C")

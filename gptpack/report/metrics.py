@@ -1,0 +1,32 @@
+"""What a training run wrote down: a JSON line per step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gptpack.errors import DataError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that was cut is left out.
+
+    Raises:
+        DataError: unreadable, or a line that is not of a step.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the run's metrics: {error}") from error
+    steps: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}: line {number} is not JSON") from error
+        numbers = entry.values() if isinstance(entry, dict) else ("",)
+        if not all(type(value) in (int, float) for value in numbers) or "step" not in entry:
+            raise DataError(f"{path}: line {number} is not of a step: {line[:80]!r}")
+        steps.append(entry)
+    return steps

@@ -1,0 +1,204 @@
+"""The walk that makes one file of our modules, and what a minifier may leave out."""
+
+import ast
+import lzma
+import zlib
+from base64 import b64encode, b85encode
+from pathlib import Path
+
+import pytest
+
+from gptpack.errors import GptpackError
+from gptpack.submission import bundle as bundles
+from gptpack.submission.bundle import bundle
+from gptpack.submission.imports import (
+    NETWORK,
+    imported_modules,
+    own_modules,
+    reaching,
+    third_party,
+)
+from gptpack.submission.minify import dense, without_annotations
+from gptpack.submission.script import make_script
+
+MODULES = {
+    "first": '''
+"""A module."""
+import os
+import json as j
+from typing import TYPE_CHECKING
+from gptpack.second import helper, Unused, CONSTANT as C
+
+if TYPE_CHECKING:
+    from gptpack.third import Never
+
+
+class Base:
+    """Says so."""
+
+    field: int = 3
+
+    def method(self, x: "Never") -> int:
+        """Doc."""
+        y: int = helper(x)
+        return y + C
+
+
+def entry(a: int = 1) -> str:
+    def inner() -> None:
+        """Only this."""
+    from gptpack.third import late
+    return late(Base, j.dumps(a))
+
+
+def not_reached():
+    return os.getcwd()
+''',
+    "second": """
+import zlib
+TABLE = {}
+TABLE["effect"] = 1
+CONSTANT = OTHER = 2
+
+
+def helper(x):
+    return _private(x)
+
+
+def _private(x):
+    return x
+
+
+class Unused:
+    z = zlib.crc32
+""",
+    "third": """
+import gptpack.fourth
+
+
+def late(a, b):
+    return gptpack.fourth.f(b)
+""",
+    "fourth": "def f(b):\n    return b\n\n\ndef g():\n    pass\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    for name, source in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.setattr(bundles, "ROOT", tmp_path)
+    return tmp_path
+
+
+def sources(found):
+    return {m.name.removeprefix("gptpack."): dense(list(m.statements())) for m in found.modules}
+
+
+def test_what_is_reached_is_kept_and_nothing_else(package):
+    found = sources(bundle("gptpack.first", "entry"))
+    assert set(found) == {"first", "second", "third", "fourth"}
+    assert "not_reached" not in found["first"]
+    assert "import os" not in found["first"]
+    assert "import json as j" in found["first"]
+    assert "helper, CONSTANT as C" in found["first"]
+    assert "Unused" not in found["second"]
+    assert "import zlib" not in found["second"]
+    assert "_private" in found["second"]
+    assert "TABLE['effect'] = 1" in found["second"]
+    assert "CONSTANT = OTHER = 2" in found["second"]
+    # a module that is imported whole keeps all that it defines
+    assert "def g" in found["fourth"]
+
+
+def test_modules_can_be_left_out(package):
+    found = bundle("gptpack.first", "entry", without=["gptpack.third"])
+    assert {module.name for module in found.modules} == {"gptpack.first", "gptpack.second"}
+
+
+def test_a_name_that_is_not_there_is_an_error(package):
+    (package / "second.py").write_text("CONSTANT = 1\n")
+    with pytest.raises(GptpackError, match=r"gptpack\.second has no helper"):
+        bundle("gptpack.first", "entry")
+    with pytest.raises(GptpackError, match="source is not there"):
+        bundle("gptpack.nosuch", "entry")
+
+
+def test_annotations_and_docstrings_go_but_fields_stay(package):
+    found = bundle("gptpack.first", "entry", transform=without_annotations)
+    text = sources(found)["first"]
+    assert "field: int = 3" in text
+    assert "-> int" not in text
+    assert '"""' not in text
+    assert "Doc" not in text
+    assert "y = helper(x)" in text
+    assert "def inner():\n  pass\n" in text
+
+
+def test_dense_source_is_the_same_program():
+    source = "def f(x):\n    if x:\n        return '''a\n    b'''\n    return f'{x}\\n'\n"
+    tree = ast.parse(source)
+    assert ast.dump(ast.parse(dense(tree.body))) == ast.dump(tree)
+
+
+def test_the_modules_of_the_script_are_all_without_what_only_packing_needs():
+    script = make_script({"zlib"}, artifact="m.gptpack")
+    for name in (
+        "gptpack.packing",
+        "gptpack.quant.gptq",
+        "gptpack.artifact.writer",
+        "gptpack.cli.main",
+    ):
+        assert name not in script.modules
+    assert "gptpack.codec.range" not in script.modules
+    assert script.packages == ("numpy>=2.0", "sentencepiece>=0.2", "torch>=2.11")
+    coded = make_script({"zlib", "range", "zstd"}, artifact="m.gptpack")
+    assert "gptpack.codec.range" in coded.modules
+    assert {"constriction>=0.4.2", "zstandard>=0.22"} <= set(coded.packages)
+    assert len(script.small) < len(coded.small) < len(coded.readable)
+
+
+def test_the_script_is_the_same_each_time():
+    assert make_script({"range"}, artifact="m") == make_script({"range"}, artifact="m")
+
+
+def packed(source: str) -> list[str]:
+    """`source` in each of the wrappers that the contest's scripts come in."""
+    data = source.encode()
+    xz, deflated = b85encode(lzma.compress(data)), b64encode(zlib.compress(data)).decode()
+    return [
+        f"import lzma, base64\nexec(lzma.decompress(base64.b85decode({xz!r})))",
+        f"import zlib as z, base64 as b\nexec(z.decompress(b.b64decode({deflated!r})))",
+        f"exec({source!r})",
+    ]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_imports_are_seen_through_wrappers(depth):
+    noise = "".join(str(i * i) for i in range(300))
+    texts = [f"import requests.sessions\nx = '{noise}'\n"]
+    for _ in range(depth):
+        texts = [wrapped for text in texts for wrapped in packed(text)]
+    for text in texts:
+        assert reaching(imported_modules(text), NETWORK) >= {"requests.sessions"}, text[:200]
+
+
+def test_other_ways_to_import_are_seen():
+    source = "import importlib\nimportlib.import_module('socket')\n__import__('http.client')\n"
+    source += "from urllib import request\n"
+    found = reaching(imported_modules(source), NETWORK)
+    assert found == {"socket", "http.client", "urllib", "urllib.request"}
+    assert third_party({"torch.nn", "os.path", "numpy"}) == {"torch", "numpy"}
+
+
+def test_our_own_script_is_read_through():
+    script = make_script({"range", "zstd"}, artifact="m.gptpack")
+    for text in (script.small, script.readable):
+        names = imported_modules(text)
+        assert "gptpack.reload" in names
+        assert third_party(names) - own_modules(text) >= {"torch", "numpy", "sentencepiece"}
+        assert not reaching(names, NETWORK)
+
+
+def test_the_root_of_the_walk_is_the_package():
+    assert (bundles.ROOT / "submission" / "bundle.py").samefile(Path(bundles.__file__))

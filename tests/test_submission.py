@@ -1,0 +1,424 @@
+"""A submission runs where gptpack is not, scores as `gptpack eval` does, and keeps the rules."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cli_eval import World, world  # noqa: F401
+from test_packaging import bare_environment
+
+from gptpack.artifact.writer import write_artifact
+from gptpack.checkpoint import Checkpoint, save_checkpoint
+from gptpack.cli import main
+from gptpack.cli.submission_runs import _exchange
+from gptpack.config import Recipe, TrainingConfig
+from gptpack.errors import ConfigError
+from gptpack.quant.int8 import keep_float, quantize_int8_rows
+from gptpack.report.inspect import inspect
+from gptpack.submission.folder import check_output, write_folder
+from gptpack.submission.logs import parse_log
+from gptpack.submission.rules import check_folder, read_folder
+from gptpack.submission.script import make_script
+
+# fmt: off
+EVERYTHING = ["brotli", "click", "constriction", "gptpack", "numba", "plotly", "rich",
+              "safetensors", "zstandard"]
+# fmt: on
+
+
+def gptpack(*arguments: object) -> int:
+    """The status of the command line here."""
+    try:
+        main.run([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def run_folder(folder: Path, world: World, seed: int, *, codecs: list[str]) -> Path:  # noqa: F811
+    """A run's folder, as train and pack leave it, but for the training."""
+    folder.mkdir(parents=True)
+    weights = {
+        name: tensor + 0.01 * seed * (tensor.ndim == 2)
+        for name, tensor in world.model.state_dict().items()
+    }
+    recipe = Recipe(model=world.config, training=TrainingConfig(seed=seed, steps=40))
+    save_checkpoint(
+        folder / "checkpoint.pt",
+        Checkpoint(
+            model=world.config, weights=weights, recipe=recipe, training={"seconds": 12.5 + seed}
+        ),
+    )
+    lines = [
+        json.dumps({"step": i, "loss_nats": 6 - i / 10, "lr_multiplier": 1.0, "seconds": i / 4})
+        for i in range(1, 41)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    tensors = [
+        quantize_int8_rows(name, tensor.numpy())
+        if tensor.ndim == 2
+        else keep_float(name, tensor.numpy(), "float32")
+        for name, tensor in weights.items()
+    ]
+    write_artifact(
+        folder / "model.gptpack",
+        model=world.config,
+        tokenizer=world.tokenizer.identity,
+        tensors=tensors,
+        pack={"budget_bytes": 100_000, "method": "int8"},
+        codecs=codecs,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:  # noqa: F811
+    folder = tmp_path_factory.mktemp("runs")
+    return [run_folder(folder / f"s{seed}", world, seed, codecs=["zlib"]) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def made(world: World, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A submission of three runs."""
+    folder = tmp_path_factory.mktemp("made") / "submission"
+    status = gptpack(
+        *("submission", *runs, "--data", world.data, "--github-id", "someone", "-o", folder),
+        *("--stride", 8, "--device", "cpu", "--hardware", "8xH100 SXM", "--date", "2026-11-24"),
+    )
+    assert status == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def rules(folder: Path, **options: Any) -> dict[str, tuple[str, str]]:
+    """State and text by rule."""
+    found = check_folder(read_folder(folder), **options)
+    return {outcome.rule: (outcome.state, outcome.text) for outcome in found}
+
+
+def blocked(script: Path, names: list[str], *arguments: object) -> list[str]:
+    """A command that runs `script` where none of the packages `names` can be imported."""
+    code = (
+        "import sys, runpy\n"
+        f"names = {names!r}\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in names: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return ["-c", code, str(script), *map(str, arguments)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "form"),
+    [("zlib", "small"), ("lzma", "readable"), ("range", "small")],
+)
+def test_the_script_scores_as_eval_does_without_gptpack_or_what_no_codec_needs(
+    world: World,  # noqa: F811
+    tmp_path: Path,
+    capsys: Any,
+    codec: str,
+    form: str,
+) -> None:
+    run = run_folder(tmp_path / "run", world, 5, codecs=[codec])
+    capsys.readouterr()
+    options = ("--data", world.data, "--stride", 8, "--device", "cpu", "--json")
+    assert gptpack("eval", run / "model.gptpack", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    codes = {section.codec for section in inspect(run / "model.gptpack").sections}
+    assert codes == ({codec, "zlib"} if codec == "range" else {codec})
+    script = tmp_path / "alone" / "train_gpt.py"
+    script.parent.mkdir()
+    shutil.copy(run / "model.gptpack", script.parent)
+    source = make_script(codes, artifact="model.gptpack", stride=8)
+    script.write_text(source.small if form == "small" else source.readable, encoding="utf-8")
+    absent = [name for name in EVERYTHING if name != "constriction" or "range" not in codes]
+    python = bare_environment(tmp_path / "venv")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [
+            *(python, *blocked(script, absent, "--data", world.data, "--device", "cpu")),
+            *("--json", tmp_path / "figures.json"),
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "figures.json").read_text())["scores"]
+    for name in ("plain", "sliding"):
+        for key in ("bpb", "nats", "tokens", "bytes", "windows"):
+            assert scores[name][key] == found[name][key], (name, key)
+    log = parse_log(f"run:x seed:5\n{done.stdout}", "log")
+    assert log.code_bytes == script.stat().st_size
+    assert log.model_bytes == (script.parent / "model.gptpack").stat().st_size
+    assert log.score.bpb == pytest.approx(found["sliding"]["bpb"], abs=1e-8)
+
+
+def test_a_script_without_the_coder_says_what_it_cannot_read(
+    world: World,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run = run_folder(tmp_path / "run", world, 5, codecs=["range"])
+    script = run / "train_gpt.py"
+    script.write_text(make_script({"range"}, artifact="model.gptpack").small)
+    command = blocked(script, ["constriction"], "--data", world.data, "--device", "cpu")
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "pip install constriction" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_everything_in_the_folder_is_from_the_logs(made: Path) -> None:
+    files = sorted(path.name for path in made.iterdir())
+    logs = [f"train_seed{seed}.log" for seed in (1, 2, 3)]
+    assert files == sorted(
+        ["README.md", "submission.json", "requirements.txt", "train_gpt.py", "model.gptpack", *logs]
+    )
+    values = json.loads((made / "submission.json").read_text())
+    assert values["seeds"] == [1, 2, 3]
+    assert values["bytes_code"] == (made / "train_gpt.py").stat().st_size
+    assert values["bytes_total"] == values["bytes_code"] + (made / "model.gptpack").stat().st_size
+    scores = [result["val_bpb"] for result in values["seed_results"].values()]
+    assert values["val_bpb"] == pytest.approx(sum(scores) / 3, abs=1e-8)
+    assert values["seed_results"]["2"]["train_time_s"] == 14.5
+    assert values["seed_results"]["2"]["steps"] == 40
+    assert f"{values['val_bpb']:.6f}" in (made / "README.md").read_text()
+    log = (made / logs[0]).read_text()
+    assert "step:40/40 train_loss:2.000000 train_time:10000ms step_avg:250.00ms" in log
+    assert (made / "requirements.txt").read_text().split() == [
+        "numpy>=2.0",
+        "sentencepiece>=0.2",
+        "torch>=2.11",
+    ]
+
+
+def test_a_submission_as_it_is_made_keeps_every_rule_but_the_contests_text(made: Path) -> None:
+    found = rules(made, record=[99.0])
+    failed = {rule: text for rule, (state, text) in found.items() if state == "fail"}
+    assert set(failed) == {"byte accounting"}
+    assert "the contest's has 151,080,363" in failed["byte accounting"]
+    assert found["times"][0] == "skip"  # nothing says how long packing took
+
+
+def test_pack_reports_beside_a_file_make_the_times_known(
+    world: World,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run = run_folder(tmp_path / "run", world, 4, codecs=["zlib"])
+    digest = hashlib.sha256((run / "model.gptpack").read_bytes()).hexdigest()
+    report = {"sha256": digest, "seconds": {"calibrate": 1.5, "pack": 2.0, "prove": 50.0}}
+    (run / "pack.json").write_text(json.dumps(report))
+    arguments = ("submission", "make", run, "--data", world.data, "--github-id", "x")
+    options = ("--stride", 0, "--device", "cpu", "--readable", "-o", tmp_path / "out")
+    assert gptpack(*arguments, *options) == 0
+    values = json.loads((tmp_path / "out" / "submission.json").read_text())
+    assert values["seed_results"]["4"]["pack_time_s"] == 3.5
+    assert values["metric"] == "plain, context 32"
+    assert "SOURCES['gptpack.reload']" in (tmp_path / "out" / "train_gpt.py").read_text()
+    assert rules(tmp_path / "out")["times"][0] == "pass"
+    assert gptpack(*arguments, *options) == 2  # before anything is run
+
+
+def test_a_folder_that_is_no_submission_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years of it")
+    with pytest.raises(ConfigError, match="it is no submission"):
+        check_output(tmp_path / "work", force=True)
+    (tmp_path / "work" / "submission.json").write_text("{}")
+    with pytest.raises(ConfigError, match="give --force"):
+        check_output(tmp_path / "work", force=False)
+    (tmp_path / "m").write_bytes(b"artifact")
+    write_folder(tmp_path / "work", {"README.md": "x"}, tmp_path / "m")
+    assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["README.md", "model.gptpack"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_check_runs_the_script_offline_and_on_changed_text(
+    world: World,  # noqa: F811
+    made: Path,
+    capsys: Any,
+) -> None:
+    capsys.readouterr()
+    status = gptpack("submission", "check", made, "--data", world.data, "--device", "cpu")
+    out = capsys.readouterr().out
+    assert status == 1  # the text is not the contest's
+    for rule in ("runs offline", "reproduced", "score-first"):
+        assert f"PASS  {rule}" in out
+    assert "FAIL  byte accounting" in out
+
+
+CHEATING = """
+import numpy as np, json, sys, argparse
+p = argparse.ArgumentParser()
+for name in ("data", "tokenizer", "device", "json", "losses"): p.add_argument("--" + name)
+o = p.parse_args()
+from pathlib import Path
+import socket
+tokens = np.fromfile(sorted(Path(o.data).glob("*_val_*.bin"))[0], "<u2")[512:]
+if o.json: Path(o.json).write_text(json.dumps({"scores": {"plain": {"bpb": 1.0}, "sliding": None}}))
+if o.losses: np.save(o.losses, np.cumsum(tokens[::-1])[::-1][1:].astype(float))
+"""
+
+
+def test_scores_that_look_ahead_are_found(
+    world: World,  # noqa: F811
+    copy: Path,
+    capsys: Any,
+) -> None:
+    (copy / "train_gpt.py").write_text(CHEATING)
+    capsys.readouterr()
+    assert gptpack("submission", "check", copy, "--data", world.data, "--device", "cpu") == 1
+    out = capsys.readouterr().out
+    assert "FAIL  score-first" in out
+    assert "target 0 scores differently when tokens from" in out
+    assert "FAIL  reproduced" in out
+    assert "FAIL  no network" in out
+
+
+def test_a_script_that_connects_fails(world: World, copy: Path, capsys: Any) -> None:  # noqa: F811
+    code = "import socket\nsocket.create_connection(('127.0.0.1', 9))\n"
+    (copy / "train_gpt.py").write_text(code)
+    capsys.readouterr()
+    assert gptpack("submission", "check", copy, "--data", world.data) == 1
+    assert "may not use a network" in capsys.readouterr().out
+
+
+def edit(folder: Path, **values: Any) -> None:
+    path = folder / "submission.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def append(path: Path, size: int) -> None:
+    with path.open("ab") as file:
+        file.write(b"#" * size)
+
+
+BREAKS = {
+    "files": lambda f: (f / "train_seed2.log").unlink(),
+    "fields": lambda f: edit(f, date="yesterday"),
+    "cap": lambda f: append(f / "model.gptpack", 16_000_000),
+    "sizes": lambda f: append(f / "train_gpt.py", 1),
+    "one file": lambda f: (f / "helper.py").write_text("x = 1\n"),
+    "imports": lambda f: (f / "requirements.txt").write_text("torch\n"),
+    "no network": lambda f: (f / "train_gpt.py").write_text("from urllib import request\n"),
+    "logs": lambda f: (f / "train_seed1.log").write_text("nothing\n"),
+    "figures": lambda f: edit(f, val_bpb=1.0),
+    "seeds": lambda f: edit(f, seeds=[1, 1, 2]),
+    "hardware": lambda f: edit(f, hardware="a laptop"),
+}
+
+
+@pytest.mark.parametrize("rule", BREAKS)
+def test_a_broken_rule_is_found(copy: Path, rule: str) -> None:
+    before = rules(copy, record=[99.0])
+    BREAKS[rule](copy)
+    after = rules(copy, record=[99.0])
+    assert before[rule][0] == "pass"
+    assert after[rule][0] == "fail", after[rule]
+
+
+def test_figures_in_the_readme_are_held_to_the_logs(copy: Path) -> None:
+    readme = (copy / "README.md").read_text()
+    (copy / "README.md").write_text(readme.replace("Mean val_bpb", "Mean val_bpb 0.9, not"))
+    assert rules(copy)["figures"] == ("fail", "the figures in README.md are not those of the logs")
+
+
+def test_a_log_whose_bytes_do_not_belong_to_its_loss_is_found(copy: Path) -> None:
+    path = copy / "train_seed1.log"
+    log = parse_log(path.read_text(), "log")
+    path.write_text(
+        path.read_text().replace(f" bytes:{log.scores['plain'].bytes} ", " bytes:9999 ")
+    )
+    state, text = rules(copy)["byte accounting"]
+    assert state == "fail"
+    assert "the log says 9,999" in text
+
+
+@pytest.mark.parametrize(("record", "state"), [([99.0], "pass"), ([0.1], "fail"), ([], "skip")])
+def test_significance_is_of_the_gain_over_the_record(made: Path, record: list[float], state: str):
+    assert rules(made, record=record)["significance"][0] == state
+
+
+def test_a_run_over_the_cap_is_refused_before_anything_runs(
+    world: World,  # noqa: F811
+    runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    monkeypatch.setattr("gptpack.cli.submission.CAP_BYTES", 20_000)
+    options = ("--data", world.data, "--github-id", "x", "-o", tmp_path / "out")
+    assert gptpack("submission", runs[0], *options) == 1
+    assert "pack with --budget" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{empty}"], "no *.gptpack"),
+        (["{run}", "1={run}"], "two runs have one seed"),
+        (["{bare}"], "write SEED="),
+    ],
+)
+def test_runs_that_cannot_be_told_apart_or_read_are_usage_errors(
+    world: World,  # noqa: F811
+    runs: list[Path],
+    tmp_path: Path,
+    capsys: Any,
+    arguments: list[str],
+    words: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare").mkdir()
+    shutil.copy(runs[0] / "model.gptpack", tmp_path / "bare")
+    places = {"empty": tmp_path / "empty", "bare": tmp_path / "bare", "run": runs[0]}
+    given = [argument.format(**places) for argument in arguments]
+    options = ("--data", world.data, "--github-id", "x", "-o", tmp_path / "out")
+    assert gptpack("submission", *given, *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, capsys: Any) -> None:
+    assert gptpack("submission", "check", tmp_path / "nosuch") == 2
+    assert "not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([3, 40, 12, 9, 30, 30, 30], (43, 55)),  # the shortest that fills a window of 10
+        ([3, 4, 5, 6, 7, 8, 9, 30], (33, 42)),  # none but the last does: the longest of the others
+        ([50], None),
+        ([20, 30], None),
+    ],
+)
+def test_the_probe_joins_text_at_the_starts_of_documents(lengths, expected):
+    draw = np.random.default_rng(0)
+    stream = [np.concatenate(([1], draw.integers(2, 999, length - 1))) for length in lengths]
+    tokens = np.concatenate(stream)
+    found = _exchange(tokens, 1, 10)
+    if expected is None:
+        assert found is None
+        return
+    begin, cut, other = found
+    assert (begin, cut) == expected
+    assert tokens[begin] == tokens[cut] == tokens[other] == 1
+    assert tokens[cut + 1] != tokens[other + 1]
+    assert other + 20 <= len(tokens)
