@@ -26,12 +26,13 @@ import torch.nn.functional as F
 
 from gptpack.checkpoint import load_checkpoint
 from gptpack.config import load_recipe
+from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.clock import Clock
 from gptpack.evaluation.forward import Forward, batch_tokens_for
 from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scoring import score, score_with_ngram
+from gptpack.evaluation.scoring import score
 from gptpack.evaluation.settings import SWEEP, LoraSettings, SgdSettings, parse_settings
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.ttt_lora import score_with_lora

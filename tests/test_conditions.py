@@ -12,12 +12,13 @@ import pytest
 import torch
 from reference_adaptation import BOS, CONTEXT, VOCAB, byte_table, text_of_documents, tiny_gpt
 
+from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scorer import Scorer
-from gptpack.evaluation.scoring import score, score_with_ngram
+from gptpack.evaluation.scoring import score
 from gptpack.evaluation.settings import LoraSettings, SgdSettings
 from gptpack.evaluation.ttt_lora import score_with_lora
 from gptpack.evaluation.ttt_sgd import score_with_sgd

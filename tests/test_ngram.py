@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reference_scoring import ToyModel, toy_bytes
 
 from gptpack.errors import ConfigError, LimitError
+from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.ngram import (
     AGREEMENT,
@@ -22,7 +23,7 @@ from gptpack.evaluation.ngram import (
     make_hints,
 )
 from gptpack.evaluation.reading import Reading
-from gptpack.evaluation.scoring import score, score_with_ngram
+from gptpack.evaluation.scoring import score
 
 SETTINGS = NgramSettings(orders=(1, 2, 4), table_bits=16)
 

@@ -23,11 +23,12 @@ from reference_adaptation import (
 from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
 from gptpack.errors import AccountingError, ConfigError, LimitError
+from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scoring import evaluate, score, score_with_ngram
+from gptpack.evaluation.scoring import evaluate, score
 
 VOCAB = 32
 

@@ -250,8 +250,9 @@ def _score(
     ngram: bool,
 ) -> dict[str, "Score"]:
     """The score of each row; n-grams are blended into the last one that does not adapt."""
+    from gptpack.evaluation.agreement import score_with_ngram
     from gptpack.evaluation.ngram import NgramSettings
-    from gptpack.evaluation.scoring import score, score_with_ngram
+    from gptpack.evaluation.scoring import score
     from gptpack.evaluation.settings import SgdSettings
     from gptpack.evaluation.ttt_lora import score_with_lora
     from gptpack.evaluation.ttt_sgd import score_with_sgd

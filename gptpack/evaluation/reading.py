@@ -7,7 +7,7 @@ from gptpack.data.accounting import TokenBytes
 from gptpack.errors import AccountingError, ConfigError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scorer import Scorer, Tokens
+from gptpack.evaluation.scorer import Lanes, Scorer, Tokens
 from gptpack.evaluation.windows import Indices, Plan, Tail, default_tail, plan_windows
 from gptpack.progress import Progress, silent
 
@@ -60,8 +60,8 @@ class Reading:
             documents=self.documents,
         )
 
-    def scorer(self, forward: Forward, plan: Plan, **options: Any) -> Scorer:
-        """A scorer of `plan` (a plan of this reading), with further options of its own.
+    def options(self, plan: Plan) -> dict[str, Any]:
+        """What a scorer of `plan`, a plan of this reading, is made with.
 
         Raises:
             AccountingError: the planned bytes are not `audited_bytes`, or there are none.
@@ -74,14 +74,20 @@ class Reading:
             )
         if charged == 0:
             raise AccountingError(f"the {plan.targets:,} targets stand for no bytes of text")
-        settings: dict[str, Any] = {
+        return {
+            "tokens": self.tokens,
+            "token_bytes": self.token_bytes,
+            "plan": plan,
             "batch_tokens": self.batch_tokens,
             "shorten": self.documents is not None,
             "per_token": self.per_token,
             "progress": self.progress,
             "phase": self.phase,
         }
-        return Scorer(forward, self.tokens, self.token_bytes, plan, **(settings | options))
+
+    def scorer(self, forward: Forward, plan: Plan, *, lanes: Lanes = "text") -> Scorer:
+        """A scorer of `plan`; raises as `options` does."""
+        return Scorer(forward, lanes=lanes, **self.options(plan))
 
     def finish(
         self, scorer: Scorer, adaptation: str = "none", details: dict[str, Any] | None = None

@@ -77,8 +77,6 @@ class Scorer:
         lanes: ``text`` is one lane; ``documents`` makes each span of the plan one.
         shorten: short documents may be run in less than a window; see `windows.batches`.
         per_token: also keep each target's loss.
-        hints: a token for each target, whose loss is kept as well.
-        samples: targets whose full distributions are kept, for a check; needs `hints`.
     """
 
     def __init__(
@@ -92,8 +90,6 @@ class Scorer:
         batch_tokens: int = 0,
         shorten: bool = False,
         per_token: bool = False,
-        hints: npt.NDArray[np.int32] | None = None,
-        samples: Indices | None = None,
         progress: Progress = silent,
         phase: str = "score",
     ) -> None:
@@ -115,12 +111,8 @@ class Scorer:
         self._counts = np.zeros(2, np.int64)
         """Targets that this rank scored, and their bytes."""
         # One more slot takes what belongs to padding.
-        slots = plan.targets + 1 if per_token or hints is not None else 0
+        slots = plan.targets + 1 if per_token else 0
         self._losses = torch.full((slots,), NO_LOSS, device=device)
-        self._hint_losses = self._losses.clone() if hints is not None else None
-        self._hints = None if hints is None else torch.from_numpy(hints).to(device)
-        self._samples = np.array([], np.int64) if samples is None else samples
-        self._sampled: dict[int, npt.NDArray[np.float32]] = {}
         self._worth_compiling = self._large_shapes()
         self._began = time.perf_counter()
         progress(phase, 0, plan.targets)
@@ -250,12 +242,7 @@ class Scorer:
         targets = _scored_targets(windows)
         with evaluating(forward.model), torch.inference_mode():
             inputs_BT, targets_BS, at_BS = self._gather(batch, rows)
-            if self._hints is None:
-                losses_BS = forward.losses(inputs_BT, targets_BS, compiled=compiled)
-            else:
-                log_p = forward.log_probabilities(inputs_BT, batch.asked, compiled=compiled)
-                losses_BS = -log_p.gather(2, targets_BS.unsqueeze(2)).squeeze(2)
-                self._record_hints(log_p, at_BS, targets)
+            losses_BS = self._score_batch(inputs_BT, targets_BS, at_BS, compiled)
             exists = at_BS < self.plan.targets
             self._sum += torch.where(exists, losses_BS, 0).sum(dtype=torch.float64)
             if len(self._losses):
@@ -266,15 +253,11 @@ class Scorer:
         done = min(int(self._counts[0]) * self.ranks, self.plan.targets)
         self._progress(self.phase, done, self.plan.targets)
 
-    def _record_hints(self, log_p: Tensor, at_BS: Tensor, targets: Indices) -> None:
-        """Losses of the hints, and the whole distributions of the sampled targets."""
-        assert self._hints is not None
-        assert self._hint_losses is not None
-        hints_BS = self._hints[at_BS.clamp(max=self.plan.targets - 1)].long().clamp(min=0)
-        self._hint_losses[at_BS] = -log_p.gather(2, hints_BS.unsqueeze(2)).squeeze(2)
-        for target in np.intersect1d(targets, self._samples).tolist():
-            row, position = torch.nonzero(at_BS == target)[0].tolist()
-            self._sampled[target] = log_p[row, position].cpu().numpy()
+    def _score_batch(
+        self, inputs_BT: Tensor, targets_BS: Tensor, at_BS: Tensor, compiled: bool
+    ) -> Tensor:
+        """Losses ``[B, S]``; `at_BS` has the targets' positions. For those who want more of it."""
+        return self.forward.losses(inputs_BT, targets_BS, compiled=compiled)
 
     def finish(
         self,
@@ -321,17 +304,6 @@ class Scorer:
             details=details or {},
             losses=losses,
         )
-
-    def hint_losses(self) -> tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]:
-        """Nats of each target's hint, and the log-probabilities of the sampled targets."""
-        assert self._hint_losses is not None
-        sampled = self._sampled
-        if self.ranks > 1:
-            dist.all_reduce(self._hint_losses, dist.ReduceOp.MAX)
-            parts: list[Any] = [None] * self.ranks
-            dist.all_gather_object(parts, sampled)
-            sampled = {target: row for part in parts for target, row in part.items()}
-        return self._hint_losses[:-1].cpu().numpy(), sampled
 
 
 def _as_batch(windows: Windows) -> Batch:

@@ -1,6 +1,5 @@
 """Score tokens under a model that stays as it is: every planned target once, summed in float64."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,9 @@ from torch import nn
 
 from gptpack.data.accounting import TokenBytes
 from gptpack.evaluation.forward import Forward
-from gptpack.evaluation.ngram import NgramSettings, blend, check, make_hints
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scorer import Tokens
-
-CHECKED_TARGETS = 256
-"""Targets whose blended distribution is checked over the whole vocabulary."""
 
 
 def evaluate(
@@ -53,42 +48,3 @@ def score(forward: Forward, reading: Reading) -> Score:
     scorer = reading.scorer(forward, plan)
     scorer.score(np.arange(len(plan)))
     return reading.finish(scorer)
-
-
-def score_with_ngram(
-    forward: Forward, reading: Reading, settings: NgramSettings, *, seed: int = 0
-) -> tuple[Score, Score]:
-    """The network's score, and that of its blend with an n-gram model of the text so far.
-
-    Both come from one pass. The second says how the blend's normalisation was checked.
-
-    Raises:
-        LimitError: the blended probabilities do not sum to one.
-    """
-    plan = reading.plan()
-    tokens = reading.tokens[: plan.targets + 1]
-    with forward.clock.phase("ngram"):
-        hints = make_hints(tokens, settings)
-    chosen = np.random.default_rng(seed).choice(
-        plan.targets, min(CHECKED_TARGETS, plan.targets), replace=False
-    )
-    scorer = reading.scorer(forward, plan, hints=hints.tokens, samples=np.sort(chosen))
-    scorer.score(np.arange(len(plan)))
-    hint_losses, sampled = scorer.hint_losses()
-    network = reading.finish(scorer)
-    assert network.losses is not None
-    with forward.clock.phase("ngram"):
-        blended = blend(tokens, hints, network.losses, hint_losses, settings)
-        normalisation = check(tokens[1:], hints, blended, sampled)
-    agreeing = replace(
-        network,
-        nats=float(np.nansum(blended.losses)),
-        adaptation=settings.description,
-        losses=blended.losses.astype(np.float32) if reading.per_token else None,
-        details={
-            "normalisation": normalisation,
-            "hinted": blended.hinted,
-            "hint_hits": blended.hits,
-        },
-    )
-    return network if reading.per_token else replace(network, losses=None), agreeing
