@@ -17,7 +17,7 @@ from gptpack.data.accounting import PieceBytes
 from gptpack.evaluation.settings import LoraSettings, SgdSettings
 from gptpack.model.gpt import GPT
 
-VOCAB, BOS, CONTEXT = 24, 1, 12
+VOCAB, BOS, CONTEXT = 16, 1, 12
 CONFIG = ModelConfig(
     vocab=VOCAB,
     layers=2,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_adaptation import BOS, CONTEXT, byte_table, text_of_documents, tiny_gpt
+from reference_adaptation import BOS, CONTEXT, VOCAB, byte_table, text_of_documents, tiny_gpt
 from reference_scoring import ToyModel, slow_losses, toy_bytes
 
 from gptpack.evaluation.clock import Clock
@@ -157,7 +157,7 @@ def test_rows_are_scored_in_the_order_given() -> None:
     tokens = text_of_documents([8, 8, 8])
     starts = np.flatnonzero(tokens == BOS)
     plan = plan_windows(len(tokens), context=CONTEXT, stride=4, head=4, documents=starts)
-    model = ToyModel(vocab=24)
+    model = ToyModel(vocab=VOCAB)
     seen: list[torch.Tensor] = []
     plain = model.token_losses
 

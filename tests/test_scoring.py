@@ -1,15 +1,12 @@
 """Scores are those of the slow twin, depend on nothing later, and count what they say."""
 
 import math
-import multiprocessing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_adaptation import (
@@ -23,11 +20,8 @@ from reference_adaptation import (
 from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
 from gptpack.errors import AccountingError, ConfigError, LimitError
-from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.forward import Forward
-from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
-from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import evaluate, score
 
 VOCAB = 32
@@ -310,50 +304,3 @@ def test_the_dictionary_of_a_score_says_what_was_measured() -> None:
     assert score.to_dict()["metric"] == "sliding, stride 4, context 16"
     assert evaluate(ToyModel(), text(101), toy_bytes(), context=16).metric == "plain, context 16"
     assert "losses" not in score.to_dict()
-
-
-def _score_on_rank(rank: int, ranks: int, folder: str, stride: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    score = _score(stride)
-    np.savez(
-        f"{folder}/rank{rank}.npz",
-        sums=np.array([score.nats, score.tokens, score.bytes, score.windows]),
-        losses=score.losses,
-        blended=blended().nats,
-    )
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def blended() -> Score:
-    reading = Reading(tokens=text(1001), token_bytes=toy_bytes(), context=16, stride=5)
-    return score_with_ngram(Forward(ToyModel()), reading, NgramSettings(orders=(1, 2)))[1]
-
-
-def _score(stride: int) -> Score:
-    return evaluate(
-        ToyModel(), text(1001), toy_bytes(), context=16, stride=stride, tail="score", per_token=True
-    )
-
-
-def test_two_processes_give_the_counts_and_sums_of_one(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [
-        spawn.Process(target=_score_on_rank, args=(rank, 2, str(tmp_path), 5)) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-        assert process.exitcode == 0
-    alone, together = _score(5), blended().nats
-    for rank in range(2):
-        with np.load(tmp_path / f"rank{rank}.npz") as saved:
-            nats, *counts = saved["sums"].tolist()
-            assert counts == [alone.tokens, alone.bytes, alone.windows]
-            assert nats == pytest.approx(alone.nats, rel=1e-12)
-            assert saved["losses"].shape == (1000,)
-            assert saved["blended"] == pytest.approx(together, rel=1e-6)
-            assert saved["losses"].astype(np.float64).sum() == pytest.approx(alone.nats, rel=1e-12)

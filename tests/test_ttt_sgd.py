@@ -1,12 +1,10 @@
 """Test-time training of all weights is the slow twin's, and leaves the model as it was."""
 
-import multiprocessing
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from reference_adaptation import (
     BOS,
     CONTEXT,
@@ -111,6 +109,26 @@ def test_several_settings_on_one_model_do_not_see_each_other() -> None:
     assert np.array_equal(first.losses, again.losses)
 
 
+def test_compiled_training_learns_the_same() -> None:
+    compiled: list[tuple[bool, torch.Size]] = []
+
+    def compiler(function: Any, **_: Any) -> Any:
+        def run(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            compiled.append((torch.is_grad_enabled(), inputs.shape))
+            return function(inputs, targets)
+
+        return run
+
+    model = tiny_gpt()
+    settings = SgdSettings(lr=0.05, epochs=1, chunk=36, rows=2)
+    forward = Forward(model, compiled="on", compiler=compiler)
+    found = score_with_sgd(forward, reading(stride=4), settings)
+    np.testing.assert_allclose(found.losses, scored(model, settings).losses, rtol=1e-6)
+    # Chunks have three rows: steps of two are compiled, those of one are run as they are.
+    assert {shape for training, shape in compiled if training} == {torch.Size([2, CONTEXT])}
+    assert found.details["updates"] == 2 * (found.details["chunks"] - 1)
+
+
 def test_masked_documents_can_adapt_too() -> None:
     model = tiny_gpt()
     model.use_rope("model", CONTEXT)
@@ -172,28 +190,3 @@ def test_a_rate_that_breaks_the_model_is_an_error_and_the_weights_come_back() ->
     with pytest.raises(LimitError, match="the model is broken"):
         scored(model, SgdSettings(lr=1e200, clip=0, chunk=24))
     assert torch.equal(model.blocks[0].mlp.fc.weight, before)
-
-
-def _on_rank(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    found = scored(tiny_gpt(), SgdSettings(lr=0.05, epochs=2, chunk=24, rows=3))
-    np.savez(f"{folder}/rank{rank}.npz", losses=found.losses, counts=[found.tokens, found.bytes])
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_two_ranks_adapt_like_one(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_on_rank, args=(rank, 2, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        assert process.exitcode == 0
-    alone = scored(tiny_gpt(), SgdSettings(lr=0.05, epochs=2, chunk=24, rows=3))
-    for rank in range(2):
-        with np.load(tmp_path / f"rank{rank}.npz") as saved:
-            assert saved["counts"].tolist() == [alone.tokens, alone.bytes]
-            np.testing.assert_allclose(saved["losses"], alone.losses, rtol=1e-6)

@@ -148,7 +148,7 @@ class Scorer:
                 if self.forward.clock.expired:
                     in_time = False
                     break
-                self._run(batch)
+                self._run(batch, compiled=(batch.size, batch.asked) in self._worth_compiling)
         if self.ranks > 1:
             agreed = torch.tensor(float(in_time), device=self.forward.device)
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
@@ -160,14 +160,15 @@ class Scorer:
     def score_rows(self, indices: Indices) -> bool:
         """Score windows of one shape, a row each in the order given, on this rank alone.
 
-        For adaptations that keep weights of their own for every row.
+        For adaptations that keep weights of their own for every row, so nothing is compiled or
+        filled up.
         """
         windows = self.plan.select(indices)
         lanes = self._claim(windows)
         with self.forward.clock.phase(self.phase):
             if self.forward.clock.expired:
                 return False
-            self._run(_as_batch(windows))
+            self._run(_as_batch(windows), compiled=False)
         np.maximum.at(self._released, lanes, windows.stop)
         return True
 
@@ -234,10 +235,9 @@ class Scorer:
         asked = torch.where(asked < stop, asked, self.plan.targets)
         return tokens[:, :-1], tokens[:, size + 1 - batch.asked :], asked
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch, *, compiled: bool) -> None:
         """Score a batch and record what it gives."""
         forward, windows = self.forward, batch.windows
-        compiled = (batch.size, batch.asked) in self._worth_compiling
         rows = max(1, self._batch_tokens // batch.size) if compiled else 0
         targets = _scored_targets(windows)
         with evaluating(forward.model), torch.inference_mode():
@@ -278,7 +278,8 @@ class Scorer:
                 counts = torch.from_numpy(self._counts).to(self.forward.device)
                 dist.all_reduce(counts)
                 dist.all_reduce(self._sum)
-                dist.all_reduce(self._losses, dist.ReduceOp.MAX)
+                if len(self._losses):
+                    dist.all_reduce(self._losses, dist.ReduceOp.MAX)
                 self._counts = counts.cpu().numpy()
             nats = self._sum.item()
         tokens, charged = self._counts.tolist()

@@ -100,6 +100,8 @@ class Student:
         self.micro = max(1, batch_tokens_for(forward.device, batch_tokens) // context)
         per_chunk = settings.chunk // context
         self.compiled = forward.pays(settings.epochs * per_chunk * context * chunks)
+        self.shape: torch.Size | None = None
+        """Of the first batch; another one is run as it is, not compiled as well."""
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.SGD:
@@ -141,9 +143,10 @@ class Student:
         with torch.enable_grad():
             for start in range(mine.start, mine.stop, self.micro):
                 rows = slice(start, min(start + self.micro, mine.stop))
-                losses = self.forward.losses(
-                    inputs_RT[rows], targets_RT[rows], compiled=self.compiled
-                )
+                inputs = inputs_RT[rows]
+                self.shape = self.shape or inputs.shape
+                compiled = self.compiled and inputs.shape == self.shape
+                losses = self.forward.losses(inputs, targets_RT[rows], compiled=compiled)
                 (losses.sum() / targets_RT.numel()).backward()  # type: ignore[no-untyped-call]
         if ranks > 1:
             self._sum_gradients()
