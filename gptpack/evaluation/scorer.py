@@ -2,11 +2,11 @@
 
 A `Scorer` owns the tokens. Nothing else in an evaluation that adapts gets to see them: windows are
 scored under whatever weights the model has at that moment, without gradient, in the order of the
-text, and `released` hands out tokens whose losses are recorded, and no others. So the four
+text, and `release` hands out tokens whose losses are recorded, and no others. So the four
 conditions that parameter-golf settled on (issue #1017) hold by construction: a score depends on
-the artifact and on tokens before it; it is the log of a full softmax, which `token_losses` computes
-before anyone knows what adaptation will follow; it is recorded before the update; and there is no
-second pass, because scoring a target twice raises.
+the artifact and on tokens before it; it is the log of the model's own softmax over the whole
+vocabulary; it is recorded before the update; and there is no second pass, because scoring a target
+twice raises.
 
 A lane is a stretch of text with an order of its own: the whole text, or one document each if
 adaptation is per document. Tokens of a lane are of no use to another, so lanes may be scored side
@@ -149,6 +149,8 @@ class Scorer:
                     in_time = False
                     break
                 self._run(batch, compiled=(batch.size, batch.asked) in self._worth_compiling)
+            # So that the clock books what is queued here and not on what comes next.
+            self.forward.synchronize()
         if self.ranks > 1:
             agreed = torch.tensor(float(in_time), device=self.forward.device)
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
@@ -169,6 +171,7 @@ class Scorer:
             if self.forward.clock.expired:
                 return False
             self._run(_as_batch(windows), compiled=False)
+            self.forward.synchronize()
         np.maximum.at(self._released, lanes, windows.stop)
         return True
 

@@ -123,6 +123,7 @@ def _adapt(
                     # Each document's own mean: their sum leaves them independent.
                     weights_DS = exists_DS / exists_DS.sum(dim=1, keepdim=True)
                     factors.learn((losses_DS * weights_DS).sum())
+                forward.synchronize()
     return True
 
 

@@ -135,6 +135,7 @@ class Student:
                 for first in range(0, count, settings.rows):
                     rows = slice(first, first + settings.rows)
                     self._step(inputs_RT[rows], targets_RT[rows], scorer.rank, scorer.ranks)
+            self.forward.synchronize()
 
     def _step(self, inputs_RT: Tensor, targets_RT: Tensor, rank: int, ranks: int) -> None:
         """One SGD step on the mean loss of the rows, which the ranks share."""
