@@ -256,6 +256,23 @@ def test_compiled_batches_give_the_same_score() -> None:
     assert sum(ledger.values()) == pytest.approx(2 * ledger["total"])
 
 
+@pytest.mark.gpu
+def test_a_compiled_sliding_window_on_a_gpu_scores_as_an_eager_one() -> None:
+    wide = {"width": 128, "heads": 4, "kv_heads": 2, "mlp_hidden": 256, "context": 512}
+    model = tiny_gpt(torch.float32, config=replace(CONFIG, **wide)).cuda()
+    model.compute_dtype = None
+    model.use_attention("auto")
+    model.use_rope("model", 512)
+    reading = Reading(
+        tokens=text_of_documents([900] * 40), token_bytes=byte_table(), context=512, stride=64
+    )
+    bpb = {
+        compiled: score(Forward(model, "cuda", compiled=compiled), reading).bpb
+        for compiled in ("on", "off")
+    }
+    assert bpb["on"] == pytest.approx(bpb["off"], rel=2e-5)
+
+
 def test_auto_compiles_nothing_on_a_cpu_and_only_large_work_elsewhere() -> None:
     assert not Forward(ToyModel()).pays(1 << 40)
     assert Forward(ToyModel(), compiled="on").pays(1)
