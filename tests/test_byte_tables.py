@@ -271,7 +271,7 @@ def shards(folder: Path, tokens: np.ndarray) -> Path:
 
 
 def test_ranks_are_loaded_audited_and_charged(tmp_path: Path) -> None:
-    texts = ["the cat saté", "qu \u65e5"]
+    texts = ["the cat sat\xe9", "qu \u65e5"]
     data = shards(tmp_path / "data", stream(texts))
     (tmp_path / "v.txt").write_text("\n\x1e\n".join(texts), encoding="utf-8")
     ranks = write_ranks(tmp_path / "x.tiktoken")
