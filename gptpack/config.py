@@ -358,6 +358,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {key: listed(value) for key, value in plain.items()}
 
 
+def non_default(config: Any) -> dict[str, Any]:
+    """What of `to_dict` differs from the defaults of the configuration's class."""
+    defaults = to_dict(type(config)())
+    return {key: value for key, value in to_dict(config).items() if value != defaults[key]}
+
+
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
     """Build `cls` from plain values; the types are checked against its annotations.
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptpack import ops
-from gptpack.model.layers import rotary_tables
+from gptpack.model.layers import Rope, rotary_tables
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -87,7 +87,7 @@ def split_heads(
 
     def make(generator, dtype):
         x = normal(generator, dtype, batch, length, channels)
-        tables = rotary_tables(length, dims, base=100.0, ntk_context=0, like=x.detach())
+        tables = rotary_tables(length, dims, rope=Rope(100.0), like=x.detach())
         inputs = [x, normal(generator, torch.float32, heads), *tables]
         if extra:
             inputs.append(normal(generator, dtype, batch, length, kv_heads * width))

@@ -14,6 +14,7 @@ from gptpack.config import (
     TrainingConfig,
     from_dict,
     load_recipe,
+    non_default,
     parse_size,
     to_dict,
 )
@@ -260,3 +261,14 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
 def test_an_unknown_recipe_lists_the_known_ones(name):
     with pytest.raises(ConfigError, match=", ".join(recipe_names())):
         find_recipe(name)
+
+
+def test_what_differs_from_the_defaults_is_enough_to_make_a_configuration_again():
+    config = ModelConfig(layers=3, value_embedding_layers=(1,), value_embedding_width=8)
+    assert non_default(ModelConfig()) == {}
+    assert non_default(config) == {
+        "layers": 3,
+        "value_embedding_layers": [1],
+        "value_embedding_width": 8,
+    }
+    assert from_dict(ModelConfig, non_default(config)) == config

@@ -12,7 +12,7 @@ from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.model.attention import choose_backend, remove_own_value
 from gptpack.model.gpt import GPT, state_problem
-from gptpack.model.layers import BigramHash
+from gptpack.model.layers import BigramHash, rotary_tables
 
 SMALL = {
     "vocab": 40,
@@ -276,3 +276,109 @@ def test_attention_backends_agree():
         model.use_attention(backend)
         losses.append(model.token_losses(tokens[:, :-1], tokens[:, 1:]))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [1, 3, 8, 9])
+@pytest.mark.parametrize("part", PARTS)
+def test_the_last_positions_alone_are_what_they_are_among_all(part, last):
+    config = ModelConfig(**{**SMALL, **PARTS[part]})
+    model = randomized(config).double()
+    model.compute_dtype = torch.float64
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    targets = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(2))
+    whole = model.hidden(tokens)
+    torch.testing.assert_close(model.hidden(tokens, last=last), whole[:, -last:])
+    losses = model.token_losses(tokens, targets)
+    torch.testing.assert_close(model.token_losses(tokens, targets[:, -last:]), losses[:, -last:])
+
+
+def test_the_last_positions_have_the_same_gradients():
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["all"]})).double()
+    model.compute_dtype = torch.float64
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    model.hidden(tokens)[:, -3:].square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.hidden(tokens, last=3).square().sum().backward()
+    for name, p in model.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(p.grad, whole[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["baseline", "all"])
+def test_the_last_positions_alone_are_as_good_in_bfloat16(part):
+    model = randomized(ModelConfig(**{**SMALL, "width": 128, "context": 256, **PARTS[part]}))
+    tokens = torch.randint(2, 40, (4, 256), generator=torch.Generator().manual_seed(1)).cuda()
+    model.double().compute_dtype = torch.float64
+    exact = model.cuda().hidden(tokens)[:, -64:]
+    model.float().compute_dtype = None
+    with torch.inference_mode():
+        whole = (model.hidden(tokens)[:, -64:] - exact).abs().mean()
+        alone = (model.hidden(tokens, last=64) - exact).abs().mean()
+    assert alone < 2 * whole
+
+
+def rotated(rope, length, dims):
+    """Angles ``[T, dims / 2]`` of the tables, from their cosines and sines."""
+    cos, sin = rotary_tables(length, dims, rope=rope, like=torch.zeros(1, dtype=torch.float64))
+    return torch.atan2(sin, cos)[0, :, 0], torch.hypot(sin, cos)[0, :, 0]
+
+
+@pytest.mark.parametrize("length", [4, 8, 32])
+def test_the_models_own_rule_is_what_it_does_unasked(length):
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["ntk rope"]}))
+    tokens = torch.randint(2, 40, (1, length), generator=torch.Generator().manual_seed(1))
+    unasked = model.hidden(tokens)
+    assert model.use_rope("model", length) == "model (ntk from 4)"
+    assert torch.equal(model.hidden(tokens), unasked)
+    # Asked for longer sequences, it no longer depends on the length of this one.
+    model.use_rope("model", 64)
+    assert not torch.allclose(model.hidden(tokens), unasked)
+
+
+def test_positions_within_the_trained_context_are_as_trained():
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["ntk rope"]}))
+    tokens = torch.randint(2, 40, (1, 8), generator=torch.Generator().manual_seed(1))
+    trained = model.hidden(tokens)
+    for scaling in ("none", "ntk", "yarn"):
+        assert model.use_rope(scaling, 5) == "as trained"
+        assert torch.equal(model.hidden(tokens), trained)
+
+
+def test_longer_contexts_are_left_stretched_or_interpolated():
+    config = ModelConfig(**{**SMALL, "width": 64, "heads": 1, "kv_heads": 1, "context": 64})
+    model = GPT(config)
+    assert model.use_rope("none", 256) == "none, trained at 64"
+    plain, _ = rotated(model.rope, 2, 64)
+    assert model.use_rope("ntk", 256) == "ntk, trained at 64"
+    stretched, size = rotated(model.rope, 2, 64)
+    # The fastest channel keeps its speed, the slowest is slowed by the whole factor.
+    ratio = stretched[1] / plain[1]
+    assert ratio[0] == pytest.approx(1)
+    assert ratio[-1] == pytest.approx(1 / 4, rel=1e-4)
+    assert torch.allclose(size, torch.ones(1, dtype=torch.float64))
+    model.use_rope("yarn", 256)
+    interpolated, size = rotated(model.rope, 2, 64)
+    ratio = interpolated[1] / plain[1]
+    # Even the fastest channel turns only 10 times in 64 positions.
+    turns = 64 * 10000 ** (-torch.arange(0, 64, 2) / 64) / (2 * np.pi)
+    kept = ((turns - 1) / 31).clamp(0, 1)
+    torch.testing.assert_close(ratio, (kept + (1 - kept) / 4).double(), rtol=1e-4, atol=0)
+    assert ratio[-1] == pytest.approx(1 / 4)
+    assert size[1, 0] == pytest.approx(0.1 * np.log(4) + 1)
+
+
+def test_another_scaling_is_an_error():
+    with pytest.raises(ConfigError, match="choose model, none, ntk, yarn"):
+        GPT(ModelConfig(**SMALL)).use_rope("linear", 16)
+
+
+@pytest.mark.parametrize("last", [3, 9])
+def test_the_model_is_one_graph_whatever_is_asked(last):
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["all"]}))
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    losses = torch.compile(model.token_losses, backend="eager", fullgraph=True, dynamic=False)
+    targets = tokens[:, -last:]
+    with torch.inference_mode():
+        torch.testing.assert_close(losses(tokens, targets), model.token_losses(tokens, targets))

@@ -1,8 +1,10 @@
 """Causal grouped-query attention, and the one place where its backend is chosen.
 
-Shape legend: B = sequences, T = positions, H = query heads, G = key/value heads, D = head width.
+Shape legend: B = sequences, T = positions, S = the last positions, those with a query,
+H = query heads, G = key/value heads, D = head width.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -32,6 +34,9 @@ _SDPA = {
     "flash": [SDPBackend.FLASH_ATTENTION],
     "math": [SDPBackend.MATH],
 }
+_SDPA_MASKED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""For fewer queries than keys, which need a mask. Flash takes one on the CPU only; of cuDNN we ask
+it without gradients only."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
@@ -64,14 +69,14 @@ def _fa3_is_here(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) != (9, 0):
         return False
     try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
         from kernels import get_kernel  # type: ignore[attr-defined]
     except ImportError:
         return False
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     folder = FA3_KERNEL.replace("/", "--")
-    cached = (Path(HF_HUB_CACHE) / f"{kind}--{folder}" for kind in ("kernels", "models"))
-    return callable(get_kernel) and any(path.is_dir() for path in cached)
+    here = ((cache / f"{kind}--{folder}").is_dir() for kind in ("kernels", "models"))
+    return callable(get_kernel) and any(here)
 
 
 @cache
@@ -101,11 +106,13 @@ def flash_attention_3() -> Callable[..., Any]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, mask: Mask | None = None) -> Tensor:
-    """Causal softmax attention; q ``[B, T, H, D]``, k and v ``[B, T, G, D]``, out like q.
+    """Causal softmax attention; q ``[B, S, H, D]``, k and v ``[B, T, G, D]``, out like q.
 
-    A `mask` takes the place of causality (masks.py) and of the backend.
+    The queries are those of the last S of T positions. A `mask` takes the place of causality
+    (masks.py) and of the backend.
     """
     if backend == "fa3" and mask is None:
+        # causal: the last query sees the last key, whatever their numbers are
         y = flash_attention_3()(q, k, v, causal=True)
         return y[0] if isinstance(y, tuple) else y
     q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q, k, v))
@@ -116,6 +123,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, mask: Mask | None 
         return F.scaled_dot_product_attention(
             q_BHTD, k_BGTD, v_BGTD, attn_mask=mask, enable_gqa=grouped
         ).transpose(1, 2)
+    queries, keys = q.shape[1], k.shape[1]
+    if queries < keys:
+        sees = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        with sdpa_kernel(_SDPA_MASKED[torch.is_grad_enabled() :], set_priority=True):
+            y = F.scaled_dot_product_attention(
+                q_BHTD, k_BGTD, v_BGTD, attn_mask=sees[None, None], enable_gqa=grouped
+            )
+        return y.transpose(1, 2)
     with sdpa_kernel(_SDPA[backend], set_priority=backend == "auto"):
         y = F.scaled_dot_product_attention(
             q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=grouped
@@ -175,25 +190,45 @@ class CausalSelfAttention(nn.Module):
         value_embedding: Tensor | None,
         scale: Tensor,
         mask: Mask | None = None,
+        *,
+        last: int | None = None,
     ) -> Tensor:
         """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values.
 
-        `scale` ``[W]`` multiplies the output's channels.
+        `scale` ``[W]`` multiplies the output's channels. With `last`, only the last so many
+        positions ask: the output is ``[B, last, W]``. A `mask` is then theirs alone,
+        ``[B, 1, last, T]``.
         """
-        batch, length, _ = x.shape
-        q, k, v = ops.split_heads(
-            self._projections(x),
-            self.q_gain,
-            tables,
-            value_embedding,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            kernels=self.kernels,
-        )
+        if last is None:
+            q, k, v = ops.split_heads(
+                self._projections(x),
+                self.q_gain,
+                tables,
+                value_embedding,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+                kernels=self.kernels,
+            )
+            own = v
+        else:
+            q, k, v = self._heads_of_the_last(x, tables, value_embedding, last)
+            own = v[:, -last:]
         y = attend(q, k, v, self.backend, mask)
         if self.xsa:
-            y = remove_own_value(y, v)
+            y = remove_own_value(y, own)
         if self.gate is not None:
-            inputs = x[..., : self.gate.shape[1]]
+            inputs = x[:, -y.shape[1] :, : self.gate.shape[1]]
             y = y * (2 * torch.sigmoid(F.linear(inputs, self.gate.to(x.dtype)))).unsqueeze(-1)
-        return scaled(self.proj, y.reshape(batch, length, -1), scale, kernels=self.kernels)
+        return scaled(self.proj, y.flatten(2), scale, kernels=self.kernels)
+
+    def _heads_of_the_last(
+        self, x: Tensor, tables: Tables, value_embedding: Tensor | None, last: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the last positions ``[B, last, H, D]``, keys and values of all."""
+        k, v = self.c_k(x), self.c_v(x)
+        if value_embedding is not None:
+            v = v + value_embedding
+        q, k, v = (y.unflatten(2, (-1, self.head_width)) for y in (self.c_q(x[:, -last:]), k, v))
+        late = (tables[0][:, -last:], tables[1][:, -last:])
+        q = ops.rotate(ops.rms_norm(q), late) * self.q_gain.to(x.dtype).view(1, 1, -1, 1)
+        return q, ops.rotate(ops.rms_norm(k), tables), v

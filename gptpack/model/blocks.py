@@ -90,16 +90,21 @@ class Block(nn.Module):
         tables: Tables,
         value_embedding: Tensor | None,
         mask: Mask | None = None,
+        *,
+        last: int | None = None,
     ) -> Lanes:
+        """Lanes and `x0` ``[B, T, W]``; out likewise, or ``[B, last, W]`` of the last positions."""
         x, h = self._mixed(lanes.first, x0)
-        attention = self.attn(h, tables, value_embedding, self.attn_scale, mask)
+        other, h_other = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
+        attention = self.attn(h, tables, value_embedding, self.attn_scale, mask, last=last)
+        if last is not None:
+            x, other, h_other = x[:, -last:], other[:, -last:], h_other[:, -last:]
         if not self.parallel:
             x, h = ops.add_norm(x, attention, self.norm_scale, kernels=self.kernels)
             return Lanes(x + self.mlp(h, self.mlp_scale))
+        mlp = self.mlp(h_other, self.mlp_scale)
         if self.post_lambdas is None:
-            return Lanes(x + attention + self.mlp(h, self.mlp_scale))
-        other, h = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
-        mlp = self.mlp(h, self.mlp_scale)
+            return Lanes(x + attention + mlp)
         residual, post = self.resid_lambdas.to(x.dtype), self.post_lambdas.to(x.dtype)
         return Lanes(
             residual[0] * x + post[0, 0] * attention + post[1, 0] * mlp,

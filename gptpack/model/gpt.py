@@ -1,6 +1,7 @@
 """The model: tokens -> nats. The parameter-golf baseline and the parts its records added.
 
-Shape legend: B = sequences, T = positions, W = model width, V = vocabulary, S = skips.
+Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
+W = model width, V = vocabulary.
 
 Each block mixes the embedding back in, attends, and applies its MLP; the first half of the layers
 leaves its outputs as skips that the second half takes up in reverse (U-Net). State-dict names are
@@ -11,18 +12,23 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from gptpack import ops
 from gptpack.config import ModelConfig
+from gptpack.errors import ConfigError
 from gptpack.model.attention import choose_backend
 from gptpack.model.blocks import Block, Lanes
 from gptpack.model.layers import (
     BigramHash,
     Embedding,
     Linear,
+    Rope,
     SmearGate,
     ValueEmbedding,
+    ntk_base,
     rotary_tables,
+    yarn,
 )
 from gptpack.model.masks import document_mask
 from gptpack.ops import rms_norm
@@ -43,6 +49,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.rope: Rope | None = None
+        """Set by `use_rope`; None follows the configuration and the length of each sequence."""
+        self.rope_dims = config.rope_dims or config.head_width
         self.looped = True
         self.kernels = False
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
@@ -108,8 +117,44 @@ class GPT(nn.Module):
             block.kernels = block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64)."""
+    def _ntk_base(self, length: int) -> float:
+        """The configuration's base for sequences of `length`."""
+        config = self.config
+        trained = config.rope_ntk_context
+        return ntk_base(config.rope_base, self.rope_dims, length=length, trained=trained)
+
+    def use_rope(self, scaling: str, length: int) -> str:
+        """Fix the rotary angles for sequences of up to `length`; returns what they are, in words.
+
+        ``model`` applies the configuration's own rule to `length`. The others take the angles that
+        the model was trained with (those of sequences of ``config.context``) and, if `length` is
+        beyond that, leave them (``none``), stretch the base (``ntk``), or interpolate (``yarn``).
+
+        Raises:
+            ConfigError: no such scaling.
+        """
+        trained, dims = self.config.context, self.rope_dims
+        base = self._ntk_base(trained)
+        if scaling == "model":
+            self.rope = Rope(self._ntk_base(length))
+            known = self.config.rope_ntk_context
+            return f"model (ntk from {known:,})" if known else "model (unscaled)"
+        if scaling == "none":
+            self.rope = Rope(base)
+        elif scaling == "ntk":
+            self.rope = Rope(ntk_base(base, dims, length=length, trained=trained))
+        elif scaling == "yarn":
+            self.rope = yarn(base, dims, length=length, trained=trained)
+        else:
+            raise ConfigError(f"rope scaling '{scaling}': choose model, none, ntk, yarn")
+        return f"{scaling}, trained at {trained:,}" if length > trained else "as trained"
+
+    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
+
+        With `last`, that of the last so many positions: ``[B, last, W]``. The last layer then
+        computes keys and values for all positions, and everything else for those alone.
+        """
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
         dtype = self.compute_dtype or device_dtype
         x = self.tok_emb(tokens, dtype)
@@ -121,13 +166,9 @@ class GPT(nn.Module):
         x0 = x
         values = self._value_embeddings(tokens, dtype)
         config = self.config
-        tables = rotary_tables(
-            tokens.shape[1],
-            config.rope_dims or config.head_width,
-            base=config.rope_base,
-            ntk_context=config.rope_ntk_context,
-            like=x,
-        )
+        length = tokens.shape[1]
+        rope = self.rope or Rope(self._ntk_base(length))
+        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x)
         mask = document_mask(tokens, config.bos) if config.document_mask else None
         order = config.layer_order(self.looped)
         encoders = len(order) // 2
@@ -138,10 +179,17 @@ class GPT(nn.Module):
                 lanes = self._take_up(skips.pop(), lanes, position - encoders)
             block = self.blocks[layer]
             assert isinstance(block, Block)
-            lanes = block(lanes, x0, tables, values.get(layer), mask)
+            asking = last if position == len(order) - 1 and last != length else None
+            if isinstance(mask, BlockMask):
+                # FlexAttention's blocks are made for all queries
+                asking = None
+            elif asking is not None and mask is not None:
+                mask = mask[:, :, -asking:]
+            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking)
             if position < encoders:
                 skips.append(lanes)
-        return rms_norm(lanes.mean())
+        x = rms_norm(lanes.mean())
+        return x if last is None or x.shape[1] == last else x[:, -last:]
 
     def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
         """`lanes` with a skip of the first half; with gates a blend, ``s + g (x - s)``."""
@@ -170,8 +218,12 @@ class GPT(nn.Module):
         return ops.softcapped(hidden, self.head, self.config.logit_softcap)
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy in nats of each target, float32 ``[B, T]``."""
-        hidden, cap = self.hidden(inputs), self.config.logit_softcap
+        """Cross entropy in nats of each target, float32 ``[B, S]``.
+
+        `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
+        """
+        hidden = self.hidden(inputs, last=targets.shape[1])
+        cap = self.config.logit_softcap
         return ops.head_losses(hidden, self.head, targets, cap, kernels=self.kernels)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ Shape legend: B = sequences, T = positions, H = heads, D = width of a head, W = 
 Weights stay float32; every part computes in the dtype of the activations that it is given.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,18 +65,60 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight).to(dtype)
 
 
-def rotary_tables(length: int, dims: int, *, base: float, ntk_context: int, like: Tensor) -> Tables:
-    """Rotary angles for `length` positions, in the dtype and on the device of `like`.
+def ntk_base(base: float, dims: int, *, length: int, trained: int) -> float:
+    """``base * s^(dims / (dims - 2))`` with ``s = length / trained`` if that is above 1.
 
-    Sequences longer than `ntk_context` (0: never) use the base ``base * s^(dims / (dims - 2))``
-    with ``s = length / ntk_context``.
+    A `trained` length of 0 never stretches.
     """
-    if ntk_context and length > ntk_context and dims > 2:
-        base *= (length / ntk_context) ** (dims / (dims - 2))
+    if trained and length > trained and dims > 2:
+        base *= (length / trained) ** (dims / (dims - 2))
+    return base
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary angles that are the same whatever the length of a sequence."""
+
+    base: float
+    factors: tuple[float, ...] = ()
+    """Of the frequency of each pair of channels; none for 1."""
+    temperature: float = 1.0
+    """Of rotated queries and of rotated keys."""
+
+
+YARN_TURNS = (1.0, 32.0)
+"""Channels that turn less than the first over the trained length are interpolated, those that turn
+more than the second are left alone."""
+
+
+def yarn(base: float, dims: int, *, length: int, trained: int) -> Rope:
+    """YaRN for sequences of `length` in a model trained on `trained` (with `base`).
+
+    Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3. Like theirs, the temperature
+    ``0.1 ln(s) + 1`` is on the rotated channels, so it is partial where the rotation is.
+    """
+    scale = length / trained
+    if scale <= 1:
+        return Rope(base)
+    low, high = YARN_TURNS
+    turns = [trained * base ** (-2 * i / dims) / (2 * math.pi) for i in range(dims // 2)]
+    kept = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
+    factors = tuple(keep + (1 - keep) / scale for keep in kept)
+    return Rope(base, factors, 0.1 * math.log(scale) + 1)
+
+
+def rotary_tables(length: int, dims: int, *, rope: Rope, like: Tensor) -> Tables:
+    """Rotary angles for `length` positions, in the dtype and on the device of `like`."""
     pairs = torch.arange(0, dims, 2, dtype=torch.float32, device=like.device) / dims
+    frequencies = rope.base**-pairs
+    if rope.factors:
+        frequencies = frequencies * torch.tensor(rope.factors, device=like.device)
     positions = torch.arange(length, dtype=torch.float32, device=like.device)
-    angles = torch.outer(positions, base**-pairs).view(1, length, 1, dims // 2)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    angles = torch.outer(positions, frequencies).view(1, length, 1, dims // 2)
+    cos, sin = angles.cos(), angles.sin()
+    if rope.temperature != 1:
+        cos, sin = cos * rope.temperature, sin * rope.temperature
+    return cos.to(like.dtype), sin.to(like.dtype)
 
 
 class BigramHash(nn.Module):
