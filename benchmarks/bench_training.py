@@ -1,6 +1,7 @@
-"""Milliseconds of a training step: attention backends and micro batches beside each other.
+"""Milliseconds of a training step: attention, kernels and micro batches beside each other.
 
     python benchmarks/bench_training.py --recipe seq4096 --set training.batch_tokens=196608
+    python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn --kernels on off
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
 synchronised at both ends. `--profile` adds where the device's time goes, kernel by kernel. Without
@@ -9,6 +10,7 @@ CUDA it runs a few steps of the recipe `tiny`.
 
 import argparse
 import dataclasses
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -49,39 +51,42 @@ def main() -> None:
     parser.add_argument("--recipe", default="seq4096" if cuda else "tiny")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--attention", nargs="+", default=["cudnn", "flash"] if cuda else ["flash"])
+    parser.add_argument("--kernels", nargs="+", default=["auto"], help="auto, on, off")
     parser.add_argument("--micro", nargs="+", type=int, default=[0], help="tokens; 0: chosen")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
     options = parser.parse_args()
     recipe = load_recipe(find_recipe(options.recipe), options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
-    print("attention  micro batch  compile s  ms/step  peak GB")
+    print("attention  kernels  micro batch  compile s  ms/step  peak GB")
     with ranks() as here, tempfile.TemporaryDirectory() as folder:
-        for attention in options.attention:
-            for micro in options.micro:
-                training = dataclasses.replace(recipe.training, micro_batch_tokens=micro)
-                variant = dataclasses.replace(recipe, training=training)
-                run = Run(variant, [tokens], Path(folder), here, None, attention, None)
-                compile_seconds = run.warm_up()
-                if cuda:
-                    torch.cuda.reset_peak_memory_stats()
+        variants = itertools.product(options.attention, options.kernels, options.micro)
+        for attention, kernels, micro in variants:
+            training = dataclasses.replace(recipe.training, micro_batch_tokens=micro)
+            variant = dataclasses.replace(recipe, training=training)
+            run = Run(variant, [tokens], Path(folder), here, None, attention, None, kernels)
+            compile_seconds = run.warm_up()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            run.update(0.0)
+            run.synchronize()
+            start = time.perf_counter()
+            for _ in range(options.steps):
                 run.update(0.0)
-                run.synchronize()
-                start = time.perf_counter()
-                for _ in range(options.steps):
-                    run.update(0.0)
-                run.synchronize()
-                milliseconds = 1000 * (time.perf_counter() - start) / options.steps
-                peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
-                size = run.micro_batch() * recipe.model.context
-                print(
-                    f"{attention:9}  {size:11,}  {compile_seconds:9.1f}  {milliseconds:7.1f}  "
-                    f"{peak:7.2f}",
-                    flush=True,
-                )
-                if options.profile:
-                    profile(run, steps=3, rows=options.profile)
-                run.batches.close()
+            run.synchronize()
+            milliseconds = 1000 * (time.perf_counter() - start) / options.steps
+            peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
+            size = run.micro_batch() * recipe.model.context
+            print(
+                f"{attention:9}  {run.kernels.split()[0]:7}  {size:11,}  {compile_seconds:9.1f}  "
+                f"{milliseconds:7.1f}  {peak:7.2f}",
+                flush=True,
+            )
+            if options.profile:
+                profile(run, steps=3, rows=options.profile)
+            run.batches.close()
+            del run
+            torch.compiler.reset()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ BANKS = {
     "mlp_down_bank": ("mlp.proj.weight",),
 }
 """Banked matrices of the reference: the layers of the first role, then those of the second."""
+NEWER_PARTS = ("bigram", "smear", "ve_", "skip_gates", "lambdas", "gate")
+"""Parts of names of tensors that no baseline has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +153,7 @@ def _infer(path: Path, weights: Mapping[str, Tensor]) -> ModelConfig:
         heads = weights["blocks.0.attn.q_gain"].shape[0]
         kv_width = weights["blocks.0.attn.c_k.weight"].shape[0]
         mlp_hidden = weights["blocks.0.mlp.fc.weight"].shape[0]
-        newer = [name for name in weights if name.startswith(("bigram", "smear", "ve_"))]
+        newer = [name for name in weights if any(part in name for part in NEWER_PARTS)]
         if newer:
             raise CheckpointError(
                 f"{path}: a state dict with {newer[0]} does not show its whole configuration "

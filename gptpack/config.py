@@ -91,6 +91,22 @@ class ModelConfig:
     value_embedding_width: int = 0
     ln_scale: bool = False
     """Scale both norm outputs of layer l by ``1 / sqrt(l + 1)``."""
+    orthogonal_init: bool = False
+    """Start matrices that are not zero as orthogonal ones; else uniform in ``+-1/sqrt(inputs)``."""
+    skip_gates: bool = False
+    """Blend each U-Net skip in by a learned gate per channel instead of adding it."""
+    attention_gate_inputs: int = 0
+    """Gate each head's output by a linear function of the first n channels of the layer's input."""
+    loop_start: int = 0
+    loop_layers: int = 0
+    """Depth recurrence: so many layers from `loop_start` on run `loops` times more, in turn."""
+    loops: int = 0
+    parallel_layers: int = 0
+    """In the last n layers attention and MLP both start from the layer's input."""
+    parallel_lanes: int = 1
+    """1: they share one residual stream; 2: each has its own, and adds to both."""
+    document_mask: bool = False
+    """No position attends beyond the start of its document."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "layers", "width", "heads", "kv_heads", "mlp_hidden", "context"):
@@ -112,12 +128,48 @@ class ModelConfig:
             raise ConfigError(f"vocab={self.vocab} does not fit the shards' 16-bit tokens")
         if self.logit_softcap <= 0:
             raise ConfigError(f"logit_softcap={self.logit_softcap} must be positive")
+        self._check_parts()
+        self._check_order()
+
+    def _check_parts(self) -> None:
         if (self.bigram_rows > 0) != (self.bigram_width > 0) or self.bigram_rows == 1:
             raise ConfigError("bigram_rows (at least 2) and bigram_width go together")
         if bool(self.value_embedding_layers) != (self.value_embedding_width > 0):
             raise ConfigError("value_embedding_layers and value_embedding_width go together")
         if any(not 0 <= layer < self.layers for layer in self.value_embedding_layers):
             raise ConfigError(f"value_embedding_layers must lie in 0..{self.layers - 1}")
+        if not 0 <= self.attention_gate_inputs <= self.width:
+            raise ConfigError(
+                f"attention_gate_inputs={self.attention_gate_inputs} must be 0 to "
+                f"width={self.width}"
+            )
+
+    def _check_order(self) -> None:
+        if (self.loop_layers > 0) != (self.loops > 0) or min(self.loop_layers, self.loops) < 0:
+            raise ConfigError("loop_layers and loops go together; 0 and 0 are no recurrence")
+        loop_end = self.loop_start + self.loop_layers
+        if not 0 <= self.loop_start <= loop_end <= self.layers:
+            raise ConfigError(
+                f"loop_start={self.loop_start} and loop_layers={self.loop_layers} must lie within "
+                f"layers={self.layers}"
+            )
+        if self.parallel_lanes not in (1, 2):
+            raise ConfigError(f"parallel_lanes={self.parallel_lanes} must be 1 or 2")
+        if not 0 <= self.parallel_layers <= self.layers:
+            raise ConfigError(
+                f"parallel_layers={self.parallel_layers} must be 0 to layers={self.layers}"
+            )
+        if self.loops and loop_end > self.layers - self.parallel_layers:
+            raise ConfigError(
+                f"layers {self.loop_start}..{loop_end - 1} run several times, so they must come "
+                f"before the last parallel_layers={self.parallel_layers}"
+            )
+
+    def layer_order(self, looped: bool = True) -> tuple[int, ...]:
+        """The layers as they run; those of the recurrence once only unless `looped`."""
+        end = self.loop_start + self.loop_layers
+        again = tuple(range(self.loop_start, end)) * (self.loops if looped else 0)
+        return (*range(end), *again, *range(end, self.layers))
 
     @property
     def head_width(self) -> int:
@@ -339,6 +391,12 @@ def to_dict(config: Any) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return {key: listed(value) for key, value in plain.items()}
+
+
+def non_default(config: Any) -> dict[str, Any]:
+    """What of `to_dict` differs from the defaults of the configuration's class."""
+    defaults = to_dict(type(config)())
+    return {key: value for key, value in to_dict(config).items() if value != defaults[key]}
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:

@@ -21,8 +21,9 @@ def rotate(x, position, dims, base):
     return y
 
 
-def attention(config, layer, weights, x, value_embedding):
+def attention(config, layer, weights, x, value_embedding, tokens):
     """x [T, W] -> [T, W], head by head."""
+    documents = np.cumsum(tokens == config.bos)
     name = f"blocks.{layer}.attn."
     length, width = x.shape
     per_head = width // config.heads
@@ -41,11 +42,16 @@ def attention(config, layer, weights, x, value_embedding):
         ks = [rotate(norm(k[t, shared]), t, dims, base) for t in range(length)]
         for t in range(length):
             scores = np.array([qs[t] @ ks[s] / math.sqrt(per_head) for s in range(t + 1)])
+            if config.document_mask:
+                scores[documents[: t + 1] != documents[t]] = -np.inf
             p = np.exp(scores - scores.max())
             y = (p / p.sum()) @ v[: t + 1, shared]
             if layer >= config.layers - config.xsa_layers:
                 unit = v[t, shared] / np.linalg.norm(v[t, shared])
                 y = y - (y @ unit) * unit
+            if config.attention_gate_inputs:
+                gate = weights[name + "gate"][head] @ x[t, : config.attention_gate_inputs]
+                y = y * 2 / (1 + np.exp(-gate))
             out[t, own] = y
     return out @ weights[name + "proj.weight"].T
 
@@ -77,7 +83,44 @@ def embed(config, weights, tokens):
     return x
 
 
-def token_losses(config, weights, tokens, targets):
+def take_up(config, weights, index, x, skip):
+    skip = weights["skip_weights"][index] * skip
+    if not config.skip_gates:
+        return x + skip
+    g = 1 / (1 + np.exp(-weights["skip_gates"][index]))
+    return skip + g * (x - skip)
+
+
+def block(config, layer, weights, lanes, x0, value_embedding, tokens):
+    """One or two lanes [T, W] -> one or two."""
+    name = f"blocks.{layer}."
+    mix = weights[name + "resid_mix"]
+    scale = 1 / math.sqrt(layer + 1) if config.ln_scale else 1.0
+
+    def attended(x):
+        y = attention(config, layer, weights, norm(x) * scale, value_embedding, tokens)
+        return weights[name + "attn_scale"] * y
+
+    def transformed(x):
+        return weights[name + "mlp_scale"] * mlp(config, layer, weights, norm(x) * scale)
+
+    lanes = [mix[0] * lane + mix[1] * x0 for lane in lanes]
+    if layer < config.layers - config.parallel_layers:
+        x = lanes[0] + attended(lanes[0])
+        return [x + transformed(x)]
+    attention_out, mlp_out = attended(lanes[0]), transformed(lanes[-1])
+    if config.parallel_lanes == 1:
+        return [lanes[0] + attention_out + mlp_out]
+    residual, post = weights[name + "resid_lambdas"], weights[name + "post_lambdas"]
+    return [
+        residual[i] * lanes[min(i, len(lanes) - 1)]
+        + post[0, i] * attention_out
+        + post[1, i] * mlp_out
+        for i in range(2)
+    ]
+
+
+def token_losses(config, weights, tokens, targets, looped=True):
     """Nats [T] of `targets` [T] given `tokens` [T]."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     x = x0 = embed(config, weights, tokens)
@@ -85,20 +128,22 @@ def token_losses(config, weights, tokens, targets):
     for index, layer in enumerate(config.value_embedding_layers):
         table = weights["ve_shared.embed.weight"][tokens] @ weights["ve_shared.proj.weight"].T
         values[layer] = table * weights["ve_shared.scale"] * weights[f"ve_layer_scales.{index}"]
-    skips = []
-    for layer in range(config.layers):
-        if layer >= config.layers // 2 and skips:
-            x = x + weights["skip_weights"][layer - config.layers // 2] * skips.pop()
-        name = f"blocks.{layer}."
-        mix = weights[name + "resid_mix"]
-        x = mix[0] * x + mix[1] * x0
-        scale = 1 / math.sqrt(layer + 1) if config.ln_scale else 1.0
-        x = x + weights[name + "attn_scale"] * attention(
-            config, layer, weights, norm(x) * scale, values.get(layer)
-        )
-        x = x + weights[name + "mlp_scale"] * mlp(config, layer, weights, norm(x) * scale)
-        if layer < config.layers // 2:
-            skips.append(x)
+    end = config.loop_start + config.loop_layers
+    order = [*range(end), *list(range(config.loop_start, end)) * (config.loops if looped else 0)]
+    order += range(end, config.layers)
+    half = len(order) // 2
+    lanes, skips = [x], []
+    for position, layer in enumerate(order):
+        if position >= half and skips:
+            skip, index = skips.pop(), position - half
+            lanes = [
+                take_up(config, weights, index, lane, skip[min(i, len(skip) - 1)])
+                for i, lane in enumerate(lanes)
+            ]
+        lanes = block(config, layer, weights, lanes, x0, values.get(layer), tokens)
+        if position < half:
+            skips.append(lanes)
+    x = sum(lanes) / len(lanes)
     head = weights["tok_emb.weight" if config.tied_embedding else "lm_head.weight"]
     logits = config.logit_softcap * np.tanh(norm(x) @ head.T / config.logit_softcap)
     shifted = logits - logits.max(axis=1, keepdims=True)

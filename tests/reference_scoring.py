@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptpack.data.accounting import TokenBytes
+from gptpack.data.accounting import PieceBytes
 
 
 class ToyModel(nn.Module):
@@ -29,19 +29,27 @@ class ToyModel(nn.Module):
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self.modes.append(self.training)
         self.shapes.append(tuple(inputs.shape))
-        x = self.embed[inputs]
-        counts = torch.arange(1, inputs.shape[1] + 1, dtype=x.dtype, device=x.device)
-        mean = x.cumsum(dim=1) / counts[:, None]
         losses = F.cross_entropy(
-            (mean @ self.head.T).flatten(0, 1), targets.flatten(), reduction="none"
+            self.logits(self.hidden(inputs, last=targets.shape[1])).flatten(0, 1),
+            targets.flatten(),
+            reduction="none",
         )
         return losses.view(targets.shape)
 
+    def hidden(self, inputs: Tensor, *, last: int | None = None) -> Tensor:
+        x = self.embed[inputs]
+        counts = torch.arange(1, inputs.shape[1] + 1, dtype=x.dtype, device=x.device)
+        mean = x.cumsum(dim=1) / counts[:, None]
+        return mean if last is None else mean[:, -last:]
 
-def toy_bytes(vocab: int = 32) -> TokenBytes:
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.head.T
+
+
+def toy_bytes(vocab: int = 32) -> PieceBytes:
     """Token t stands for ``t mod 5`` bytes, every third begins with a space, 0 is a boundary."""
     ids = np.arange(vocab, dtype=np.int32)
-    return TokenBytes(base=ids % 5, leading_space=ids % 3 == 2, boundary=ids == 0)
+    return PieceBytes(base=ids % 5, leading_space=ids % 3 == 2, boundary=ids == 0)
 
 
 def slow_context(target: int, context: int, stride: int) -> int:
@@ -66,7 +74,7 @@ def slow_losses(
     return np.array(losses, dtype=np.float64)
 
 
-def slow_bytes(table: TokenBytes, tokens: np.ndarray, targets: int) -> int:
+def slow_bytes(table: PieceBytes, tokens: np.ndarray, targets: int) -> int:
     """Bytes of the first `targets` targets, one by one."""
     total = 0
     for previous, target in pairwise(tokens[: targets + 1].tolist()):

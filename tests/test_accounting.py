@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpack.data import accounting
-from gptpack.data.accounting import TokenBytes, audit, unknown_tokens
+from gptpack.data.accounting import PieceBytes, TokenBytes, audit, unknown_tokens
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.errors import AccountingError
 
@@ -172,7 +172,7 @@ def test_the_culprit_in_the_middle_of_a_long_document_is_found(keeping: Tokenize
     first = keeping.decode([wrong])
     with pytest.raises(AccountingError) as error:
         audit(
-            TokenBytes(base, table.leading_space, table.boundary),
+            PieceBytes(base, table.leading_space, table.boundary),
             keeping,
             stream(keeping, ["og", text + "at"]),
         )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,8 +167,16 @@ def test_every_input_is_named_by_its_hash(world: World, run: Any) -> None:
         {"file": name, "sha256": sha256(world.data / name)} for name in names
     ]
     assert result["versions"]["torch"] == torch.__version__
-    assert result["device"] == {"type": "cpu", "name": "cpu", "ranks": 1}
-    assert list(result["seconds"]) == ["decode", "build", "audit", "plain"]
+    assert result["device"] == {"type": "cpu", "name": "cpu", "ranks": 1, "attention": "flash"}
+    phases = ["start", "decode", "build", "audit", "plain", "other", "total"]
+    assert list(result["seconds"]) == phases
+    *parts, total = result["seconds"].values()
+    assert sum(parts) == pytest.approx(total)
+    assert result["accounting"] == {
+        "kind": "pieces",
+        "audited_against": "what the tokens decode to",
+    }
+    assert (result["decisive"], result["ttt"], result["ngram"]) == ("plain", {}, None)
     assert result["sliding"] is None
 
 
@@ -213,7 +222,7 @@ def test_the_table_shows_each_metric_and_each_phase(world: World, run: Any) -> N
     assert lines[1].startswith("plain, context 32")
     assert lines[2].startswith("sliding, stride 8, context 32")
     phases = [line.split()[0] for line in lines[lines.index(lines[3]) + 2 :]]
-    assert phases == ["decode", "build", "audit", "plain", "sliding"]
+    assert phases == ["start", "decode", "build", "audit", "plain", "sliding", "other", "total"]
 
 
 def test_the_output_file_holds_what_json_prints(world: World, run: Any, tmp_path: Path) -> None:
@@ -278,6 +287,109 @@ def test_a_limit_on_bits_per_byte_sets_the_status_and_still_reports(world: World
     assert "bits per byte (sliding, stride 8, context 32)" in err
 
 
+def test_documents_can_be_masked_and_the_result_says_so(world: World, run: Any) -> None:
+    packed = evaluated(run, world.artifact, "--data", world.data, "--tail", "score")["plain"]
+    masked = evaluated(run, world.artifact, "--data", world.data, "--documents", "masked")["plain"]
+    assert (packed["documents"], masked["documents"]) == ("packed", "masked")
+    assert masked["metric"] == "plain, context 32, documents masked"
+    assert (masked["tokens"], masked["bytes"]) == (packed["tokens"], packed["bytes"])
+    assert masked["nats"] != packed["nats"]
+
+
+@pytest.mark.parametrize("rope", ["model", "none", "ntk", "yarn"])
+def test_longer_contexts_have_their_scaling_said(world: World, run: Any, rope: str) -> None:
+    options = ("--context", 64, "--stride", 16, "--rope", rope)
+    found = evaluated(run, world.artifact, "--data", world.data, *options)["sliding"]
+    said = {"model": "model (unscaled)"}.get(rope, f"{rope}, trained at 32")
+    assert (found["context"], found["rope"]) == (64, said)
+    within = evaluated(run, world.artifact, "--data", world.data, "--rope", rope)["plain"]
+    assert within["rope"] == ("model (unscaled)" if rope == "model" else "as trained")
+
+
+def test_a_sweep_is_one_command_and_one_table(world: World, run: Any) -> None:
+    options = ("--stride", 16, "--ttt", "sweep", "--ttt", "sgd:lr=0.1,epochs=1,chunk=64")
+    chunks = ("--limit-tokens", 200)
+    result = evaluated(run, world.artifact, "--data", world.data, *options, *chunks)
+    assert list(result["ttt"]) == ["ttt A", "ttt B", "ttt C", "ttt D", "ttt 5"]
+    own = result["ttt"]["ttt 5"]
+    assert own["adaptation"] == "ttt-sgd(lr=0.1, epochs=1, chunk=64)"
+    assert (own["chunks"], own["updates"], own["resets"]) == (4, 3, 0)
+    assert own["tokens"] == result["sliding"]["tokens"]
+    assert own["nats"] != result["sliding"]["nats"]
+    # 200 targets are less than a chunk of 32,768: only scored.
+    assert result["ttt"]["ttt D"]["nats"] == result["sliding"]["nats"]
+    assert (result["decisive"], result["adaptation"]) == ("sliding", "none")
+    assert result["seconds"]["adapt"] > 0
+    _, out, _ = run(world.artifact, "--data", world.data, *options, *chunks)
+    table = [line for line in out.splitlines() if ": ttt-" in line]
+    assert [line.split(":")[0] for line in table] == list(result["ttt"])
+    assert "reset=50" in table[3]
+
+
+@pytest.mark.parametrize("settings", ["sgd:lr=0.1,chunk=64", "lora:rank=2,lr=0.1,chunk=8"])
+def test_one_adaptation_is_the_decisive_figure(world: World, run: Any, settings: str) -> None:
+    options = ("--data", world.data, "--ttt", settings)
+    result = evaluated(run, world.artifact, *options)
+    row = result["ttt"]["ttt"]
+    assert result["decisive"] == "ttt"
+    assert result["adaptation"] == row["adaptation"]
+    assert row["adaptation"].startswith(f"ttt-{settings.partition(':')[0]}(")
+    assert row["documents"] == ("masked" if settings.startswith("lora") else "packed")
+    assert run(world.artifact, *options, "--max-bpb", row["bpb"] * 1.001)[0] == 0
+    status, _, err = run(world.artifact, *options, "--max-bpb", row["bpb"] * 0.999)
+    assert status == 1
+    assert row["adaptation"] in err
+
+
+def test_ngrams_are_off_by_default_and_checked_when_on(world: World, run: Any) -> None:
+    result = evaluated(run, world.artifact, "--data", world.data, "--stride", 16, "--ngram")
+    plain, blended = result["sliding"], result["ngram"]
+    assert plain["adaptation"] == "none"
+    assert (
+        result["adaptation"]
+        == blended["adaptation"]
+        == "ngram(orders=1+2+3+4+6+8+12+16, prior=0.4)"
+    )
+    # The same targets; words that repeat are what n-grams see.
+    assert (blended["tokens"], blended["bytes"]) == (plain["tokens"], plain["bytes"])
+    assert blended["bpb"] < plain["bpb"]
+    assert blended["normalisation"]["positions"] == 256
+    assert blended["normalisation"]["largest_deviation_of_sum"] < 1e-5
+    _, out, _ = run(world.artifact, "--data", world.data, "--ngram")
+    assert "sampled targets the probabilities of all tokens sum to 1 within" in out
+
+
+def test_a_time_limit_reports_what_was_scored_and_ends_with_status_1(
+    world: World, run: Any, tmp_path: Path
+) -> None:
+    # The process is older than that already.
+    file = tmp_path / "result.json"
+    options = ("--stride", 16, "--time-limit", 0.001, "--output", file)
+    status, out, err = run(world.artifact, "--data", world.data, *options)
+    assert status == 1
+    assert f"came with 0 of {len(world.tokens) // 32 * 32:,} targets scored" in err
+    result = json.loads(file.read_text())
+    assert result["time_limit_seconds"] == 0.001
+    assert [result[name]["share"] for name in ("plain", "sliding")] == [0, 0]
+    assert result["plain"]["bpb"] is None
+    assert "nan" in out
+    options = ("--time-limit", 1e6)
+    assert evaluated(run, world.artifact, "--data", world.data, *options)["plain"]["share"] == 1
+
+
+def test_without_a_terminal_long_phases_say_what_is_left(
+    world: World, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptpack.cli import console
+
+    options = ("--stride", 8, "--batch-tokens", 64)
+    _, _, err = run(world.artifact, "--data", world.data, *options)
+    assert "left" not in err
+    monkeypatch.setattr(console, "NOTE_SECONDS", 0)
+    _, _, err = run(world.artifact, "--data", world.data, *options)
+    assert re.search(r"^sliding: [1-9][0-9]?%, about [0-9,]+ s left$", err, re.MULTILINE)
+
+
 def test_another_tokenizer_is_refused(world: World, run: Any, tmp_path: Path) -> None:
     other = train_tokenizer(
         [text[::-1] for text in world.documents],
@@ -305,13 +417,13 @@ def test_a_folder_without_tokenizer_says_to_name_one(
 def test_tokens_whose_bytes_are_not_their_texts_stop_the_evaluation(
     world: World, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptpack.data.accounting import TokenBytes
+    from gptpack.data.accounting import PieceBytes, TokenBytes
 
     from_tokenizer = TokenBytes.from_tokenizer
 
-    def inflated(tokenizer: Tokenizer, vocab: int = 0) -> TokenBytes:
+    def inflated(tokenizer: Tokenizer, vocab: int = 0) -> PieceBytes:
         table = from_tokenizer(tokenizer, vocab)
-        return TokenBytes(table.base + 1, table.leading_space, table.boundary)
+        return PieceBytes(table.base + 1, table.leading_space, table.boundary)
 
     monkeypatch.setattr(TokenBytes, "from_tokenizer", inflated)
     status, out, err = run(world.artifact, "--data", world.data)
@@ -349,6 +461,14 @@ def test_corrupt_missing_and_foreign_files_have_their_statuses(
         (("--limit-tokens", 20), "do not fill one context"),
         (("--model", "tiny"), "says its own model"),
         (("--batch-tokens", -5), "batch_tokens=-5 must not be negative"),
+        (("--time-limit", -1), "--time-limit -1.0 must not be negative"),
+        (("--ttt", "adam"), "write sgd:key=value,... or lora:key=value,..., or sweep"),
+        (("--ttt", "sgd:chunk=16"), "chunk=16 holds no row of context=32"),
+        (("--ttt", "lora"), "chunk=256 is longer than context=32"),
+        (("--ttt", "lora:chunk=8,targets=nosuch"), "no linear layer named nosuch"),
+        (("--ttt", "sgd:freeze=3"), "freeze=3, but the model has 2 blocks"),
+        (("--documents", "masked", "--tail", "drop"), "no common tail to drop"),
+        (("--text", "x.txt"), "audited by decoding them"),
     ],
 )
 def test_settings_that_make_no_sense_end_with_status_2(

@@ -14,6 +14,7 @@ from gptpack.config import (
     TrainingConfig,
     from_dict,
     load_recipe,
+    non_default,
     parse_size,
     to_dict,
 )
@@ -74,6 +75,17 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"bigram_rows": 100}, "go together"),
         ({"value_embedding_layers": (1,)}, "go together"),
         ({"value_embedding_layers": (9,), "value_embedding_width": 64}, r"lie in 0\.\.8"),
+        ({"attention_gate_inputs": 513}, "0 to width=512"),
+        ({"loops": 2}, "go together"),
+        ({"loop_layers": 2}, "go together"),
+        ({"loop_start": 8, "loop_layers": 2, "loops": 1}, "within layers=9"),
+        ({"loop_start": -1, "loop_layers": 2, "loops": 1}, "within layers=9"),
+        ({"parallel_layers": 10}, "0 to layers=9"),
+        ({"parallel_lanes": 3}, "must be 1 or 2"),
+        (
+            {"loop_start": 3, "loop_layers": 3, "loops": 2, "parallel_layers": 4},
+            r"layers 3\.\.5 run several times",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused(settings, message):
@@ -267,3 +279,14 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
 def test_an_unknown_recipe_lists_the_known_ones(name):
     with pytest.raises(ConfigError, match=", ".join(recipe_names())):
         find_recipe(name)
+
+
+def test_what_differs_from_the_defaults_is_enough_to_make_a_configuration_again():
+    config = ModelConfig(layers=3, value_embedding_layers=(1,), value_embedding_width=8)
+    assert non_default(ModelConfig()) == {}
+    assert non_default(config) == {
+        "layers": 3,
+        "value_embedding_layers": [1],
+        "value_embedding_width": 8,
+    }
+    assert from_dict(ModelConfig, non_default(config)) == config

@@ -1,5 +1,6 @@
 """docs/format.md says all that a decoder needs: reference_range.py, written from it, agrees."""
 
+import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from gptpack.codec.range import (
 )
 from gptpack.codec.stream import HEADER
 from gptpack.codec.trellis import POLYNOMIALS, state_table
+from gptpack.config import ModelConfig, to_dict
 from gptpack.errors import ArtifactError
 from gptpack.quant.types import PackedTensor, dequantize
 
@@ -187,3 +189,10 @@ def test_the_page_prints_the_constants_of_its_rules() -> None:
     for states, polynomials in page.POLYNOMIALS.items():
         row = " | ".join([str(states), *(f"{h:o}" for h in polynomials)])
         assert f"| {row} |" in text
+
+
+def test_the_page_has_every_field_of_the_model_and_what_it_is_where_it_is_not_there():
+    text = (ROOT.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    section = text[text.index("### The model") : text.index("### Tensor rows")]
+    rows = re.findall(r"^\| `(\w+)` \| `(.+)` \|$", section, re.MULTILINE)
+    assert {key: json.loads(value) for key, value in rows} == to_dict(ModelConfig())

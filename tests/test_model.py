@@ -1,5 +1,8 @@
 """The model against a slow float64 twin, part by part and whole."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import reference_model
@@ -9,7 +12,7 @@ from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.model.attention import choose_backend, remove_own_value
 from gptpack.model.gpt import GPT, state_problem
-from gptpack.model.layers import BigramHash
+from gptpack.model.layers import BigramHash, rotary_tables
 
 SMALL = {
     "vocab": 40,
@@ -34,6 +37,13 @@ PARTS = {
     "value embedding": {"value_embedding_layers": (0, 2), "value_embedding_width": 6},
     "no sharing of values": {"kv_heads": 4},
     "one layer": {"layers": 1},
+    "skip gates": {"skip_gates": True, "layers": 5},
+    "attention gate": {"attention_gate_inputs": 7},
+    "recurrence": {"layers": 4, "loop_start": 1, "loop_layers": 2, "loops": 2},
+    "parallel": {"parallel_layers": 2},
+    "two lanes": {"parallel_layers": 2, "parallel_lanes": 2, "layers": 4},
+    "two lanes from the first": {"parallel_layers": 3, "parallel_lanes": 2, "skip_gates": True},
+    "document mask": {"document_mask": True},
     "all": {
         "activation": "leaky_relu2",
         "xsa_layers": 3,
@@ -45,6 +55,19 @@ PARTS = {
         "smear_gate": True,
         "value_embedding_layers": (1,),
         "value_embedding_width": 6,
+    },
+    "all of the later parts": {
+        "layers": 6,
+        "xsa_layers": 6,
+        "skip_gates": True,
+        "attention_gate_inputs": 12,
+        "loop_start": 2,
+        "loop_layers": 2,
+        "loops": 1,
+        "parallel_layers": 2,
+        "parallel_lanes": 2,
+        "document_mask": True,
+        "orthogonal_init": True,
     },
 }
 
@@ -75,7 +98,61 @@ def test_the_model_equals_its_slow_twin(part):
         np.testing.assert_allclose(losses[row], slow, rtol=2e-5)
 
 
-@pytest.mark.parametrize("part", ["baseline", "all"])
+def test_layers_of_a_recurrence_run_once_until_it_is_switched_on():
+    config = ModelConfig(**{**SMALL, **PARTS["recurrence"]})
+    assert config.layer_order() == (0, 1, 2, 1, 2, 1, 2, 3)
+    assert config.layer_order(looped=False) == (0, 1, 2, 3)
+    model = randomized(config).double()
+    model.compute_dtype = torch.float64
+    tokens = torch.randint(2, 40, (1, 9), generator=torch.Generator().manual_seed(1))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    found = {}
+    for looped in (True, False):
+        model.looped = looped
+        found[looped] = model.token_losses(x, y)[0].detach().numpy()
+        slow = reference_model.token_losses(config, weights, x[0].numpy(), y[0].numpy(), looped)
+        np.testing.assert_allclose(found[looped], slow, rtol=2e-5)
+    assert np.abs(found[True] - found[False]).max() > 0.01
+
+
+def test_switching_the_recurrence_on_reaches_a_compiled_model():
+    """A switch that the compiler takes for a constant never turns: two records' QAT never ran."""
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["recurrence"]}))
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    tokens = torch.randint(2, 40, (1, 9), generator=torch.Generator().manual_seed(1))
+    found = []
+    for looped in (False, True, False):
+        model.looped = looped
+        with torch.no_grad():
+            found.append(float(compiled(tokens[:, :-1], tokens[:, 1:])))
+            assert found[-1] == pytest.approx(float(model(tokens[:, :-1], tokens[:, 1:])))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_document_sees_nothing_of_the_one_before_it():
+    config = ModelConfig(**{**SMALL, **PARTS["all of the later parts"]})
+    model = randomized(config)
+    tokens = torch.tensor([[5, 6, 7, 1, 8, 9, 10, 11]])
+    other = tokens.clone()
+    other[0, :3] += 20
+    after = (model.token_losses(t, torch.full_like(t, 3))[0] for t in (tokens, other))
+    one, two = after
+    assert torch.equal(one[3:], two[3:])
+    assert not torch.equal(one[:3], two[:3])
+
+
+def test_orthogonal_weights_are_orthogonal_and_follow_from_the_seed():
+    config = ModelConfig(**SMALL, orthogonal_init=True)
+    one, two = (GPT(config, seed=3).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for name in ("blocks.0.attn.c_q.weight", "blocks.1.mlp.fc.weight", "blocks.2.attn.c_k.weight"):
+        matrix = one[name] if one[name].shape[0] <= one[name].shape[1] else one[name].T
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-5, rtol=0)
+    assert not one["blocks.0.mlp.proj.weight"].any()
+
+
+@pytest.mark.parametrize("part", ["baseline", "all", "all of the later parts"])
 def test_a_loss_does_not_depend_on_later_tokens(part):
     model = randomized(ModelConfig(**{**SMALL, **PARTS[part]}))
     tokens = torch.randint(2, 40, (1, 9), generator=torch.Generator().manual_seed(1))
@@ -149,6 +226,48 @@ def test_a_named_backend_that_is_missing_raises():
     assert choose_backend("auto", torch.device("cpu")) == "flash"
 
 
+def test_flash_attention_3_comes_from_the_hub_only_by_name(monkeypatch):
+    from gptpack.model import attention
+
+    def attend_slowly(q, k, v, causal):
+        assert causal
+        return attention.attend(q, k, v, "math")
+
+    calls = []
+
+    def get_kernel(name, version):
+        calls.append((name, version))
+        return types.SimpleNamespace(flash_attn_func=attend_slowly)
+
+    cuda = types.SimpleNamespace(type="cuda")
+    attention.flash_attention_3.cache_clear()
+    monkeypatch.setitem(sys.modules, "kernels", types.SimpleNamespace(get_kernel=get_kernel))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    assert choose_backend("auto", cuda) in ("cudnn", "flash")
+    assert calls == []
+    assert choose_backend("fa3", cuda) == "fa3"
+    assert calls == [(attention.FA3_KERNEL, 1)]
+    q, k, v = torch.randn(1, 5, 4, 6), torch.randn(1, 5, 2, 6), torch.randn(1, 5, 2, 6)
+    torch.testing.assert_close(
+        attention.attend(q, k, v, "fa3"), attention.attend(q, k, v, "flash"), rtol=1e-4, atol=1e-5
+    )
+    attention.flash_attention_3.cache_clear()
+
+
+@pytest.mark.parametrize("what", ["no package", "no build"])
+def test_flash_attention_3_that_cannot_be_had_is_one_line(monkeypatch, what):
+    from gptpack.model import attention
+
+    def get_kernel(name, version):
+        raise FileNotFoundError(f"no build variant of {name}")
+
+    absent = None if what == "no package" else types.SimpleNamespace(get_kernel=get_kernel)
+    attention.flash_attention_3.cache_clear()
+    monkeypatch.setitem(sys.modules, "kernels", absent)
+    with pytest.raises(MissingDependencyError, match=r"'fa3': .*use auto$"):
+        choose_backend("fa3", types.SimpleNamespace(type="cuda"))
+
+
 def test_attention_backends_agree():
     model = randomized(ModelConfig(**SMALL))
     tokens = torch.randint(0, 40, (2, 9))
@@ -157,3 +276,109 @@ def test_attention_backends_agree():
         model.use_attention(backend)
         losses.append(model.token_losses(tokens[:, :-1], tokens[:, 1:]))
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [1, 3, 8, 9])
+@pytest.mark.parametrize("part", PARTS)
+def test_the_last_positions_alone_are_what_they_are_among_all(part, last):
+    config = ModelConfig(**{**SMALL, **PARTS[part]})
+    model = randomized(config).double()
+    model.compute_dtype = torch.float64
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    targets = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(2))
+    whole = model.hidden(tokens)
+    torch.testing.assert_close(model.hidden(tokens, last=last), whole[:, -last:])
+    losses = model.token_losses(tokens, targets)
+    torch.testing.assert_close(model.token_losses(tokens, targets[:, -last:]), losses[:, -last:])
+
+
+def test_the_last_positions_have_the_same_gradients():
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["all"]})).double()
+    model.compute_dtype = torch.float64
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    model.hidden(tokens)[:, -3:].square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.hidden(tokens, last=3).square().sum().backward()
+    for name, p in model.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(p.grad, whole[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["baseline", "all"])
+def test_the_last_positions_alone_are_as_good_in_bfloat16(part):
+    model = randomized(ModelConfig(**{**SMALL, "width": 128, "context": 256, **PARTS[part]}))
+    tokens = torch.randint(2, 40, (4, 256), generator=torch.Generator().manual_seed(1)).cuda()
+    model.double().compute_dtype = torch.float64
+    exact = model.cuda().hidden(tokens)[:, -64:]
+    model.float().compute_dtype = None
+    with torch.inference_mode():
+        whole = (model.hidden(tokens)[:, -64:] - exact).abs().mean()
+        alone = (model.hidden(tokens, last=64) - exact).abs().mean()
+    assert alone < 2 * whole
+
+
+def rotated(rope, length, dims):
+    """Angles ``[T, dims / 2]`` of the tables, from their cosines and sines."""
+    cos, sin = rotary_tables(length, dims, rope=rope, like=torch.zeros(1, dtype=torch.float64))
+    return torch.atan2(sin, cos)[0, :, 0], torch.hypot(sin, cos)[0, :, 0]
+
+
+@pytest.mark.parametrize("length", [4, 8, 32])
+def test_the_models_own_rule_is_what_it_does_unasked(length):
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["ntk rope"]}))
+    tokens = torch.randint(2, 40, (1, length), generator=torch.Generator().manual_seed(1))
+    unasked = model.hidden(tokens)
+    assert model.use_rope("model", length) == "model (ntk from 4)"
+    assert torch.equal(model.hidden(tokens), unasked)
+    # Asked for longer sequences, it no longer depends on the length of this one.
+    model.use_rope("model", 64)
+    assert not torch.allclose(model.hidden(tokens), unasked)
+
+
+def test_positions_within_the_trained_context_are_as_trained():
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["ntk rope"]}))
+    tokens = torch.randint(2, 40, (1, 8), generator=torch.Generator().manual_seed(1))
+    trained = model.hidden(tokens)
+    for scaling in ("none", "ntk", "yarn"):
+        assert model.use_rope(scaling, 5) == "as trained"
+        assert torch.equal(model.hidden(tokens), trained)
+
+
+def test_longer_contexts_are_left_stretched_or_interpolated():
+    config = ModelConfig(**{**SMALL, "width": 64, "heads": 1, "kv_heads": 1, "context": 64})
+    model = GPT(config)
+    assert model.use_rope("none", 256) == "none, trained at 64"
+    plain, _ = rotated(model.rope, 2, 64)
+    assert model.use_rope("ntk", 256) == "ntk, trained at 64"
+    stretched, size = rotated(model.rope, 2, 64)
+    # The fastest channel keeps its speed, the slowest is slowed by the whole factor.
+    ratio = stretched[1] / plain[1]
+    assert ratio[0] == pytest.approx(1)
+    assert ratio[-1] == pytest.approx(1 / 4, rel=1e-4)
+    assert torch.allclose(size, torch.ones(1, dtype=torch.float64))
+    model.use_rope("yarn", 256)
+    interpolated, size = rotated(model.rope, 2, 64)
+    ratio = interpolated[1] / plain[1]
+    # Even the fastest channel turns only 10 times in 64 positions.
+    turns = 64 * 10000 ** (-torch.arange(0, 64, 2) / 64) / (2 * np.pi)
+    kept = ((turns - 1) / 31).clamp(0, 1)
+    torch.testing.assert_close(ratio, (kept + (1 - kept) / 4).double(), rtol=1e-4, atol=0)
+    assert ratio[-1] == pytest.approx(1 / 4)
+    assert size[1, 0] == pytest.approx(0.1 * np.log(4) + 1)
+
+
+def test_another_scaling_is_an_error():
+    with pytest.raises(ConfigError, match="choose model, none, ntk, yarn"):
+        GPT(ModelConfig(**SMALL)).use_rope("linear", 16)
+
+
+@pytest.mark.parametrize("last", [3, 9])
+def test_the_model_is_one_graph_whatever_is_asked(last):
+    model = randomized(ModelConfig(**{**SMALL, **PARTS["all"]}))
+    tokens = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    losses = torch.compile(model.token_losses, backend="eager", fullgraph=True, dynamic=False)
+    targets = tokens[:, -last:]
+    with torch.inference_mode():
+        torch.testing.assert_close(losses(tokens, targets), model.token_losses(tokens, targets))

@@ -1,20 +1,28 @@
 """Scores are those of the slow twin, depend on nothing later, and count what they say."""
 
 import math
-import multiprocessing
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_adaptation import (
+    BOS,
+    CONFIG,
+    CONTEXT,
+    byte_table,
+    text_of_documents,
+    tiny_gpt,
+)
 from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
 from gptpack.errors import AccountingError, ConfigError, LimitError
-from gptpack.evaluation.result import Score
-from gptpack.evaluation.scoring import evaluate
+from gptpack.evaluation.forward import Forward
+from gptpack.evaluation.reading import Reading
+from gptpack.evaluation.scoring import evaluate, score
 
 VOCAB = 32
 
@@ -147,6 +155,133 @@ def test_scoring_stops_before_the_model_runs_when_the_audit_found_other_bytes() 
     assert model.shapes == []
 
 
+@pytest.mark.parametrize("stride", [None, 5])
+def test_masked_documents_score_like_each_alone(stride: int | None) -> None:
+    lengths = [3, 30, 1, 64, 17, 16]
+    tokens = text_of_documents(lengths, seed=4)
+    model = tiny_gpt()
+    model.use_rope("model", CONTEXT)
+    starts = np.flatnonzero(tokens == BOS)
+    masked = evaluate(
+        model,
+        tokens,
+        byte_table(),
+        context=CONTEXT,
+        stride=stride,
+        documents=starts,
+        per_token=True,
+        rope="model (unscaled)",
+    )
+    slow = [
+        slow_losses(
+            model,
+            # The BOS of the next document is this one's last target.
+            np.append(tokens[start : start + length + 1], BOS)[: length + 2],
+            targets=min(length + 1, len(tokens) - 1 - start),
+            context=CONTEXT,
+            stride=stride or CONTEXT,
+        )
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    np.testing.assert_allclose(masked.losses, np.concatenate(slow), rtol=1e-6)
+    assert masked.tokens == len(tokens) - 1
+    assert masked.metric.endswith("documents masked")
+    assert (masked.documents, masked.rope) == ("masked", "model (unscaled)")
+    packed = evaluate(
+        model, tokens, byte_table(), context=CONTEXT, stride=stride, tail="score", per_token=True
+    )
+    assert packed.losses is not None
+    assert not np.allclose(masked.losses, packed.losses, rtol=1e-3)
+
+
+def test_a_gpt_that_computes_scored_positions_alone_scores_like_the_slow_twin() -> None:
+    model = tiny_gpt()
+    tokens = text_of_documents([50, 41], seed=2)
+    found = evaluate(
+        model, tokens, byte_table(), context=CONTEXT, stride=3, tail="score", per_token=True
+    )
+    slow = slow_losses(model, tokens, targets=len(tokens) - 1, context=CONTEXT, stride=3)
+    np.testing.assert_allclose(found.losses, slow, rtol=1e-6)
+
+
+def test_a_cut_window_is_run_whole_so_that_positions_do_not_depend_on_the_texts_end() -> None:
+    model = tiny_gpt(config=replace(CONFIG, rope_ntk_context=4))
+    tokens = text_of_documents([60], seed=2)
+
+    def losses(count: int) -> np.ndarray:
+        found = evaluate(
+            model, tokens[:count], byte_table(), context=CONTEXT, stride=5, per_token=True
+        ).losses
+        assert found is not None
+        return found
+
+    whole = losses(61)
+    for count in (5, 13, 20, 41):
+        np.testing.assert_allclose(losses(count), whole[: count - 1], rtol=1e-5)
+
+
+def test_compiled_batches_give_the_same_score() -> None:
+    model = tiny_gpt()
+    tokens = text_of_documents([120], seed=2)
+    reading = Reading(
+        tokens=tokens,
+        token_bytes=byte_table(),
+        context=CONTEXT,
+        stride=4,
+        batch_tokens=60,
+        per_token=True,
+    )
+    graphs: list[int] = []
+
+    def compiler(function: Any, **options: Any) -> Any:
+        def count(module: Any, _: Any) -> Any:
+            graphs.append(1)
+            return module.forward
+
+        return torch.compile(function, backend=count, **options)
+
+    forward = Forward(model, compiled="on", compiler=compiler)
+    found = score(forward, reading)
+    assert len(graphs) == 2
+    np.testing.assert_allclose(found.losses, score(Forward(model), reading).losses, rtol=1e-6)
+    # A second pass, even after the weights have moved, compiles nothing again.
+    with torch.no_grad():
+        model.tok_emb.weight.mul_(1.1)
+    moved = score(forward, reading)
+    assert len(graphs) == 2
+    np.testing.assert_allclose(moved.losses, score(Forward(model), reading).losses, rtol=1e-6)
+    assert found.nats != moved.nats
+    ledger = forward.clock.ledger()
+    assert ledger["compile"] > 0
+    assert sum(ledger.values()) == pytest.approx(2 * ledger["total"])
+
+
+@pytest.mark.gpu
+def test_a_compiled_sliding_window_on_a_gpu_scores_as_an_eager_one() -> None:
+    wide = {"width": 128, "heads": 4, "kv_heads": 2, "mlp_hidden": 256, "context": 512}
+    model = tiny_gpt(torch.float32, config=replace(CONFIG, **wide)).cuda()
+    model.compute_dtype = None
+    model.use_attention("auto")
+    model.use_rope("model", 512)
+    reading = Reading(
+        tokens=text_of_documents([900] * 40), token_bytes=byte_table(), context=512, stride=64
+    )
+    bpb = {
+        compiled: score(Forward(model, "cuda", compiled=compiled), reading).bpb
+        for compiled in ("on", "off")
+    }
+    assert bpb["on"] == pytest.approx(bpb["off"], rel=2e-5)
+
+
+def test_auto_compiles_nothing_on_a_cpu_and_only_large_work_elsewhere() -> None:
+    assert not Forward(ToyModel()).pays(1 << 40)
+    assert Forward(ToyModel(), compiled="on").pays(1)
+    assert not Forward(ToyModel(), "cuda", compiled="off").pays(1 << 40)
+    auto = Forward(ToyModel(), "cuda")
+    assert auto.pays(1 << 24)
+    assert not auto.pays((1 << 24) - 1)
+
+
 def test_text_that_stands_for_no_bytes_is_an_error() -> None:
     with pytest.raises(AccountingError, match="no bytes"):
         evaluate(ToyModel(), np.zeros(50, np.uint16), toy_bytes(), context=16)
@@ -186,42 +321,3 @@ def test_the_dictionary_of_a_score_says_what_was_measured() -> None:
     assert score.to_dict()["metric"] == "sliding, stride 4, context 16"
     assert evaluate(ToyModel(), text(101), toy_bytes(), context=16).metric == "plain, context 16"
     assert "losses" not in score.to_dict()
-
-
-def _score_on_rank(rank: int, ranks: int, folder: str, stride: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    score = _score(stride)
-    np.savez(
-        f"{folder}/rank{rank}.npz",
-        sums=np.array([score.nats, score.tokens, score.bytes, score.windows]),
-        losses=score.losses,
-    )
-    dist.destroy_process_group()
-
-
-def _score(stride: int) -> Score:
-    return evaluate(
-        ToyModel(), text(1001), toy_bytes(), context=16, stride=stride, tail="score", per_token=True
-    )
-
-
-def test_two_processes_give_the_counts_and_sums_of_one(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [
-        spawn.Process(target=_score_on_rank, args=(rank, 2, str(tmp_path), 5)) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-        assert process.exitcode == 0
-    alone = _score(5)
-    for rank in range(2):
-        with np.load(tmp_path / f"rank{rank}.npz") as saved:
-            nats, *counts = saved["sums"].tolist()
-            assert counts == [alone.tokens, alone.bytes, alone.windows]
-            assert nats == pytest.approx(alone.nats, rel=1e-12)
-            assert saved["losses"].shape == (1000,)
-            assert saved["losses"].astype(np.float64).sum() == pytest.approx(alone.nats, rel=1e-12)

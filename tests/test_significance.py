@@ -1,23 +1,9 @@
-"""Student's t by our own hand is that of scipy."""
-
-import math
+"""Tests against a record are those of scipy."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import stats
 
-from gptpack.submission.significance import compare, incomplete_beta, t_tail
-
-
-@given(t=st.floats(-60, 60), degrees=st.floats(1, 500))
-def test_the_tail_is_scipys(t, degrees):
-    assert t_tail(t, degrees) == pytest.approx(stats.t.sf(t, degrees), rel=1e-9, abs=1e-300)
-
-
-@given(a=st.floats(0.1, 200), b=st.floats(0.1, 200), x=st.floats(0, 1))
-def test_the_incomplete_beta_function_is_scipys(a, b, x):
-    assert incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), rel=1e-8, abs=1e-12)
+from gptpack.submission.significance import compare
 
 
 def test_a_record_of_one_loss_gives_students_test():
@@ -38,4 +24,3 @@ def test_a_record_of_several_losses_gives_welchs_test():
 
 def test_runs_that_are_one_run_show_nothing():
     assert compare([1.5, 1.5], [1.6], margin=0.005) is None
-    assert math.isclose(t_tail(0.0, 3), 0.5)

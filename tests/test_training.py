@@ -209,3 +209,15 @@ def test_without_torchrun_there_is_one_rank():
     with ranks("cpu") as here:
         assert (here.rank, here.world, here.main) == (0, 1, True)
         assert here.first(2.5) == 2.5
+
+
+def test_the_recurrence_begins_where_the_recipe_says(tmp_path):
+    overrides = ("model.layers=3", "model.loop_start=1", "model.loop_layers=1", "model.loops=1")
+    late = ("training.steps=6", "training.recurrence_start=0.5")
+    run = Run(tiny(*overrides, *late), shards(4000), tmp_path, CPU, None, "auto", False)
+    seen = []
+    for _ in range(6):
+        run.update(0.0)
+        seen.append(run.model.looped)
+    run.batches.close()
+    assert seen == [False, False, False, True, True, True]

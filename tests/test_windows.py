@@ -1,12 +1,13 @@
 """Every target is scored exactly once, with the context that was promised."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_scoring import slow_context
 
 from gptpack.errors import ConfigError
-from gptpack.evaluation.windows import Plan, batches, plan_windows, split
+from gptpack.evaluation.windows import Plan, Window, batches, plan_windows, split
 
 
 @st.composite
@@ -102,20 +103,98 @@ def test_a_limit_plans_for_the_first_targets_only() -> None:
     assert plan_windows(20, context=8, stride=4, limit_tokens=50).targets == 19
 
 
-@given(settings(), st.integers(1, 9), st.integers(1, 5))
+@given(settings(), st.integers(1, 90), st.integers(1, 5), st.booleans())
 def test_any_split_over_ranks_and_batches_takes_each_window_once(
-    setting: tuple[int, int, int], rows: int, ranks: int
+    setting: tuple[int, int, int], batch_tokens: int, ranks: int, shorten: bool
 ) -> None:
     tokens, context, stride = setting
     plan = plan_windows(tokens, context=context, stride=stride, tail="score")
     seen = []
     for rank in range(ranks):
-        for batch in batches(plan, split(len(plan), rank, ranks), rows):
-            windows = [plan.window(index) for index in batch]
-            assert 1 <= len(windows) <= rows
-            assert len({(window.length, window.scored) for window in windows}) == 1
-            seen.extend(batch)
-    assert seen == list(range(len(plan)))
+        share = split(len(plan), rank, ranks)
+        windows = plan.select(np.arange(share.start, share.stop))
+        for batch in batches(windows, batch_tokens, shorten=shorten):
+            assert 1 <= len(batch.windows) <= max(1, batch_tokens // batch.size)
+            # Every scored target is among the last `asked` of `size` positions.
+            assert (batch.windows.start + batch.size >= batch.windows.stop).all()
+            asked_from = batch.windows.start + batch.size - batch.asked
+            assert (asked_from <= batch.windows.first_scored).all()
+            for start, stop in zip(asked_from, batch.windows.stop, strict=True):
+                seen.extend(range(start, stop))
+    assert sorted(seen) == list(range(tokens - 1))
+
+
+def test_batches_of_a_text_come_in_its_order() -> None:
+    plan = plan_windows(1000, context=16, stride=4)
+    firsts = [
+        batch.windows.first_scored for batch in batches(plan.select(np.arange(len(plan))), 64)
+    ]
+    assert (np.diff(np.concatenate(firsts)) > 0).all()
+
+
+@st.composite
+def texts_of_documents(draw: st.DrawFn) -> tuple[Plan, list[int]]:
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+    context = draw(st.integers(1, 24))
+    stride = draw(st.integers(1, context))
+    head = draw(st.sampled_from([0, stride, context]))
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    plan = plan_windows(
+        sum(lengths) + 1, context=context, stride=stride, documents=starts, head=head
+    )
+    return plan, lengths
+
+
+@given(texts_of_documents())
+def test_documents_are_scored_once_and_see_nothing_of_each_other(
+    text: tuple[Plan, list[int]],
+) -> None:
+    plan, lengths = text
+    assert scored_targets(plan) == list(range(sum(lengths)))
+    for span, start in enumerate(np.cumsum([0, *lengths[:-1]]).tolist()):
+        alone = plan_windows(
+            lengths[span] + 1,
+            context=plan.context,
+            stride=plan.stride,
+            tail="score",
+            head=plan.head,
+        )
+        assert plan.bounds_of(span) == range(start, start + lengths[span])
+        own = [plan.window(index) for index in plan.windows_of(span)]
+        assert own == [
+            Window(start=w.start + start, length=w.length, scored=w.scored) for w in alone
+        ]
+
+
+@given(texts_of_documents())
+def test_a_short_head_lets_windows_grow_until_they_are_whole(
+    text: tuple[Plan, list[int]],
+) -> None:
+    plan, _ = text
+    head = plan.head or plan.context
+    for span in range(len(plan.spans)):
+        start = plan.bounds_of(span).start
+        for nth, index in enumerate(plan.windows_of(span)):
+            window, whole_stop = plan.window(index), head + nth * plan.stride
+            assert window.start - start == max(0, whole_stop - plan.context)
+            assert window.stop - start <= whole_stop
+            assert window.first_scored - start == (whole_stop - plan.stride if nth else 0)
+
+
+def test_documents_that_a_limit_cuts_off_are_left_out() -> None:
+    starts = np.array([0, 5, 9, 20])
+    plan = plan_windows(30, context=8, stride=4, documents=starts, limit_tokens=9)
+    assert (plan.targets, plan.spans) == (9, (0, 5))
+    with pytest.raises(ConfigError, match="no common tail to drop"):
+        plan_windows(30, context=8, documents=starts, tail="drop")
+
+
+def test_spans_and_heads_that_make_no_sense_are_errors() -> None:
+    for spans in ((1,), (0, 4, 4), (0, 10)):
+        with pytest.raises(ConfigError, match="spans must begin with target 0, rise"):
+            Plan(targets=10, context=4, stride=2, spans=spans)
+    with pytest.raises(ConfigError, match="head=5 must be 0 to context=4"):
+        Plan(targets=10, context=4, stride=2, head=5)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from gptpack.artifact.layout import (
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
 from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
-from gptpack.config import ModelConfig, TokenizerIdentity, from_dict, to_dict
+from gptpack.config import ModelConfig, TokenizerIdentity, from_dict, non_default
 from gptpack.errors import ArtifactError, ConfigError
 from gptpack.quant.types import METHODS
 
@@ -82,7 +82,7 @@ def header_json(
     """The raw header of these values; `parse_header` returns them."""
     return canonical_json(
         {
-            "model": to_dict(model),
+            "model": non_default(model),
             "pack": dict(pack),
             "sections": [
                 [s.name, s.codec, s.layout, s.stored_bytes, s.raw_bytes, s.digest] for s in sections

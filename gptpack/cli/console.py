@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gptpack.progress import Progress as ProgressCallback
+
+NOTE_SECONDS = 20.0
 
 
 def print_json(value: Any) -> None:
@@ -54,9 +57,10 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A callback that draws one bar per phase on stderr; without a terminal, a line per phase.
+    """A callback that draws one bar per phase on stderr, with an estimate of what is left.
 
-    An interrupt goes on with a word on what was reached.
+    Without a terminal it is a line per phase, and one every `NOTE_SECONDS` while it lasts. An
+    interrupt goes on with a word on what was reached.
     """
     console = Console(stderr=True)
     bars = Progress(
@@ -69,15 +73,24 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         disable=quiet or not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
+    began: dict[str, float] = {}
+    noted = 0.0
     reached = ""
 
     def report(phase: str, done: float, total: float) -> None:
-        nonlocal reached
+        nonlocal noted, reached
         reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
+        plain = not quiet and not console.is_terminal
+        now = time.monotonic()
         if phase not in tasks:
             tasks[phase] = bars.add_task(phase, total=total or None)
-            if not quiet and not console.is_terminal:
+            began[phase] = noted = now
+            if plain:
                 note(f"{phase} ...")
+        elif plain and 0 < done < total and now - noted >= NOTE_SECONDS:
+            left = (now - began[phase]) * (total - done) / done
+            note(f"{phase}: {done / total:.0%}, about {left:,.0f} s left")
+            noted = now
         bars.update(tasks[phase], completed=done, total=total or None)
 
     try:

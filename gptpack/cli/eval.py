@@ -1,22 +1,23 @@
 """`gptpack eval`: a packed file, a tokenizer and shards -> bits per byte, and nothing else."""
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.console import progress_bars
 from gptpack.report.inspect import recorded_quality
 
 if TYPE_CHECKING:
     import torch
 
-    from gptpack.evaluation.result import Score
-    from gptpack.evaluation.text import Text
+    from gptpack.evaluation.forward import Compile
+    from gptpack.evaluation.reading import Reading
+    from gptpack.evaluation.result import Documents, Score
+    from gptpack.evaluation.settings import Settings
     from gptpack.model.gpt import GPT
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -26,19 +27,55 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("path", metavar="FILE", type=PATH)
 @click.option("--data", required=True, type=PATH, help="Folder of shards; val is scored.")
-@click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
+@click.option(
+    "--tokenizer",
+    type=PATH,
+    help="SentencePiece model, .tiktoken ranks, or .npz/.json byte table. [default: in --data]",
+)
+@click.option("--text", type=PATH, help="What the tokens were made from, to audit a byte table.")
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
 @click.option("--stride", type=int, help="Also score a sliding window that moves by so many.")
 @click.option("--context", default=0, help="Tokens of a window. [default: the model's]")
+@click.option(
+    "--rope",
+    type=click.Choice(["model", "none", "ntk", "yarn"]),
+    default="model",
+    show_default=True,
+    help="Positions beyond the trained context.",
+)
+@click.option(
+    "--documents",
+    type=click.Choice(["packed", "masked"]),
+    default="packed",
+    show_default=True,
+    help="Whether a window may see the document before.",
+)
 @click.option(
     "--tail",
     type=click.Choice(["score", "drop"]),
     help="Targets after the last whole context. [default: plain drops, sliding scores]",
 )
+@click.option(
+    "--ttt",
+    "adaptations",
+    multiple=True,
+    metavar="SETTINGS",
+    help="Also with test-time training: sgd:lr=0.002,epochs=3 or lora:rank=8 or sweep. Repeats.",
+)
+@click.option("--ngram", is_flag=True, help="Also blended with n-grams of the text scored so far.")
 @click.option("--limit-tokens", default=0, help="Score the first so many targets; 0: all.")
+@click.option("--time-limit", default=0.0, help="Stop so many seconds after the process began.")
 @click.option("--batch-tokens", default=0, help="Tokens at once; 0: by device.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="torch.compile; auto: on CUDA, where it pays.",
 )
 @click.option("--max-bpb", type=float, help="End with status 1 if bits per byte are above.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -47,13 +84,20 @@ def command(
     path: Path,
     data: Path,
     tokenizer: Path | None,
+    text: Path | None,
     model: str | None,
     stride: int | None,
     context: int,
+    rope: str,
+    documents: "Documents",
     tail: Literal["score", "drop"] | None,
+    adaptations: tuple[str, ...],
+    ngram: bool,
     limit_tokens: int,
+    time_limit: float,
     batch_tokens: int,
     device: str,
+    compiled: "Compile",
     max_bpb: float | None,
     as_json: bool,
     output: Path | None,
@@ -64,80 +108,168 @@ def command(
     printed; --stride adds a sliding window in which every target is scored once, the tail
     included. FILE may also be a checkpoint (.pt, .pth, .safetensors). Runs under torchrun.
 
-    --max-bpb is compared with the sliding figure if there is one, else with the plain one.
+    --ttt lets the model learn from what has been scored, and from nothing else: sgd trains all
+    weights on each chunk, lora low-rank factors within each document. Given more than once, each
+    starts from the file; sweep stands for four known settings.
+
+    --max-bpb is compared with the last figure of plain, sliding, n-gram and (if there is one
+    only) test-time training. --time-limit counts from the start of the process; when it comes,
+    the exact share that was scored is reported and the status is 1.
 
     \b
     Examples:
       gptpack eval model.gptpack --data shards/
       gptpack eval model.gptpack --data shards/ --stride 64 --json
       gptpack eval model.gptpack --data shards/ --tokenizer tok.model --max-bpb 1.23
+      gptpack eval model.gptpack --data shards/ --stride 64 --ttt sweep --time-limit 600
+      gptpack eval model.gptpack --data shards/ --ttt lora:rank=8,chunk=256
       torchrun --nproc_per_node=8 eval.py model.gptpack --data shards/ --stride 64
     """
+    from gptpack.cli.eval_report import decisive, report, result_of
     from gptpack.errors import ConfigError, LimitError
-    from gptpack.evaluation.scoring import evaluate
+    from gptpack.evaluation.clock import Clock, process_age
+    from gptpack.evaluation.forward import Forward
+    from gptpack.evaluation.reading import Reading
     from gptpack.evaluation.text import Text
-    from gptpack.evaluation.windows import plan_windows
     from gptpack.training.distributed import ranks
 
-    if context < 0:
-        raise ConfigError(f"--context {context} must not be negative")
+    for name, value in (("--context", context), ("--time-limit", time_limit)):
+        if value < 0:
+            raise ConfigError(f"{name} {value} must not be negative")
+    settings = _settings(adaptations)
+    clock = Clock(time_limit, age=process_age())
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
         source = _open(path, here.device, model)
-        seconds = dict(source.seconds)
+        for phase, seconds in source.seconds.items():
+            clock.add(phase, seconds)
         config = source.model.config
-
-        began = time.perf_counter()
-        progress("audit", 0, 0)
-        text = Text.load(
-            data,
-            vocab=config.vocab,
-            tokenizer=tokenizer,
-            sha256=source.tokenizer_sha256,
-            limit_tokens=limit_tokens,
-        )
-        strides: dict[str, int | None] = {"plain": None}
-        if stride is not None:
-            strides["sliding"] = stride
-        targets = {
-            name: plan_windows(
-                len(text.tokens),
-                context=context or config.context,
-                stride=step,
-                tail=tail,
+        window = context or config.context
+        attention = source.model.use_attention("auto")
+        positions = source.model.use_rope(rope, window)
+        _check(source.model, settings, window)
+        with clock.phase("audit"):
+            progress("audit", 0, 0)
+            scored = Text.load(
+                data,
+                vocab=config.vocab,
+                tokenizer=tokenizer,
+                sha256=source.tokenizer_sha256,
+                bos=config.bos,
+                source=text,
                 limit_tokens=limit_tokens,
-            ).targets
-            for name, step in strides.items()
-        }
-        audited = text.audited_bytes(targets.values())
-        seconds["audit"] = time.perf_counter() - began
-
-        scores: dict[str, Score] = {}
-        for name, step in strides.items():
-            scores[name] = evaluate(
-                source.model,
-                text.tokens,
-                text.token_bytes,
-                context=context or config.context,
-                stride=step,
+            )
+            base = Reading(
+                tokens=scored.tokens,
+                token_bytes=scored.token_bytes,
+                context=window,
                 tail=tail,
-                audited_bytes=audited[targets[name]],
+                documents=scored.documents if documents == "masked" else None,
                 limit_tokens=limit_tokens,
                 batch_tokens=batch_tokens,
-                device=here.device,
+                rope=positions,
                 progress=progress,
-                phase=name,
             )
-            seconds[name] = scores[name].seconds
+            readings = _audited(scored, _readings(base, stride, settings, scored))
+        forward = Forward(source.model, here.device, compiled=compiled, clock=clock)
+        scores = _score(forward, readings, settings, ngram)
         if here.main:
-            result = _result(path, source, text, scores, seconds, here.device, here.world)
+            result = result_of(path, source, scored, scores, clock, here.device, here.world)
+            result["device"]["attention"] = attention
     if here.main:
-        _report(result, scores, as_json=as_json, output=output)
-    decisive = scores.get("sliding", scores["plain"])
-    if max_bpb is not None and not decisive.bpb <= max_bpb:
+        report(result, scores, as_json=as_json, output=output)
+    if stopped := [score for score in scores.values() if not score.complete]:
         raise LimitError(
-            f"{path}: {decisive.bpb:.6f} bits per byte ({decisive.metric}), "
-            f"{max_bpb} at most are allowed"
+            f"{path}: the time limit of {time_limit:g} s came with {stopped[0].tokens:,} of "
+            f"{stopped[0].planned_tokens:,} targets scored ({stopped[0].metric})"
         )
+    last = scores[decisive(scores)]
+    if max_bpb is not None and not last.bpb <= max_bpb:
+        raise LimitError(
+            f"{path}: {last.bpb:.6f} bits per byte ({last.metric}), {max_bpb} at most are allowed"
+        )
+
+
+def _settings(adaptations: tuple[str, ...]) -> dict[str, "Settings"]:
+    """Each way of test-time training by the name of its row."""
+    from gptpack.evaluation.settings import SWEEP, parse_settings
+
+    named: dict[str, str] = {}
+    for text in adaptations:
+        if text == "sweep":
+            named |= {f"ttt {letter}": setting for letter, setting in SWEEP.items()}
+        else:
+            named[f"ttt {len(named) + 1}" if len(adaptations) > 1 else "ttt"] = text
+    return {name: parse_settings(text) for name, text in named.items()}
+
+
+def _check(model: "GPT", settings: Mapping[str, "Settings"], context: int) -> None:
+    """Refuse settings that do not fit, before anything is scored."""
+    from gptpack.evaluation.settings import SgdSettings
+    from gptpack.evaluation.ttt_lora import check_lora
+    from gptpack.evaluation.ttt_sgd import check_sgd
+
+    for setting in settings.values():
+        if isinstance(setting, SgdSettings):
+            check_sgd(model, setting, context)
+        else:
+            check_lora(model, setting, context)
+
+
+def _readings(
+    base: "Reading", stride: int | None, settings: Mapping[str, "Settings"], text: Any
+) -> dict[str, "Reading"]:
+    """What is read for each row of the result."""
+    from gptpack.evaluation.settings import LoraSettings
+
+    readings = {"plain": replace(base, phase="plain")}
+    if stride is not None:
+        readings["sliding"] = replace(base, stride=stride, phase="sliding")
+    for name, setting in settings.items():
+        reading = replace(base, stride=stride, phase=name)
+        if isinstance(setting, LoraSettings):
+            # Its plan has its own stride, and no tail to drop.
+            reading = replace(reading, stride=setting.chunk, tail=None, documents=text.documents)
+        readings[name] = reading
+    return readings
+
+
+def _audited(text: Any, readings: Mapping[str, "Reading"]) -> dict[str, "Reading"]:
+    """The readings, each with the bytes that the audit found for its targets."""
+    targets = {name: reading.plan().targets for name, reading in readings.items()}
+    found = text.audited_bytes(targets.values())
+    return {
+        name: replace(reading, audited_bytes=found[targets[name]])
+        for name, reading in readings.items()
+    }
+
+
+def _score(
+    forward: Any,
+    readings: Mapping[str, "Reading"],
+    settings: Mapping[str, "Settings"],
+    ngram: bool,
+) -> dict[str, "Score"]:
+    """The score of each row; n-grams are blended into the last one that does not adapt."""
+    from gptpack.evaluation.agreement import score_with_ngram
+    from gptpack.evaluation.ngram import NgramSettings
+    from gptpack.evaluation.scoring import score
+    from gptpack.evaluation.settings import SgdSettings
+    from gptpack.evaluation.ttt_lora import score_with_lora
+    from gptpack.evaluation.ttt_sgd import score_with_sgd
+
+    blended = "sliding" if "sliding" in readings else "plain"
+    scores: dict[str, Score] = {}
+    for name, reading in readings.items():
+        setting = settings.get(name)
+        if isinstance(setting, SgdSettings):
+            scores[name] = score_with_sgd(forward, reading, setting)
+        elif setting is not None:
+            scores[name] = score_with_lora(forward, reading, setting)
+        elif ngram and name == blended:
+            scores[name], scores["ngram"] = score_with_ngram(forward, reading, NgramSettings())
+        else:
+            scores[name] = score(forward, reading)
+    return scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,102 +349,3 @@ def _recorded(pack: Mapping[str, Any]) -> dict[str, float] | None:
         return None
     counts = {key: count for key, count in quality.items() if key in ("context", "tokens")}
     return {"bpb": quality["bpb_after"], **counts}
-
-
-def _result(
-    path: Path,
-    source: Source,
-    text: "Text",
-    scores: Mapping[str, "Score"],
-    seconds: Mapping[str, float],
-    device: "torch.device",
-    world: int,
-) -> dict[str, Any]:
-    """Everything that is known about this evaluation, for JSON."""
-    import torch
-
-    from gptpack.data.accounting import unknown_tokens
-    from gptpack.data.shards import file_sha256
-    from gptpack.version import VERSION
-
-    most = max(score.tokens for score in scores.values())
-    cuda = device.type == "cuda"
-    sliding = scores.get("sliding")
-    recorded = source.recorded
-    return {
-        "source": source.kind,
-        "file": {
-            "path": str(path),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-            "weights_sha256": source.weights_sha256,
-        },
-        "plain": scores["plain"].to_dict(),
-        "sliding": sliding.to_dict() if sliding else None,
-        "adaptation": "none",
-        "recorded": recorded,
-        "difference_bpb": None if recorded is None else scores["plain"].bpb - recorded["bpb"],
-        "unknown_tokens": unknown_tokens(text.tokenizer, text.tokens[1 : most + 1]),
-        "tokenizer": {
-            "path": str(text.tokenizer.path),
-            "sha256": text.tokenizer.sha256,
-            "vocab": text.tokenizer.vocab,
-            "checked": source.tokenizer_sha256 is not None,
-        },
-        "shards": [{"file": shard.name, "sha256": file_sha256(shard)} for shard in text.shards],
-        "seconds": dict(seconds),
-        "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "ranks": world,
-        },
-        "versions": {"gptpack": VERSION, "torch": torch.__version__},
-    }
-
-
-def _report(
-    result: Mapping[str, Any],
-    scores: Mapping[str, "Score"],
-    *,
-    as_json: bool,
-    output: Path | None,
-) -> None:
-    """Print the result, and write it where asked."""
-    if output is not None:
-        from gptpack.atomic import replacing
-
-        with replacing(output) as file:
-            file.write(json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
-    if not result["tokenizer"]["checked"]:
-        note("the checkpoint does not say which tokenizer it belongs to; it was not checked")
-    if result["unknown_tokens"]:
-        note(f"{result['unknown_tokens']:,} tokens are unknown and count 0 bytes")
-    if as_json:
-        print_json(result)
-        return
-    print_table(
-        ["metric", "bpb", "nats/token", "tokens", "bytes", "seconds", "tokens/s"],
-        [
-            [
-                score.metric,
-                f"{score.bpb:.6f}",
-                f"{score.nats_per_token:.6f}",
-                f"{score.tokens:,}",
-                f"{score.bytes:,}",
-                f"{score.seconds:,.1f}",
-                f"{score.tokens_per_second:,.0f}",
-            ]
-            for score in scores.values()
-        ],
-    )
-    if recorded := result["recorded"]:
-        counts = ", ".join(f"{key} {recorded[key]:,}" for key in recorded if key != "bpb")
-        click.echo(
-            f"\nrecorded when packed: {recorded['bpb']:.6f} bpb ({counts or 'of unknown text'}); "
-            f"plain differs by {result['difference_bpb']:+.6f}"
-        )
-    click.echo()
-    print_table(
-        ["phase", "seconds"],
-        [[phase, f"{seconds:,.2f}"] for phase, seconds in result["seconds"].items()],
-    )

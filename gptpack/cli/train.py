@@ -16,6 +16,7 @@ from gptpack.cli.console import note, print_json, print_table, progress_bars
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--attention", default="auto", show_default=True, help="auto, cudnn, flash, math.")
+@click.option("--kernels", default="auto", show_default=True, help="Triton's: auto, on, off.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Default: on CUDA only.")
 @click.option("--eval/--no-eval", "evaluate", default=True, help="Score validation at the end.")
 @click.option("--eval-tokens", default=0, show_default=True, help="Score so many; 0: all.")
@@ -32,6 +33,7 @@ def command(
     resume: bool,
     device: str,
     attention: str,
+    kernels: str,
     compiled: bool | None,
     evaluate: bool,
     eval_tokens: int,
@@ -83,6 +85,7 @@ def command(
                 shards,
                 here,
                 attention=attention,
+                kernels=kernels,
                 compiled=compiled,
                 flops=flops,
                 bits=bits,
@@ -106,6 +109,7 @@ def command(
             tokenizer=Tokenizer.load(beside).identity if beside.exists() else None,
             resume=resume,
             attention=attention,
+            kernels=kernels,
             compiled=compiled,
             progress=progress,
         )
@@ -127,6 +131,7 @@ def command(
         ["training seconds", f"{result.seconds:.1f}"],
         ["compile seconds", f"{result.compile_seconds:.1f} (outside the clock)"],
         ["attention", result.attention],
+        ["kernels", result.kernels],
         ["weights in the checkpoint", result.weights],
         ["training loss, nats", f"{result.loss_nats:.4f}"],
     ]

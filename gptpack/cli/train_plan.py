@@ -33,6 +33,7 @@ def plan(
     here: Ranks,
     *,
     attention: str = "auto",
+    kernels: str = "auto",
     compiled: bool | None = None,
     flops: float | None = None,
     bits: float | None = None,
@@ -56,7 +57,7 @@ def plan(
     budget_bytes = None if budget is None else parse_size(budget)
     training = settings.training
     data = _random_shards(settings) if shards is None else shards
-    run = Run(settings, data, Path(), here, None, attention, compiled)
+    run = Run(settings, data, Path(), here, None, attention, compiled, kernels)
     try:
         sizes = [(on_grid(n, p.shape), p.numel()) for n, p in run.model.named_parameters()]
         coded = sum(size for grid, size in sizes if grid)
@@ -77,6 +78,7 @@ def plan(
         "memory": {**asdict(needs), "total_bytes": needs.total_bytes},
         "micro_batch_tokens": run.micro_batch() * settings.model.context,
         "attention": run.attention,
+        "kernels": run.kernels,
         "batch_tokens": training.batch_tokens,
         "seconds_per_step": step.seconds,
         "seconds_source": step.source,

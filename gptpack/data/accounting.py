@@ -5,6 +5,7 @@ unknown piece 0; a leading space counts 1 unless the token before is a boundary 
 Bytes are those of the text as the tokenizer normalises it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,40 @@ TokenArray = npt.NDArray[np.integer[Any]]
 AUDIT_TOKENS = 1 << 20
 """Tokens that the audit decodes at a time; bounds its memory."""
 SHOWN_CULPRITS = 3
+RANKS_SUFFIX = ".tiktoken"
+TABLE_SUFFIXES = (".npz", ".json")
+"""Tokenizers that are no SentencePiece models, by the names of their files (byte_tables.py)."""
+
+
+class TokenBytes(ABC):
+    """How many bytes of text the targets of a token stream stand for, whatever the tokenizer.
+
+    Target t of a stream is its token t + 1. Other kinds than pieces: gptpack/data/byte_tables.py.
+    """
+
+    @abstractmethod
+    def each(self, tokens: TokenArray, targets: TokenArray) -> npt.NDArray[np.int64]:
+        """Bytes of each of `targets`, positions in the stream `tokens`.
+
+        Raises:
+            AccountingError: a token of which nothing is known.
+        """
+
+    def charged(self, tokens: TokenArray, start: int, stop: int) -> int:
+        """Bytes of the targets ``start .. stop - 1``."""
+        return sum(
+            int(self.each(tokens, np.arange(i, min(i + AUDIT_TOKENS, stop))).sum())
+            for i in range(start, stop, AUDIT_TOKENS)
+        )
+
+    @staticmethod
+    def from_tokenizer(tokenizer: Tokenizer, vocab: int = 0) -> "PieceBytes":
+        """The contest's rule for a SentencePiece model, for a model's larger `vocab`."""
+        return PieceBytes.from_tokenizer(tokenizer, vocab)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenBytes:
+class PieceBytes(TokenBytes):
     """Bytes per token id as read-only arrays ``[vocab]``; `from_tokenizer` makes one."""
 
     base: npt.NDArray[np.int32]
@@ -32,8 +63,8 @@ class TokenBytes:
     boundary: npt.NDArray[np.bool_]
     """Controls, unknown and unused pieces, and ids that the tokenizer lacks."""
 
-    @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer, vocab: int = 0) -> "TokenBytes":
+    @staticmethod
+    def from_tokenizer(tokenizer: Tokenizer, vocab: int = 0) -> "PieceBytes":
         """The table of `tokenizer`, padded with boundaries to a model's larger `vocab`."""
         size = max(vocab, tokenizer.vocab)
         base = np.zeros(size, np.int32)
@@ -56,7 +87,10 @@ class TokenBytes:
             base[token] = len(piece.removeprefix(SPACE).encode())
         for array in (base, leading_space, boundary):
             array.setflags(write=False)
-        return cls(base, leading_space, boundary)
+        return PieceBytes(base, leading_space, boundary)
+
+    def each(self, tokens: TokenArray, targets: TokenArray) -> npt.NDArray[np.int64]:
+        return self.of(tokens[targets], tokens[targets + 1])
 
     def of(self, previous: TokenArray, target: TokenArray) -> npt.NDArray[np.int64]:
         """Bytes of each `target`, given the token before it; both of one shape.
@@ -92,7 +126,7 @@ def unknown_tokens(tokenizer: Tokenizer, tokens: TokenArray) -> int:
     )
 
 
-def audit(token_bytes: TokenBytes, tokenizer: Tokenizer, tokens: TokenArray) -> int:
+def audit(token_bytes: PieceBytes, tokenizer: Tokenizer, tokens: TokenArray) -> int:
     """Check that the table gives each document exactly the bytes of its decoded text.
 
     `tokens` is a stream of documents that begin with BOS. An unknown token stands for text that
@@ -151,7 +185,7 @@ def _document_end(tokens: TokenArray, at: int, bos: int) -> int:
 
 
 def _differing_runs(
-    token_bytes: TokenBytes, tokenizer: Tokenizer, tokens: TokenArray, *, last: bool
+    token_bytes: PieceBytes, tokenizer: Tokenizer, tokens: TokenArray, *, last: bool
 ) -> tuple[int, list[list[int]]]:
     """Bytes of `tokens` by the table, and the runs of text of which decoding gives another number.
 
@@ -195,7 +229,7 @@ def _cut_character(tokenizer: Tokenizer, run: Sequence[int]) -> int:
     return 0
 
 
-def _culprit(token_bytes: TokenBytes, tokenizer: Tokenizer, run: list[int]) -> str:
+def _culprit(token_bytes: PieceBytes, tokenizer: Tokenizer, run: list[int]) -> str:
     """The first place of `run` at which table and decoding part, in words.
 
     Halving keeps an agreeing prefix and a longer one that differs; prefixes end at whole

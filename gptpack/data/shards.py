@@ -184,6 +184,24 @@ def find_shards(directory: str | Path, split: Split) -> list[Path]:
     return sorted(found)
 
 
+def find_sidecars(directory: str | Path, split: Split) -> list[Path]:
+    """Where the byte sidecar of each of the split's shards stands; empty if none has one.
+
+    ``NAME_val_000000.bin`` has ``NAME_val_bytes_000000.bin`` beside it, in the same format.
+
+    Raises:
+        ShardError: there are no shards, or only some of them have a sidecar.
+    """
+    beside = [
+        shard.with_name(shard.name.replace(f"_{split}_", f"_{split}_bytes_", 1))
+        for shard in find_shards(directory, split)
+    ]
+    missing = [path for path in beside if not path.exists()]
+    if missing and len(missing) < len(beside):
+        raise ShardError(f"{missing[0]}: no such file, but other shards here have byte sidecars")
+    return [] if missing else beside
+
+
 def load_tokens(
     directory: str | Path, split: Split, vocab: int, limit: int = 0
 ) -> npt.NDArray[np.uint16]:

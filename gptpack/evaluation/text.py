@@ -3,25 +3,50 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.data.accounting import TokenBytes, audit
+from gptpack.data.accounting import (
+    RANKS_SUFFIX,
+    TABLE_SUFFIXES,
+    PieceBytes,
+    TokenBytes,
+    audit,
+    unknown_tokens,
+)
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import find_shards, load_tokens
+from gptpack.data.shards import find_shards, find_sidecars, load_tokens
 from gptpack.data.tokenizer import Tokenizer
-from gptpack.errors import TokenizerError
+from gptpack.errors import (
+    AccountingError,
+    ConfigError,
+    MissingDependencyError,
+    TokenizerError,
+)
+
+if TYPE_CHECKING:
+    from gptpack.data.byte_tables import ByteVocabulary
+
+Accounting = Literal["pieces", "sidecar", "table", "ranks"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Text:
-    """Validation tokens and their tokenizer; `load` makes one."""
+    """Validation tokens and what says how many bytes they stand for; `load` makes one."""
 
     tokens: npt.NDArray[np.uint16]
-    tokenizer: Tokenizer
+    vocabulary: "Tokenizer | ByteVocabulary"
     token_bytes: TokenBytes
+    accounting: Accounting
+    """``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata ``table``, or the
+    ``ranks`` of a byte-level BPE."""
     shards: tuple[Path, ...]
+    source: Path | None = None
+    """The text that the tokens were made from, where it was given."""
+    cut: bool = False
+    """Whether `tokens` are only the first ones of the shards."""
 
     @classmethod
     def load(
@@ -31,26 +56,48 @@ class Text:
         vocab: int,
         tokenizer: Path | None = None,
         sha256: str | None = None,
+        bos: int | None = None,
+        source: Path | None = None,
         limit_tokens: int = 0,
     ) -> "Text":
         """The validation shards of `directory`.
 
         Args:
             vocab: of the model; at least the tokenizer's.
-            tokenizer: its model file; None is ``tokenizer.model`` beside the shards.
+            tokenizer: its file: a SentencePiece model, ``.tiktoken`` ranks, or a ``.npz`` or
+                ``.json`` table of bytes. None is ``tokenizer.model`` beside the shards.
             sha256: what the tokenizer's file must hash to; None takes any.
+            bos: what begins a document, where the tokenizer's file does not say it.
+            source: the text that the tokens were made from (``.txt``, ``.jsonl``, compressed or
+                not). Byte sidecars and tables are only believed together with it.
             limit_tokens: read no more than the first so many targets need; 0 reads all.
 
         Raises:
             TokenizerError: no tokenizer, or not that of the model.
             ShardError: no shards, or malformed ones, or ids that are not below `vocab`.
+            ConfigError: bytes that cannot be audited without `source`, or a useless `source`.
         """
         path = tokenizer or directory / TOKENIZER
         if tokenizer is None and not path.exists():
             raise TokenizerError(
                 f"{path}: no tokenizer beside the shards; name its file with --tokenizer"
             )
-        loaded = Tokenizer.load(path)
+        limit = limit_tokens + 1 if limit_tokens else 0
+        described = path.suffix in (RANKS_SUFFIX, *TABLE_SUFFIXES)
+        sidecar = bool(find_sidecars(directory, "val"))
+        loaded: Any
+        token_bytes: TokenBytes
+        accounting: Accounting = "pieces"
+        if described:
+            loaded = _byte_tables().load_vocabulary(path, vocab=vocab, bos=bos)
+            accounting = "table" if loaded.pieces is None else "ranks"
+            token_bytes = loaded.table
+        else:
+            loaded = Tokenizer.load(path)
+            token_bytes = TokenBytes.from_tokenizer(loaded, vocab)
+        if sidecar:
+            accounting = "sidecar"
+            token_bytes = _byte_tables().load_sidecar(directory, "val", limit)
         if sha256 is not None and loaded.sha256 != sha256:
             raise TokenizerError(
                 f"{path}: sha256 {loaded.sha256}, but the model was trained with the tokenizer "
@@ -61,13 +108,44 @@ class Text:
                 f"{path}: {loaded.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
                 "give the tokenizer that the model was trained with"
             )
-        limit = limit_tokens + 1 if limit_tokens else 0
+        if accounting in ("sidecar", "table") and source is None:
+            what = "the byte sidecars beside the shards" if sidecar else str(path)
+            raise ConfigError(
+                f"{what} can only be audited against the text that the tokens were made from; "
+                "give it with --text"
+            )
+        if accounting == "pieces" and source is not None:
+            raise ConfigError(
+                "--text is for byte sidecars, tables and ranks; the tokens of a SentencePiece "
+                "model are audited by decoding them"
+            )
+        tokens = load_tokens(directory, "val", vocab, limit)
+        shards = tuple(find_shards(directory, "val"))
         return cls(
-            tokens=load_tokens(directory, "val", vocab, limit),
-            tokenizer=loaded,
-            token_bytes=TokenBytes.from_tokenizer(loaded, vocab),
-            shards=tuple(find_shards(directory, "val")),
+            tokens, loaded, token_bytes, accounting, shards, source, cut=len(tokens) == limit
         )
+
+    @property
+    def documents(self) -> npt.NDArray[np.int64]:
+        """Where documents begin.
+
+        Raises:
+            AccountingError: the tokens do not begin with one.
+        """
+        starts = np.flatnonzero(self.tokens == self.vocabulary.bos)
+        if not len(starts) or starts[0] != 0:
+            raise AccountingError(
+                f"the tokens do not begin with BOS ({self.vocabulary.bos}); documents cannot be "
+                "told apart"
+            )
+        return starts.astype(np.int64)
+
+    def unknown_tokens(self, targets: int) -> int:
+        """How many of the first `targets` targets stand for text that the vocabulary lacks."""
+        if self.accounting != "pieces":
+            return 0
+        assert isinstance(self.vocabulary, Tokenizer)
+        return unknown_tokens(self.vocabulary, self.tokens[1 : targets + 1])
 
     def audited_bytes(self, targets: Iterable[int]) -> dict[int, int]:
         """Bytes of the first n targets for each n of `targets`, the longest text audited.
@@ -75,15 +153,45 @@ class Text:
         The others are what is left of it without the bytes of the targets after theirs.
 
         Raises:
-            AccountingError: the tokens' bytes are not those of the text they decode to.
+            AccountingError: the tokens' bytes are not those of the text they stand for.
         """
         counts = sorted(targets)
         longest = counts[-1]
-        found = audit(self.token_bytes, self.tokenizer, self.tokens[: longest + 1])
-        rest = {
-            count: self.token_bytes.total(
-                self.tokens[count:longest], self.tokens[count + 1 : longest + 1]
-            )
-            for count in counts
+        found = self._audit(longest)
+        return {
+            count: found - self.token_bytes.charged(self.tokens, count, longest) for count in counts
         }
-        return {count: found - rest[count] for count in counts}
+
+    def _audit(self, targets: int) -> int:
+        tokens = self.tokens[: targets + 1]
+        if self.source is not None:
+            # It loads a compressor, which the file of a submission may have to do without.
+            from gptpack.data.documents import iterate_documents
+
+            return _byte_tables().audit_documents(
+                self.token_bytes,
+                tokens,
+                self.vocabulary.bos,
+                iterate_documents(self.source),
+                cut=self.cut or len(tokens) < len(self.tokens),
+            )
+        if self.accounting == "ranks":
+            return _byte_tables().audit_pieces(self.vocabulary, tokens)
+        assert isinstance(self.token_bytes, PieceBytes)
+        assert isinstance(self.vocabulary, Tokenizer)
+        return audit(self.token_bytes, self.vocabulary, tokens)
+
+
+def _byte_tables() -> Any:
+    """The module of other tokenizers, which the file of a submission goes without.
+
+    Raises:
+        MissingDependencyError: this is such a file.
+    """
+    try:
+        from gptpack.data import byte_tables
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this file evaluates tokens of SentencePiece models only; use gptpack eval"
+        ) from error
+    return byte_tables

@@ -1,6 +1,7 @@
 """The model: tokens -> nats. The parameter-golf baseline and the parts its records added.
 
-Shape legend: B = sequences, T = positions, W = model width, V = vocabulary.
+Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
+W = model width, V = vocabulary.
 
 Each block mixes the embedding back in, attends, and applies its MLP; the first half of the layers
 leaves its outputs as skips that the second half takes up in reverse (U-Net). State-dict names are
@@ -10,76 +11,49 @@ those of the reference, so its checkpoints load (gptpack/checkpoint.py).
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
+from gptpack import ops
 from gptpack.config import ModelConfig
-from gptpack.model.attention import CausalSelfAttention, choose_backend
+from gptpack.errors import ConfigError
+from gptpack.model.attention import choose_backend
+from gptpack.model.blocks import Block, Lanes
 from gptpack.model.layers import (
     BigramHash,
     Embedding,
     Linear,
+    Rope,
     SmearGate,
-    Tables,
     ValueEmbedding,
-    rms_norm,
+    ntk_base,
     rotary_tables,
+    yarn,
 )
+from gptpack.model.masks import document_mask
+from gptpack.ops import rms_norm
 
 TIED_EMBEDDING_STD = 0.005
 """The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
-
-
-class MLP(nn.Module):
-    """``proj(act(fc(x)))`` with a squared rectifier."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.slope = 0.5 if config.activation == "leaky_relu2" else 0.0
-        self.fc = Linear(config.width, config.mlp_hidden)
-        self.proj = Linear(config.mlp_hidden, config.width, zero=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc(x)
-        hidden = F.leaky_relu(hidden, self.slope) if self.slope else F.relu(hidden)
-        return self.proj(hidden.square())
-
-
-class Block(nn.Module):
-    """One layer; `resid_mix` weighs the residual stream against the embedding."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
-        self.attn = CausalSelfAttention(config, layer)
-        self.mlp = MLP(config)
-        self.attn_scale = nn.Parameter(torch.ones(config.width))
-        self.mlp_scale = nn.Parameter(torch.ones(config.width))
-        self.resid_mix = nn.Parameter(
-            torch.stack((torch.ones(config.width), torch.zeros(config.width)))
-        )
-
-    def forward(
-        self, x: Tensor, x0: Tensor, tables: Tables, value_embedding: Tensor | None
-    ) -> Tensor:
-        mix = self.resid_mix.to(x.dtype)
-        x = mix[0] * x + mix[1] * x0
-        attended = self.attn(rms_norm(x) * self.norm_scale, tables, value_embedding)
-        x = x + self.attn_scale.to(x.dtype) * attended
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
 
 
 class GPT(nn.Module):
     """A GPT of the shape `config`, with weights drawn from `seed`.
 
     Weights are float32. Activations are bfloat16 on CUDA and float32 elsewhere, unless
-    `compute_dtype` is set.
+    `compute_dtype` is set. `looped` says whether layers of a depth recurrence run more than once;
+    they do unless training has not come to it yet.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.rope: Rope | None = None
+        """Set by `use_rope`; None follows the configuration and the length of each sequence."""
+        self.rope_dims = config.rope_dims or config.head_width
+        self.looped = True
+        self.kernels = False
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -100,9 +74,10 @@ class GPT(nn.Module):
             self.ve_layer_scales = nn.ParameterList(
                 nn.Parameter(torch.ones(1)) for _ in config.value_embedding_layers
             )
-        self.encoders = config.layers // 2
-        self.skip_weights = (
-            nn.Parameter(torch.ones(self.encoders, config.width)) if self.encoders else None
+        skips = len(config.layer_order()) // 2
+        self.skip_weights = nn.Parameter(torch.ones(skips, config.width)) if skips else None
+        self.skip_gates = (
+            nn.Parameter(torch.zeros(skips, config.width)) if skips and config.skip_gates else None
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.lm_head = (
@@ -111,10 +86,15 @@ class GPT(nn.Module):
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draw the weights; the same `seed` gives the same weights on every machine."""
+        """Draw the weights; the same `seed` gives the same weights on every machine.
+
+        Orthogonal ones are the same on machines whose LAPACK computes alike.
+        """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
-            if isinstance(module, Linear | Embedding):
+            if isinstance(module, Linear):
+                module.reset(generator, orthogonal=self.config.orthogonal_init)
+            elif isinstance(module, Embedding):
                 module.reset(generator)
 
     def use_attention(self, name: str) -> str:
@@ -125,8 +105,56 @@ class GPT(nn.Module):
             block.attn.backend = chosen
         return chosen
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64)."""
+    def use_kernels(self, name: str) -> str:
+        """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what it is.
+
+        Kernels take the weights from their modules, so hooks on those see no activations.
+        """
+        chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
+        self.kernels = chosen.startswith("on")
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.kernels = block.attn.kernels = block.mlp.kernels = self.kernels
+        return chosen
+
+    def _ntk_base(self, length: int) -> float:
+        """The configuration's base for sequences of `length`."""
+        config = self.config
+        trained = config.rope_ntk_context
+        return ntk_base(config.rope_base, self.rope_dims, length=length, trained=trained)
+
+    def use_rope(self, scaling: str, length: int) -> str:
+        """Fix the rotary angles for sequences of up to `length`; returns what they are, in words.
+
+        ``model`` applies the configuration's own rule to `length`. The others take the angles that
+        the model was trained with (those of sequences of ``config.context``) and, if `length` is
+        beyond that, leave them (``none``), stretch the base (``ntk``), or interpolate (``yarn``).
+
+        Raises:
+            ConfigError: no such scaling.
+        """
+        trained, dims = self.config.context, self.rope_dims
+        base = self._ntk_base(trained)
+        if scaling == "model":
+            self.rope = Rope(self._ntk_base(length))
+            known = self.config.rope_ntk_context
+            return f"model (ntk from {known:,})" if known else "model (unscaled)"
+        if scaling == "none":
+            self.rope = Rope(base)
+        elif scaling == "ntk":
+            self.rope = Rope(ntk_base(base, dims, length=length, trained=trained))
+        elif scaling == "yarn":
+            self.rope = yarn(base, dims, length=length, trained=trained)
+        else:
+            raise ConfigError(f"rope scaling '{scaling}': choose model, none, ntk, yarn")
+        return f"{scaling}, trained at {trained:,}" if length > trained else "as trained"
+
+    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
+
+        With `last`, that of the last so many positions: ``[B, last, W]``. The last layer then
+        computes keys and values for all positions, and everything else for those alone.
+        """
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
         dtype = self.compute_dtype or device_dtype
         x = self.tok_emb(tokens, dtype)
@@ -138,22 +166,39 @@ class GPT(nn.Module):
         x0 = x
         values = self._value_embeddings(tokens, dtype)
         config = self.config
-        tables = rotary_tables(
-            tokens.shape[1],
-            config.rope_dims or config.head_width,
-            base=config.rope_base,
-            ntk_context=config.rope_ntk_context,
-            like=x,
-        )
-        skips: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if layer >= self.encoders and skips and self.skip_weights is not None:
-                weight = self.skip_weights[layer - self.encoders].to(dtype)
-                x = x + weight * skips.pop()
-            x = block(x, x0, tables, values.get(layer))
-            if layer < self.encoders:
-                skips.append(x)
-        return rms_norm(x)
+        length = tokens.shape[1]
+        rope = self.rope or Rope(self._ntk_base(length))
+        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x)
+        mask = document_mask(tokens, config.bos) if config.document_mask else None
+        order = config.layer_order(self.looped)
+        encoders = len(order) // 2
+        lanes = Lanes(x)
+        skips: list[Lanes] = []
+        for position, layer in enumerate(order):
+            if position >= encoders and skips:
+                lanes = self._take_up(skips.pop(), lanes, position - encoders)
+            block = self.blocks[layer]
+            assert isinstance(block, Block)
+            asking = last if position == len(order) - 1 and last != length else None
+            if isinstance(mask, BlockMask):
+                # FlexAttention's blocks are made for all queries
+                asking = None
+            elif asking is not None and mask is not None:
+                mask = mask[:, :, -asking:]
+            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking)
+            if position < encoders:
+                skips.append(lanes)
+        x = rms_norm(lanes.mean())
+        return x if last is None or x.shape[1] == last else x[:, -last:]
+
+    def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
+        """`lanes` with a skip of the first half; with gates a blend, ``s + g (x - s)``."""
+        assert self.skip_weights is not None
+        weight = self.skip_weights[index].to(skip.first.dtype)
+        if self.skip_gates is None:
+            return lanes.map(skip, lambda x, s: x + weight * s)
+        gate = torch.sigmoid(self.skip_gates[index]).to(weight.dtype)
+        return lanes.map(skip, lambda x, s: torch.lerp(weight * s, x, gate))
 
     def _value_embeddings(self, tokens: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
         if self.ve_shared is None:
@@ -163,17 +208,23 @@ class GPT(nn.Module):
         scales = [scale.to(dtype) for scale in self.ve_layer_scales]
         return {layer: shared * scale for layer, scale in zip(layers, scales, strict=True)}
 
+    @property
+    def head(self) -> Tensor:
+        """Weight ``[V, W]`` of the output layer."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
-        head = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(F.linear(hidden, head.to(hidden.dtype)).float() / cap)
+        return ops.softcapped(hidden, self.head, self.config.logit_softcap)
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy in nats of each target, float32 ``[B, T]``."""
-        logits = self.logits(self.hidden(inputs))
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.view(targets.shape)
+        """Cross entropy in nats of each target, float32 ``[B, S]``.
+
+        `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
+        """
+        hidden = self.hidden(inputs, last=targets.shape[1])
+        cap = self.config.logit_softcap
+        return ops.head_losses(hidden, self.head, targets, cap, kernels=self.kernels)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats over all targets."""

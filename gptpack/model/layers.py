@@ -1,20 +1,19 @@
-"""The small parts of the model: norm, linear, rotary positions, bigram table, smear gate.
+"""The small parts of the model: linear, rotary positions, bigram table, smear gate.
 
 Shape legend: B = sequences, T = positions, H = heads, D = width of a head, W = model width.
 
 Weights stay float32; every part computes in the dtype of the activations that it is given.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = torch.finfo(torch.float32).eps
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last axis, without a weight. Zhang and Sennrich 2019."""
-    return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+from gptpack import ops
+from gptpack.ops import Tables
 
 
 class Linear(nn.Module):
@@ -25,14 +24,29 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.zero = zero
 
-    def reset(self, generator: torch.Generator) -> None:
-        """Uniform in ``+-1/sqrt(inputs)``, or zero where the block must start as the identity."""
-        if not self.zero:
-            bound = self.weight.shape[1] ** -0.5
-            nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+    def reset(self, generator: torch.Generator, *, orthogonal: bool = False) -> None:
+        """Uniform in ``+-1/sqrt(inputs)``, or orthogonal; zero where a block starts as identity."""
+        if self.zero:
+            return
+        if orthogonal:
+            nn.init.orthogonal_(self.weight, generator=generator)
+            return
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+def scaled(linear: Linear, x: Tensor, scale: Tensor, *, kernels: bool) -> Tensor:
+    """``scale * linear(x)``, with a scale per output channel.
+
+    With kernels the scale goes into the weight: no pass over activations is left in either
+    direction, and the gradient of the scale is a sum over the weight.
+    """
+    if kernels:
+        return F.linear(x, ops.scaled_rows(linear.weight, scale, x.dtype))
+    return scale.to(x.dtype) * linear(x)
 
 
 class Embedding(nn.Module):
@@ -51,34 +65,60 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight).to(dtype)
 
 
-Tables = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, each ``[1, T, 1, dims / 2]``."""
+def ntk_base(base: float, dims: int, *, length: int, trained: int) -> float:
+    """``base * s^(dims / (dims - 2))`` with ``s = length / trained`` if that is above 1.
 
-
-def rotary_tables(length: int, dims: int, *, base: float, ntk_context: int, like: Tensor) -> Tables:
-    """Rotary angles for `length` positions, in the dtype and on the device of `like`.
-
-    Sequences longer than `ntk_context` (0: never) use the base ``base * s^(dims / (dims - 2))``
-    with ``s = length / ntk_context``.
+    A `trained` length of 0 never stretches.
     """
-    if ntk_context and length > ntk_context and dims > 2:
-        base *= (length / ntk_context) ** (dims / (dims - 2))
+    if trained and length > trained and dims > 2:
+        base *= (length / trained) ** (dims / (dims - 2))
+    return base
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary angles that are the same whatever the length of a sequence."""
+
+    base: float
+    factors: tuple[float, ...] = ()
+    """Of the frequency of each pair of channels; none for 1."""
+    temperature: float = 1.0
+    """Of rotated queries and of rotated keys."""
+
+
+YARN_TURNS = (1.0, 32.0)
+"""Channels that turn less than the first over the trained length are interpolated, those that turn
+more than the second are left alone."""
+
+
+def yarn(base: float, dims: int, *, length: int, trained: int) -> Rope:
+    """YaRN for sequences of `length` in a model trained on `trained` (with `base`).
+
+    Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3. Like theirs, the temperature
+    ``0.1 ln(s) + 1`` is on the rotated channels, so it is partial where the rotation is.
+    """
+    scale = length / trained
+    if scale <= 1:
+        return Rope(base)
+    low, high = YARN_TURNS
+    turns = [trained * base ** (-2 * i / dims) / (2 * math.pi) for i in range(dims // 2)]
+    kept = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
+    factors = tuple(keep + (1 - keep) / scale for keep in kept)
+    return Rope(base, factors, 0.1 * math.log(scale) + 1)
+
+
+def rotary_tables(length: int, dims: int, *, rope: Rope, like: Tensor) -> Tables:
+    """Rotary angles for `length` positions, in the dtype and on the device of `like`."""
     pairs = torch.arange(0, dims, 2, dtype=torch.float32, device=like.device) / dims
+    frequencies = rope.base**-pairs
+    if rope.factors:
+        frequencies = frequencies * torch.tensor(rope.factors, device=like.device)
     positions = torch.arange(length, dtype=torch.float32, device=like.device)
-    angles = torch.outer(positions, base**-pairs).view(1, length, 1, dims // 2)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def rotate(x: Tensor, tables: Tables) -> Tensor:
-    """Rotate the first channels of each head of `x` ``[B, T, H, D]``. Su et al. 2021.
-
-    Channel i of the first half of the rotated channels is paired with channel i of the second.
-    """
-    cos, sin = tables
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    rotated = (first * cos + second * sin, second * cos - first * sin)
-    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
+    angles = torch.outer(positions, frequencies).view(1, length, 1, dims // 2)
+    cos, sin = angles.cos(), angles.sin()
+    if rope.temperature != 1:
+        cos, sin = cos * rope.temperature, sin * rope.temperature
+    return cos.to(like.dtype), sin.to(like.dtype)
 
 
 class BigramHash(nn.Module):

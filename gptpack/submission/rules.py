@@ -230,6 +230,10 @@ def _one_file(folder: Folder) -> Verdict:
     return True, f"all counted code is in {SCRIPT}"
 
 
+OPTIONAL = frozenset({"brotli", "constriction", "kernels", "triton", "zstandard"})
+"""Packages that our script imports where an artifact, or an option by name, asks for them."""
+
+
 def _imports(folder: Folder) -> Verdict:
     """Packages that are imported are named in requirements.txt."""
     source = _source(folder)
@@ -242,8 +246,7 @@ def _imports(folder: Folder) -> Verdict:
     except OSError:
         text = ""
     listed = {match[0].lower().replace("-", "_") for match in re.finditer(r"^[\w.-]+", text, re.M)}
-    optional = {"brotli", "constriction", "zstandard"}
-    if unlisted := sorted(found - listed - optional):
+    if unlisted := sorted(found - listed - OPTIONAL):
         return False, f"{REQUIREMENTS} does not name {', '.join(unlisted)}"
     return True, f"needs {', '.join(sorted(listed)) or 'no package'}"
 

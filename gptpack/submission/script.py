@@ -19,6 +19,8 @@ from gptpack.version import VERSION
 ENTRY = ("gptpack.cli.standalone", "main")
 RANGE_MODULES = ("gptpack.codec.range",)
 """Reached by nothing but the codec range; a file without such sections does without them."""
+OTHER_TOKENIZERS = ("gptpack.data.byte_tables", "gptpack.data.documents")
+"""Left out: 3.8 KB of the compressed file for tokenizers that are no SentencePiece models."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
     "constriction": "constriction>=0.4.2",
@@ -77,7 +79,7 @@ def make_script(codecs: set[str], *, artifact: str, stride: int = 0) -> Script:
     Raises:
         GptpackError: a module's source is not installed.
     """
-    without = () if OfCodes.name in codecs else RANGE_MODULES
+    without = OTHER_TOKENIZERS if OfCodes.name in codecs else RANGE_MODULES + OTHER_TOKENIZERS
     call = f"main(__file__, artifact={artifact!r}, stride={stride})"
     plain = bundle(*ENTRY, without=without)
     small = bundle(*ENTRY, without=without, transform=without_annotations)

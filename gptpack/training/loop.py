@@ -47,6 +47,8 @@ class TrainResult:
     peak_memory_bytes: int
     """CUDA memory at its peak; 0 on CPU."""
     attention: str
+    kernels: str
+    """Whether Triton kernels ran, and by what (`gptpack.ops.choose_kernels`)."""
     weights: str
     """Which weights the checkpoint holds: the last ones, or which average."""
 
@@ -60,6 +62,7 @@ def train(
     tokenizer: TokenizerIdentity | None = None,
     resume: bool = False,
     attention: str = "auto",
+    kernels: str = "auto",
     compiled: bool | None = None,
     progress: Progress = silent,
 ) -> TrainResult:
@@ -69,13 +72,14 @@ def train(
     as one that was not; with a limit in seconds the clock goes on from where it stood.
 
     Args:
+        kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         compiled: use torch.compile; None does so on CUDA only.
 
     Raises:
         ConfigError: `output` holds another run's checkpoint, or the batch has no whole window.
         TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
     """
-    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled)
+    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels)
     if resume:
         run.restore()
     elif run.path.exists():
@@ -98,6 +102,7 @@ class Run:
         tokenizer: TokenizerIdentity | None,
         attention: str,
         compiled: bool | None,
+        kernels: str = "auto",
     ) -> None:
         self.recipe, self.ranks, self.tokenizer, self.output = recipe, ranks, tokenizer, output
         self.path = output / CHECKPOINT
@@ -121,6 +126,7 @@ class Run:
         self.compiled = ranks.device.type == "cuda" if compiled is None else compiled
         self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
         self.attention = self.model.use_attention(attention)
+        self.kernels = self.model.use_kernels(kernels)
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
         if self.compiled:
             self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
@@ -157,12 +163,13 @@ class Run:
     def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
         """One optimizer step; returns its loss and what it was made with."""
         now = scheduled(self.step, elapsed, self.recipe.training, self.recipe.optimizer)
-        loss = self._learn(now)
+        loss = self._learn(now, looped=now.recurrence)
         self.step += 1
         self.average.update(self.step, now.progress)
         return loss, now
 
-    def _learn(self, now: Scheduled) -> Tensor:
+    def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
+        self.model.looped = looped
         loss = self.gradients(self.step)
         self.optimizers.step(
             lr_multiplier=now.lr_multiplier,
@@ -179,8 +186,10 @@ class Run:
         changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
         before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
         now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
-        for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
-            self._learn(now)
+        late = self.recipe.model.loops > 0 and self.recipe.training.recurrence_start > 0
+        for looped in (False, True) if late else (True,):
+            for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
+                self._learn(now, looped=looped)
         for tensor, value in zip(changing, before, strict=True):
             tensor.copy_(value)
         self.synchronize()
@@ -244,6 +253,7 @@ class Run:
             loss_nats=last,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
             attention=self.attention,
+            kernels=self.kernels,
             weights=self.average.told,
         )
 

@@ -1,0 +1,104 @@
+"""`gptpack stats`: whether runs beat a threshold by more than chance."""
+
+from typing import Any
+
+import click
+
+from gptpack.cli.console import print_json, print_table
+from gptpack.errors import ConfigError, LimitError
+from gptpack.report.samples import read_runs
+from gptpack.report.stats import Run, Verdict, judge, margin_in_bpb
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True}
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--below", type=float, help="The mean has to be below this.")
+@click.option("--beats", type=float, help="The mean has to be below this by the margin --by.")
+@click.option("--by", "margin", type=float, default=0.0, show_default=True, help="The margin.")
+@click.option(
+    "--unit",
+    type=click.Choice(["same", "bpb", "nats"]),
+    default="same",
+    show_default=True,
+    help="Of the margin; nats are turned into bits per byte where those are compared.",
+)
+@click.option("--metric", help="bpb, nats, seconds, or a path such as plain.bpb. [default: bpb]")
+@click.option("--tokens-per-byte", type=float, help="Of the text, for plain lists and --unit nats.")
+@click.option("--alpha", type=float, default=0.01, show_default=True, help="Level of the test.")
+@click.option("--power", type=float, default=0.8, show_default=True, help="What more runs are for.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+def command(
+    runs: tuple[str, ...],
+    below: float | None,
+    beats: float | None,
+    margin: float,
+    unit: str,
+    metric: str | None,
+    tokens_per_byte: float | None,
+    alpha: float,
+    power: float,
+    as_json: bool,
+) -> None:
+    """Test whether the mean of RUNS is below a threshold: a one-sided one-sample t-test.
+
+    RUNS are results of `gptpack eval --json`, logs in the style of parameter-golf or
+    modded-nanogpt, files with a list of numbers, or numbers. Works for losses and for times. Ends
+    with status 1 if the difference may be chance.
+
+    \b
+    Examples:
+      gptpack stats runs/*.json --below 3.28 --metric nats
+      gptpack stats runs/*.json --beats 1.2161 --by 0.005 --unit nats
+      gptpack stats 1.20143417 1.19945102 1.20319508 --below 1.21113611
+      gptpack stats logs/*.txt --metric seconds --below 180 --alpha 0.05
+    """
+    if (below is None) == (beats is None):
+        raise ConfigError("give a threshold: either --below, or --beats and --by")
+    figures = read_runs(runs, metric or "bpb")
+    if beats is not None:
+        if tokens_per_byte is not None:
+            figures = [
+                Run(name=run.name, value=run.value, tokens_per_byte=tokens_per_byte)
+                for run in figures
+            ]
+        convert = unit == "nats" and (metric or "bpb").endswith("bpb")
+        threshold = beats - (margin_in_bpb(margin, figures) if convert else margin)
+    else:
+        assert below is not None
+        threshold = below
+    verdict = judge([run.value for run in figures], threshold, alpha=alpha, power=power)
+    if as_json:
+        values = [{"run": run.name, "value": run.value} for run in figures]
+        print_json({"metric": metric or "bpb", **verdict.to_dict(), "values": values})
+    else:
+        _print(figures, verdict)
+    if not verdict.significant:
+        raise LimitError(
+            f"a mean of {verdict.mean:.6g} is not below {threshold:.8g} beyond chance: "
+            f"p = {verdict.p:.4g}, level {alpha:g}"
+        )
+
+
+def _print(figures: list[Run], verdict: Verdict) -> None:
+    print_table(["run", "value"], [[run.name, f"{run.value:.8g}"] for run in figures])
+    click.echo()
+    more = verdict.more_runs
+    rows: list[tuple[str, Any]] = [
+        ("runs", verdict.runs),
+        ("mean", f"{verdict.mean:.8g}"),
+        ("standard deviation of a run", f"{verdict.sd:.4g}"),
+        ("lowest and highest", f"{verdict.lowest:.8g} {verdict.highest:.8g}"),
+        ("threshold", f"{verdict.threshold:.8g}"),
+        ("t", "none" if verdict.t is None else f"{verdict.t:.3f}"),
+        ("degrees of freedom", verdict.df),
+        ("p, one-sided", f"{verdict.p:.4g}"),
+        (f"significant at {verdict.alpha:g}", "yes" if verdict.significant else "no"),
+        ("power of so many runs", f"{verdict.power:.3f}"),
+        (
+            f"more runs for a power of {verdict.wanted_power:g}",
+            "no number would do" if more is None else more,
+        ),
+    ]
+    print_table(["one-sided t-test", ""], [[name, str(value)] for name, value in rows])

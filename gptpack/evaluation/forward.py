@@ -1,0 +1,127 @@
+"""Tokens through the model, in batches of fixed shape, compiled where that pays.
+
+Shape legend:  B = windows of a batch,  T = positions,  S = the last positions, those asked for
+their targets,  V = vocabulary
+
+The one method that a model needs is ``token_losses(inputs [B, T], targets [B, S]) -> nats [B, S]``,
+whose targets belong to the last S positions; log-probabilities also need ``hidden(inputs, last=S)``
+and ``logits(hidden)``. So the output head and the softmax run for scored positions alone, and the
+model may leave out of its last layer what only the others would need: at stride 64 and context
+2,048 the head and the losses shrink 32 times, and one layer of eleven becomes nearly free.
+Everything else a sliding window must compute anew: from the second layer on, the state of a
+position depends on where its window begins.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from gptpack.evaluation.clock import Clock
+
+BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
+"""Tokens of a batch where none are asked for: logits of 131,072 x 1,024 float32 are 0.5 GiB."""
+
+Compile = Literal["auto", "on", "off"]
+
+COMPILE_POSITIONS = 1 << 24
+"""``auto`` compiles a shape that at least so many positions go through: below, compiling a model
+takes longer than it saves. An estimate, for want of a measurement on more than one device."""
+
+IN_FLIGHT = 2
+"""Batches that may be queued on a CUDA device: enough to keep it busy, few enough that progress
+and a time limit mean what they say."""
+
+
+def batch_tokens_for(device: torch.device, asked: int = 0) -> int:
+    """Most tokens of a batch: `asked`, or what suits `device`."""
+    return asked or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
+class Forward:
+    """A model as functions of token windows; shared by all passes, so that it compiles once.
+
+    Args:
+        compiled: ``auto`` compiles on CUDA where enough work has a shape; ``on`` always.
+        compiler: `torch.compile`, or what a test puts in its place.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        compiled: Compile = "auto",
+        clock: Clock | None = None,
+        compiler: Callable[..., Any] = torch.compile,
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.clock = clock or Clock()
+        self.compiled = compiled
+        self._compiler = compiler
+        self._functions: dict[str, Callable[..., Tensor]] = {}
+        self._ready: set[tuple[Any, ...]] = set()
+        self._queued: deque[torch.cuda.Event] = deque()
+
+    def pays(self, positions: int) -> bool:
+        """Whether to compile a shape that so many positions will go through."""
+        if self.compiled == "auto":
+            return self.device.type == "cuda" and positions >= COMPILE_POSITIONS
+        return self.compiled == "on"
+
+    def losses(self, inputs: Tensor, targets: Tensor, *, compiled: bool = False) -> Tensor:
+        """Nats ``[B, S]`` of `targets` ``[B, S]``, which belong to the last S positions."""
+
+        def run(inputs: Tensor, targets: Tensor) -> Tensor:
+            return cast(Any, self.model).token_losses(inputs, targets)
+
+        found = self._call("losses", run, compiled, inputs, targets)
+        assert found.shape == targets.shape, (found.shape, targets.shape)
+        return found
+
+    def log_probabilities(self, inputs: Tensor, last: int, *, compiled: bool = False) -> Tensor:
+        """Log-probabilities ``[B, last, V]`` after each of the last positions, float32."""
+
+        def run(inputs: Tensor) -> Tensor:
+            model = cast(Any, self.model)
+            logits = model.logits(model.hidden(inputs, last=last))
+            return torch.log_softmax(logits.float(), dim=-1)
+
+        return self._call(f"log_probabilities {last}", run, compiled, inputs)
+
+    def _call(
+        self, name: str, run: Callable[..., Tensor], compiled: bool, *arguments: Tensor
+    ) -> Tensor:
+        """Run, compiled if asked; the first call of a shape is booked as ``compile``."""
+        if not compiled:
+            return run(*arguments)
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._compiler(run, fullgraph=True, dynamic=False)
+        key = (name, torch.is_grad_enabled(), *(argument.shape for argument in arguments))
+        if key in self._ready:
+            return function(*arguments)
+        with self.clock.phase("compile"):
+            result = function(*arguments)
+            self.synchronize()
+        self._ready.add(key)
+        return result
+
+    def pace(self) -> None:
+        """Called after each batch: waits until few are queued."""
+        if self.device.type != "cuda":
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._queued.append(event)
+        while len(self._queued) > IN_FLIGHT:
+            self._queued.popleft().synchronize()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._queued.clear()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

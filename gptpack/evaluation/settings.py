@@ -1,0 +1,156 @@
+"""How a model may adapt to the text that it has been scored on, as values with names.
+
+Written ``sgd:lr=0.002,epochs=3`` or ``lora:rank=8``; `describe` is what a result says.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from gptpack.config import from_dict
+from gptpack.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SgdSettings:
+    """All weights, by SGD on each chunk of text once it is scored (parameter-golf #549, #1060)."""
+
+    lr: float = 0.002
+    """Of the first chunk; falls to 0 with the last as half a cosine."""
+    epochs: int = 3
+    momentum: float = 0.9
+    clip: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    chunk: int = 32768
+    """Targets that are scored, then trained on."""
+    rows: int = 32
+    """Most training rows of one context each in a step, over all ranks."""
+    reset: int = 0
+    """Every so many chunks, back to the file's weights without momentum; 0 never."""
+    freeze: int = 0
+    """The first so many blocks stay as they are."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "epochs", "chunk", "rows")
+        _not_negative(self, "clip", "reset", "freeze")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum={self.momentum} must lie in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """Low-rank additions to some matrices, by AdamW, anew for each document (parameter-golf #77).
+
+    A document's own chunks are scored and trained on in turn, within its own text. Where not said,
+    the settings are those of #77; #1530 has ``rank=80,alpha=144,lr=1e-4,decay=0.5,chunk=48`` on
+    all matrices.
+    """
+
+    rank: int = 8
+    alpha: float = 0.0
+    """The product of the two factors is scaled by ``alpha / rank``; 0 is `rank`."""
+    lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    decay: float = 0.0
+    """Decoupled weight decay."""
+    steps: int = 1
+    """Gradient steps on each chunk."""
+    chunk: int = 256
+    """Targets that are scored, then trained on; the stride of the evaluation."""
+    documents: int = 64
+    """Most documents that are worked on side by side; changes no score."""
+    targets: str = "c_q+c_v"
+    """Last names of the linear layers that get factors, joined by ``+``; ``hidden`` is the state
+    that the output head reads."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "rank", "lr", "steps", "chunk", "documents")
+        _not_negative(self, "alpha", "decay")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if not all(self.targets.split("+")):
+            raise ConfigError(f"targets={self.targets!r}: write names joined by +, such as c_q+c_v")
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
+
+
+Settings = SgdSettings | LoraSettings
+
+_KINDS: dict[str, type[SgdSettings] | type[LoraSettings]] = {
+    "sgd": SgdSettings,
+    "lora": LoraSettings,
+}
+
+SWEEP = {
+    "A": "sgd:lr=0.002,epochs=3",
+    "B": "sgd:lr=0.0025,epochs=4",
+    "C": "sgd:lr=0.0025,epochs=4,reset=100",
+    "D": "sgd:lr=0.0025,epochs=4,reset=50",
+}
+"""Four settings that were swept on one checkpoint to see whether drift is what stops test-time
+training from helping: two known ones, and the second with two resets."""
+
+
+def parse_settings(text: str) -> Settings:
+    """Settings from ``kind:key=value,key=value``; what is not said has its default.
+
+    Raises:
+        ConfigError: no such kind or key, or a value that does not fit.
+    """
+    kind, _, rest = text.partition(":")
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"'{text}': write {' or '.join(f'{name}:key=value,...' for name in _KINDS)}, or sweep"
+        )
+    values: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, found, value = part.partition("=")
+        if not found:
+            raise ConfigError(f"'{text}': '{part}' is not key=value")
+        values[key.strip()] = _number(value.strip())
+    return from_dict(_KINDS[kind], values, kind)
+
+
+def describe(settings: Settings) -> str:
+    """``ttt-sgd(lr=0.002, epochs=3, ...)``: everything, so that the run can be repeated."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(settings, cls))
+    parts = [f"{key}={value}" for key, value in dataclasses.asdict(settings).items()]
+    return f"ttt-{kind}({', '.join(parts)})"
+
+
+def brief(settings: Settings) -> str:
+    """The same with only what differs from the defaults, and what matters most."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(settings, cls))
+    always = ("lr", "epochs") if isinstance(settings, SgdSettings) else ("rank", "lr", "chunk")
+    defaults = dataclasses.asdict(type(settings)())
+    parts = [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in dataclasses.asdict(settings).items()
+        if key in always or value != defaults[key]
+    ]
+    return f"ttt-{kind}({', '.join(parts)})"
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _positive(settings: Settings, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ConfigError(f"{name}={getattr(settings, name)} must be above 0")
+
+
+def _not_negative(settings: Settings, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise ConfigError(f"{name}={getattr(settings, name)} must not be negative")

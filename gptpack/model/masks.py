@@ -1,0 +1,49 @@
+"""Which earlier positions a position may attend to, where that is not all of them.
+
+Shape legend: B = sequences, T = positions.
+"""
+
+from functools import cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+Mask: TypeAlias = Tensor | BlockMask
+"""True where a position may attend, ``[B, 1, T, T]``, or the same in blocks for FlexAttention."""
+
+
+def document_ids(tokens: Tensor, bos: int) -> Tensor:
+    """The number of each token's document within its sequence, ``[B, T]``, counted at `bos`."""
+    return (tokens == bos).cumsum(1)
+
+
+def document_mask(tokens: Tensor, bos: int) -> Mask:
+    """Causal attention within a document, for tokens ``[B, T]``.
+
+    On CUDA in blocks, so that attention skips what lies in other documents; elsewhere in full.
+    """
+    ids_BT = document_ids(tokens, bos)
+    batch, length = tokens.shape
+    if tokens.device.type != "cuda":
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        return (ids_BT.unsqueeze(1) == ids_BT.unsqueeze(2)).unsqueeze(1) & causal_TT
+
+    def allowed(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (ids_BT[b, q] == ids_BT[b, k])
+
+    return create_block_mask(allowed, batch, None, length, length, device=tokens.device)
+
+
+@cache
+def _compiled() -> Any:
+    """FlexAttention makes its kernel when it is compiled; uncompiled it computes all scores."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Softmax attention under `mask`; q ``[B, H, T, D]``, k and v ``[B, G, T, D]``, out like q."""
+    call = flex_attention if torch.compiler.is_compiling() else _compiled()
+    found: Tensor = call(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return found

@@ -1,0 +1,199 @@
+"""Every operation that has a kernel: Triton on CUDA, torch elsewhere. One function each.
+
+Shape legend: B = sequences, T = positions, W = model width, H = query heads, G = key/value heads,
+D = width of a head, F = hidden width of the MLP, V = vocabulary.
+
+Without kernels a function is the torch expression in it and nothing else. With kernels it calls a
+custom operator of ``gptpack/kernels``, which torch.compile takes as it is; `choose_kernels` decides
+once, and says what it decided. docs/decisions/kernels.md says what is fused and why.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptpack.errors import ConfigError, MissingDependencyError
+
+Kernels = Literal["auto", "on", "off"]
+
+MODULES = ("cross_entropy", "heads", "mlp", "residual_norm")
+OLDEST = (8, 0)
+"""Compute capability from which tensor cores know bfloat16."""
+
+NORM_EPS = torch.finfo(torch.float32).eps
+
+Tables = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, each ``[1, T, 1, dims / 2]``."""
+
+
+def choose_kernels(name: str, device: torch.device) -> str:
+    """What `name` stands for on `device`: ``off``, or ``on`` and what the kernels run by.
+
+    ``auto`` takes them on CUDA where Triton and the device allow; on a CPU it never does. By name
+    they also run in Triton's interpreter (``TRITON_INTERPRET=1``), slowly, for tests.
+
+    Raises:
+        ConfigError: neither auto, on nor off.
+        MissingDependencyError: on, where it cannot be had.
+    """
+    if name not in get_args(Kernels):
+        raise ConfigError(f"kernels '{name}': choose {', '.join(get_args(Kernels))}")
+    if name == "off" or (name == "auto" and device.type != "cuda"):
+        return "off"
+    problem = _missing(device)
+    if problem and name == "on":
+        raise MissingDependencyError(f"kernels 'on': {problem}; use auto or off")
+    if problem:
+        return f"off ({problem})"
+    for module in MODULES:
+        importlib.import_module(f"gptpack.kernels.{module}")
+    import triton
+
+    if device.type != "cuda":
+        return "on (Triton's interpreter)"
+    tiles = "TMA" if torch.cuda.get_device_capability(device)[0] >= 9 else "pointers, no TMA"
+    return f"on (Triton {triton.__version__}, {tiles})"
+
+
+def _missing(device: torch.device) -> str:
+    """What keeps kernels from running on `device`; empty if nothing does."""
+    try:
+        import triton
+    except ImportError:
+        return "Triton is not installed (pip install 'gptpack[triton]')"
+    if triton.knobs.runtime.interpret:
+        return "" if device.type == "cpu" else "TRITON_INTERPRET is set, which is for CPUs"
+    if device.type != "cuda":
+        return f"a {device.type} device has no Triton"
+    found = torch.cuda.get_device_capability(device)
+    if found < OLDEST:
+        return f"compute capability {found[0]}.{found[1]}, needed {OLDEST[0]}.{OLDEST[1]}"
+    return ""
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last axis, without a weight. Zhang and Sennrich 2019."""
+    return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+
+
+def rotate(x: Tensor, tables: Tables) -> Tensor:
+    """Rotate the first channels of each head of `x` ``[B, T, H, D]``. Su et al. 2021.
+
+    Channel i of the first half of the rotated channels is paired with channel i of the second.
+    """
+    cos, sin = tables
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    rotated = (first * cos + second * sin, second * cos - first * sin)
+    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
+
+
+def mix_norm(
+    x: Tensor, x0: Tensor, mix: Tensor, scale: float, *, kernels: bool
+) -> tuple[Tensor, Tensor]:
+    """``y = mix[0] x + mix[1] x0`` and ``scale rms_norm(y)``; all ``[B, T, W]``, mix ``[2, W]``."""
+    if kernels:
+        y, h = torch.ops.gptpack.mix_norm(x, x0, mix, scale, NORM_EPS)
+        return y, h
+    weights = mix.to(x.dtype)
+    y = weights[0] * x + weights[1] * x0
+    return y, rms_norm(y) * scale
+
+
+def add_norm(x: Tensor, branch: Tensor, scale: float, *, kernels: bool) -> tuple[Tensor, Tensor]:
+    """``y = x + branch`` and ``scale rms_norm(y)``; all ``[B, T, W]``."""
+    if kernels:
+        y, h = torch.ops.gptpack.add_norm(x, branch, scale, NORM_EPS)
+        return y, h
+    y = x + branch
+    return y, rms_norm(y) * scale
+
+
+def scaled_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``diag(scale) weight`` in `dtype`, rounded once; weight ``[R, C]``, scale ``[R]``."""
+    return (scale.unsqueeze(1) * weight).to(dtype)
+
+
+def split_heads(
+    projections: Sequence[Tensor],
+    gain: Tensor,
+    tables: Tables,
+    value_embedding: Tensor | None,
+    *,
+    heads: int,
+    kv_heads: int,
+    kernels: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]`` as attention takes them.
+
+    Queries and keys are normalised and rotated, queries scaled by `gain` ``[H]``, and
+    `value_embedding` ``[B, T, G D]`` is added to the values.
+
+    Args:
+        projections: of queries, keys and values, or one of all three, ``[B, T, (H + 2 G) D]``;
+            kernels want the one.
+    """
+    if kernels:
+        (merged,) = projections
+        cos, sin = tables
+        q, k, v = torch.ops.gptpack.split_heads(
+            merged, gain, cos, sin, value_embedding, heads, kv_heads, NORM_EPS
+        )
+        return q, k, v
+    if len(projections) == 1:
+        width = projections[0].shape[-1] // (heads + 2 * kv_heads)
+        sizes = [n * width for n in (heads, kv_heads, kv_heads)]
+        projections = torch.split(projections[0], sizes, dim=-1)
+    q, k, v = projections
+    batch, length, _ = q.shape
+    if value_embedding is not None:
+        v = v + value_embedding
+    q = q.view(batch, length, heads, -1)
+    k = k.view(batch, length, kv_heads, -1)
+    v = v.view(batch, length, kv_heads, -1)
+    q = rotate(rms_norm(q), tables) * gain.to(q.dtype).view(1, 1, -1, 1)
+    return q, rotate(rms_norm(k), tables), v
+
+
+def squared_rectifier(hidden: Tensor, slope: float) -> Tensor:
+    """``leaky_relu(hidden, slope)^2``."""
+    hidden = F.leaky_relu(hidden, slope) if slope else F.relu(hidden)
+    return hidden.square()
+
+
+def mlp(x: Tensor, up: Tensor, down: Tensor, slope: float, *, kernels: bool) -> Tensor:
+    """``squared_rectifier(x up^T) down^T``; x ``[B, T, W]``, up ``[F, W]``, down ``[W, F]``.
+
+    The weights are in the dtype of `x`.
+    """
+    if kernels:
+        keep = torch.is_grad_enabled()
+        y: Tensor = torch.ops.gptpack.mlp(x, up, down, slope, keep)[0]
+        return y
+    return F.linear(squared_rectifier(F.linear(x, up), slope), down)
+
+
+def softcapped(hidden: Tensor, head: Tensor, cap: float) -> Tensor:
+    """Float32 logits ``cap tanh(hidden head^T / cap)``; hidden ``[..., W]``, head ``[V, W]``."""
+    return cap * torch.tanh(F.linear(hidden, head.to(hidden.dtype)).float() / cap)
+
+
+def head_losses(
+    hidden: Tensor, head: Tensor, targets: Tensor, cap: float, *, kernels: bool
+) -> Tensor:
+    """Cross entropy of `targets` ``[B, T]`` under the softcapped logits, nats, float32 ``[B, T]``.
+
+    hidden is ``[B, T, W]``, head ``[V, W]``.
+    """
+    if kernels:
+        flat, weight = hidden.flatten(0, -2), head.to(hidden.dtype)
+        keep = torch.is_grad_enabled()
+        losses = torch.ops.gptpack.head_losses(flat, weight, targets.flatten(), cap, keep)[0]
+    else:
+        logits = softcapped(hidden, head, cap)
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)

@@ -1,0 +1,145 @@
+"""What a training log holds, and its shape in the JSON of `gptpack eval`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CAP_BYTES = 16_000_000
+"""Parameter-golf's: decimal, code and model together."""
+
+Kind = Literal["before", "plain", "sliding", "ttt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedScore:
+    """A loss and the bits per byte beside it."""
+
+    label: str
+    """As it was printed."""
+    kind: Kind
+    nats: float
+    bpb: float | None
+    """None in logs that know no bytes."""
+    seconds: float | None = None
+    stride: int | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+    """Scored targets and their bytes, in logs that say them (those of `gptpack submission`)."""
+    digits: int = 0
+    """Decimals that were printed."""
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        if not self.bpb or not 0 < self.nats < math.inf or not math.isfinite(self.bpb):
+            return None
+        return self.bpb * math.log(2) / self.nats
+
+    @property
+    def relative_error(self) -> float:
+        """How far rounding may have moved the ratio of both figures."""
+        half = 0.5 * 10.0**-self.digits
+        return half / self.nats + half / self.bpb if self.nats and self.bpb else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contradiction:
+    """Something in a log that does not fit the rest."""
+
+    about: Literal["size", "bytes", "label", "time", "loss", "fallback"]
+    says: str
+
+
+@dataclass(slots=True)
+class ReferenceLog:
+    """What a log holds; `logs.read_log` makes one."""
+
+    path: str
+    facts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """``model``, ``code`` and ``total`` in bytes, of what is packed, as stated."""
+    packing: str = ""
+    """How the model is packed, in the log's words: ``int8+zlib``."""
+    scores: list[LoggedScore] = field(default_factory=list)
+    steps: int = 0
+    planned_steps: int = 0
+    train_seconds: float = 0.0
+    step_ms: float | None = None
+    contradictions: list[Contradiction] = field(default_factory=list)
+
+    def best(self, kind: Kind) -> LoggedScore | None:
+        """The most exact score of a kind, the last of those."""
+        found = [score for score in self.scores if score.kind == kind]
+        return max(reversed(found), key=lambda score: score.digits, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of ``gptpack eval --json``; bytes are implied, not counted."""
+        named = {kind: self.best(kind) for kind in ("before", "plain", "sliding", "ttt")}
+        rows = {kind: self._row(score) for kind, score in named.items()}
+        plain, before = named["plain"], named["before"]
+        model, code = self.sizes.get("model"), self.sizes.get("code")
+        return {
+            "source": "log",
+            "file": {"path": self.path, "bytes": self.sizes.get("total"), "sha256": None},
+            "before": rows["before"],
+            "plain": rows["plain"] or rows["before"],
+            "sliding": rows["sliding"],
+            "ngram": None,
+            "ttt": {"ttt": rows["ttt"]} if rows["ttt"] else {},
+            "decisive": next((kind for kind in ("ttt", "sliding", "plain") if rows[kind]), "plain"),
+            "adaptation": "ttt (as the log names it)" if rows["ttt"] else "none",
+            "penalty_bpb": difference(plain, before),
+            "sizes": {
+                **self.sizes,
+                "packing": self.packing or None,
+                "recomputed_total": None if model is None or code is None else model + code,
+                "cap": CAP_BYTES,
+            },
+            "training": {
+                **self.facts,
+                "steps": self.steps,
+                "planned_steps": self.planned_steps,
+                "step_ms": self.step_ms,
+            },
+            "seconds": self._ledger(),
+            "contradictions": [
+                {"about": one.about, "says": one.says} for one in self.contradictions
+            ],
+        }
+
+    def _ledger(self) -> dict[str, float]:
+        spent = {"train": self.train_seconds}
+        spent |= {name: value for name, value in self.seconds.items() if name != "train_limit"}
+        for score in self.scores:
+            if score.seconds is not None:
+                spent[score.label] = score.seconds
+        within = ("reserved", "eval_total")
+        return {**spent, "total": sum(spent[name] for name in spent if name not in within)}
+
+    def _row(self, score: LoggedScore | None) -> dict[str, Any] | None:
+        if score is None:
+            return None
+        tokens, rate = score.tokens or self.facts.get("val_tokens"), score.tokens_per_byte
+        # What an `_exact` line leaves out stands in the other one of its kind.
+        alike = [other for other in self.scores if other.kind == score.kind]
+        return {
+            "metric": f"{score.label} (log)",
+            "bpb": _finite(score.bpb),
+            "nats_per_token": _finite(score.nats),
+            "tokens": tokens,
+            "bytes": round(tokens / rate) if tokens and rate else None,
+            "tokens_per_byte": rate,
+            "stride": next((other.stride for other in alike if other.stride), None),
+            "seconds": next((other.seconds for other in alike if other.seconds), None),
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def difference(score: LoggedScore | None, other: LoggedScore | None) -> float | None:
+    if score is None or other is None or score.bpb is None or other.bpb is None:
+        return None
+    return _finite(score.bpb - other.bpb)

@@ -1,0 +1,259 @@
+"""Verdicts on runs are those that the contests published, and say what more runs would do."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from gptpack.cli import main
+from gptpack.errors import ConfigError
+from gptpack.report.samples import read_runs
+from gptpack.report.stats import Run, judge, margin_in_bpb
+from gptpack.report.student_t import power_of
+
+# modded-nanogpt, 2025-07-12 and 2025-09-29; parameter-golf, 2026-03-19.
+TWENTY = """3.2784,3.2791,3.2819,3.2801,3.2788,3.2794,3.2782,3.277,3.2784,3.2773,
+    3.2803,3.2792,3.2792,3.2804,3.2817,3.2805,3.2783,3.2789,3.2779,3.2778"""
+TIMES = """173.368,173.424,173.291,173.441,173.397,173.348,173.402,173.463,173.209,173.338,
+    173.291,173.377,173.322,173.287,173.265,173.375,173.331,173.413,173.384,173.462"""
+SEVEN = [3.2789, 3.2792, 3.2796, 3.2776, 3.2797, 3.2787, 3.2792]
+SEVEN_TIMES = [148.617, 148.580, 148.569, 148.653, 148.578, 148.542, 148.587]
+SEEDS = [1.20143417, 1.19945102, 1.20319508]
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def test_twenty_losses_have_the_published_p() -> None:
+    verdict = judge(numbers(TWENTY), 3.28)
+    assert f"{verdict.p:.4f}" == "0.0049"
+    assert (f"{verdict.sd:.4f}", f"{verdict.mean:.4f}") == ("0.0013", "3.2791")
+    assert verdict.significant
+    assert verdict.more_runs == 0
+
+
+def test_seven_losses_and_times_have_the_published_figures() -> None:
+    verdict = judge(SEVEN, 3.28)
+    assert f"{verdict.p:.4f}" == "0.0045"
+    assert (round(verdict.sd, 7), round(verdict.mean, 7)) == (0.0007058, 3.2789857)
+    times = judge(SEVEN_TIMES, 149.6434)
+    assert times.sd == pytest.approx(0.0358076, abs=2e-6)
+    # The published figures were worked out in float32.
+    assert times.mean == pytest.approx(148.5894318, abs=1e-5)
+    assert times.p < 1e-9
+    earlier = judge(numbers(TIMES), 180.0)
+    assert (f"{earlier.sd:.4f}", f"{earlier.mean:.4f}") == ("0.0682", "173.3594")
+
+
+def test_three_seeds_have_the_published_p() -> None:
+    verdict = judge(SEEDS, 1.21113611)
+    assert verdict.df == 2
+    assert f"{verdict.p:.3f}" == "0.006"
+    assert f"{verdict.mean:.8f}" == "1.20136009"
+    # The published t of 9.06 comes from the standard deviation rounded to 0.00187.
+    assert verdict.t == pytest.approx(-9.04, abs=0.005)
+    assert (1.21113611 - verdict.mean) / (0.00187 / math.sqrt(3)) == pytest.approx(9.06, abs=0.006)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(1, 4), min_size=2, max_size=30), st.floats(1, 4))
+def test_the_test_is_scipys(values: list[float], threshold: float) -> None:
+    verdict = judge(values, threshold)
+    if verdict.sd < 1e-6:
+        return
+    found = stats.ttest_1samp(values, threshold, alternative="less")
+    assert verdict.p == pytest.approx(found.pvalue, rel=1e-6, abs=1e-12)
+    assert verdict.t == pytest.approx(found.statistic, rel=1e-6, abs=1e-9)
+
+
+def test_the_number_of_further_runs_is_the_smallest_that_is_enough() -> None:
+    verdict = judge([3.2789, 3.2802, 3.2800, 3.2790], 3.28)
+    effect = (3.28 - verdict.mean) / verdict.sd
+    assert not verdict.significant
+    assert verdict.more_runs is not None
+    assert verdict.more_runs > 0
+    enough = verdict.runs + verdict.more_runs
+    assert power_of(effect, enough, 0.01) >= 0.8 > power_of(effect, enough - 1, 0.01)
+    assert verdict.power == power_of(effect, 4, 0.01)
+
+
+def test_runs_above_the_threshold_need_no_more() -> None:
+    verdict = judge([3.29, 3.30, 3.28], 3.28)
+    assert verdict.more_runs is None
+    assert verdict.p > 0.5
+    assert judge([3.2799, 3.2801, 3.27999999], 3.28).more_runs is None
+
+
+def test_equal_runs_are_no_division_by_zero() -> None:
+    below, above = judge([1.0, 1.0], 1.1), judge([1.2, 1.2], 1.1)
+    assert (below.p, below.t, below.power, below.more_runs) == (0, None, 1, 0)
+    assert (above.p, above.t, above.power, above.more_runs) == (1, None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([1.0], {}, "1 run; a t-test needs at least 2"),
+        ([1.0, math.nan], {}, "nan is no figure"),
+        ([1.0, 2.0], {"alpha": 0.0}, r"alpha=0.0 must lie in \(0, 0.5\]"),
+        ([1.0, 2.0], {"power": 1.0}, r"power=1.0 must lie in \(0, 1\)"),
+    ],
+)
+def test_what_cannot_be_tested_is_an_error(
+    values: list[float], options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        judge(values, 1.5, **options)
+
+
+# Where figures come from.
+
+
+def result(bpb: float, *, nats: float = 2.0, stride: int = 64) -> dict[str, Any]:
+    """What `gptpack eval --json` writes, as far as it matters here."""
+    row = {"metric": "plain, context 8", "bpb": bpb + 0.1, "nats_per_token": nats + 0.2}
+    sliding = {"metric": f"sliding, stride {stride}", "bpb": bpb, "nats_per_token": nats}
+    return {
+        "plain": row,
+        "sliding": sliding,
+        "decisive": "sliding",
+        "seconds": {"start": 1.0, "total": 12.5},
+    }
+
+
+def write(path: Path, content: Any) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_figures_come_from_results_lists_logs_and_arguments(tmp_path: Path) -> None:
+    sources = [
+        write(tmp_path / "a.json", result(1.20)),
+        write(tmp_path / "b.json", [result(1.21), result(1.22)]),
+    ]
+    runs = read_runs(sources)
+    assert [run.value for run in runs] == [1.20, 1.21, 1.22]
+    assert [Path(run.name).name for run in runs] == ["a.json", "b.json:1", "b.json:2"]
+    assert runs[0].tokens_per_byte == pytest.approx(1.20 * math.log(2) / 2.0)
+    assert [run.value for run in read_runs(sources, "plain.nats_per_token")] == [2.2] * 3
+    assert [run.value for run in read_runs(sources, "seconds")] == [12.5] * 3
+    listed = write(tmp_path / "c.txt", "1.5, 1.25\n1.125\n")
+    assert [run.value for run in read_runs([listed, "1.0"])] == [1.5, 1.25, 1.125, 1.0]
+    assert [run.value for run in read_runs([write(tmp_path / "d.json", [1, 2.5])])] == [1.0, 2.5]
+    log = "step:3/3 val_loss:3.2784 train_time:300ms step_avg:100.00ms\n"
+    sped = write(tmp_path / "e.txt", log)
+    assert [run.value for run in read_runs([sped], "nats")] == [3.2784]
+    assert [run.value for run in read_runs([sped], "seconds")] == [0.3]
+
+
+def test_one_way_of_test_time_training_is_the_figure_of_its_run(tmp_path: Path) -> None:
+    adapted = result(1.2) | {"decisive": "ttt", "ttt": {"ttt": {"metric": "x", "bpb": 1.1}}}
+    assert read_runs([write(tmp_path / "a.json", adapted)])[0].value == 1.1
+
+
+def test_runs_that_measured_different_things_are_not_mixed(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.json", result(1.2))
+    other = write(tmp_path / "b.json", result(1.2, stride=512))
+    with pytest.raises(ConfigError, match=r"'sliding, stride 64', .* 'sliding, stride 512'"):
+        read_runs([one, other])
+    assert len(read_runs([one, other], "plain.bpb")) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", r"no figure 'bpb' \(plain.bpb\)"),
+        ('["x"]', ":1: neither a number nor a result"),
+        ("true", ":1: neither"),
+        ("hello there", "no training step and no loss"),
+        ('{"sliding": {"bpb": null}, "decisive": "sliding"}', "no figure 'bpb'"),
+    ],
+)
+def test_files_without_figures_are_errors(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_runs([write(tmp_path / "x.json", content)])
+
+
+def test_what_is_neither_file_nor_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nosuch: no such file, and no number"):
+        read_runs(["nosuch"])
+
+
+def test_a_margin_in_nats_is_turned_by_the_runs_own_text() -> None:
+    runs = [Run(name="a", value=1.2, tokens_per_byte=0.41), Run(name="b", value=1.2)]
+    assert margin_in_bpb(0.005, runs[:1]) == pytest.approx(0.005 * 0.41 / math.log(2))
+    with pytest.raises(ConfigError, match="b does not say how many tokens a byte has"):
+        margin_in_bpb(0.005, runs)
+    other = Run(name="c", value=1.2, tokens_per_byte=0.39)
+    with pytest.raises(ConfigError, match=r"0\.390000 to 0\.410000 tokens per byte"):
+        margin_in_bpb(0.005, [runs[0], other])
+
+
+# The command.
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = 0
+    try:
+        main.run(["stats", *map(str, arguments)])
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else 1
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_command_says_the_verdict_and_ends_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, out, err = run(capsys, *SEEDS, "--below", 1.21113611)
+    assert (status, err) == (0, "")
+    lines = {line.rsplit("  ", 1)[0].strip(): line.split()[-1] for line in out.splitlines() if line}
+    assert lines["p, one-sided"] == "0.006009"
+    assert lines["significant at 0.01"] == "yes"
+    status, out, err = run(capsys, 3.2789, 3.2802, 3.28, "--below", 3.28, "--json")
+    assert status == 1
+    found = json.loads(out)
+    assert found["significant"] is False
+    assert found["more_runs"] == 55
+    assert "3.2797 is not below 3.28 beyond chance: p = 0.2676" in err
+
+
+def test_a_margin_may_be_in_nats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [
+        write(tmp_path / f"{i}.json", result(bpb, nats=bpb * math.log(2) / 0.41))
+        for i, bpb in enumerate(SEEDS)
+    ]
+    options = ("--beats", 1.2161, "--by", 0.005, "--json")
+    _, out, _ = run(capsys, *files, *options)
+    assert json.loads(out)["threshold"] == pytest.approx(1.2111)
+    _, out, _ = run(capsys, *files, *options, "--unit", "nats")
+    converted = 1.2161 - 0.005 * 0.41 / math.log(2)
+    assert json.loads(out)["threshold"] == pytest.approx(converted)
+    _, out, _ = run(capsys, *SEEDS, *options, "--unit", "nats", "--tokens-per-byte", 0.41)
+    assert json.loads(out)["threshold"] == pytest.approx(converted)
+    _, out, _ = run(capsys, *files, *options, "--unit", "nats", "--metric", "nats")
+    assert json.loads(out)["threshold"] == pytest.approx(1.2111)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.0, 2.0), "give a threshold: either --below, or --beats and --by"),
+        ((1.0, 2.0, "--below", 1, "--beats", 1), "give a threshold"),
+        ((1.0, "--below", 1), "1 run; a t-test needs at least 2"),
+        ((1.0, 2.0, "--beats", 1, "--by", 0.1, "--unit", "nats"), "--tokens-per-byte"),
+        (("nosuch.json", "--below", 1), "no such file"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2(
+    arguments: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
