@@ -145,9 +145,9 @@ class Run:
         return next(size for size in range(min(windows, count), 0, -1) if count % size == 0)
 
     def gradients(self, step: int) -> Tensor:
-        """Leave this rank's part of step `step`'s gradients in the model; returns the mean loss.
+        """Leave this rank's part of a step's gradients in the model; returns its part of the loss.
 
-        The loss is that of all ranks; the gradients of all of them add up to those of the step.
+        The parts of all ranks add up to the gradients of the mean loss, and to that loss.
         """
         inputs, targets = self.batches.get(step)
         micro = self.micro_batch()
@@ -157,7 +157,6 @@ class Run:
             weighted = loss * (micro / self.sequences)
             weighted.backward()  # type: ignore[no-untyped-call]
             total += weighted.detach()
-        self.ranks.sum([total])
         return total
 
     def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
@@ -170,13 +169,13 @@ class Run:
 
     def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
         self.model.looped = looped
-        loss = self.gradients(self.step)
+        loss = self.ranks.launch_sum(self.gradients(self.step))
         self.optimizers.step(
             lr_multiplier=now.lr_multiplier,
             momentum=now.momentum,
             weight_decay_multiplier=now.weight_decay_multiplier,
         )
-        return loss
+        return loss.wait()
 
     def warm_up(self) -> float:
         """Compile by training a few steps whose effect is undone; returns the seconds it took."""
