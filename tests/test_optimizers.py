@@ -16,6 +16,7 @@ from gptpack.errors import CheckpointError
 from gptpack.model.gpt import GPT
 from gptpack.training.adam import Adam
 from gptpack.training.decay import decay_cautiously
+from gptpack.training.distributed import Ranks
 from gptpack.training.muon import Muon, even_out
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.orthogonal import NEWTON_SCHULZ, POLAR_EXPRESS, orthogonalize, quintics
@@ -395,3 +396,35 @@ def test_clipping_scales_the_gradients_of_both_to_one_norm():
     for name, state in seen[0.25].items():
         kind = "momentum" if "momentum" in state else "exp_avg"
         torch.testing.assert_close(state[kind], seen[0.0][name][kind] * (0.25 / norm))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_on_cuda_is_that_of_the_cpu_but_for_bfloat16(compiled):
+    config = OptimizerConfig(
+        muon_method="polar-express",
+        muon_row_norm=True,
+        muon_variance_beta2=0.9,
+        matrix_weight_decay=0.1,
+        adam_weight_decay=0.1,
+        cautious_weight_decay=True,
+        grad_clip=0.5,
+    )
+    models, states = {}, {}
+    for device in ("cpu", "cuda"):
+        ranks = Ranks(0, 1, torch.device(device))
+        models[device] = GPT(tiny().model).to(device)
+        on_cuda = compiled and device == "cuda"
+        optimizers = Optimizers(models[device], config, ranks, compiled=on_cuda)
+        for step in range(3):
+            for index, parameter in enumerate(models[device].parameters()):
+                gradient = drawn(*parameter.shape, seed=100 * step + index)
+                parameter.grad = gradient.to(device)
+            optimizers.step(lr_multiplier=1.0, momentum=0.9 + 0.01 * step)
+        states[device] = optimizers.state()
+        optimizers.load_state(states[device])
+    for name, weight in models["cpu"].state_dict().items():
+        other = models["cuda"].state_dict()[name].cpu()
+        assert (other - weight).norm() <= 0.05 * weight.norm(), name
+        for kind, kept in states["cpu"][name].items():
+            torch.testing.assert_close(states["cuda"][name][kind], kept, rtol=0.05, atol=1e-3)

@@ -115,6 +115,32 @@ def test_weight_decay_follows_its_taper(tmp_path, monkeypatch):
     assert seen == pytest.approx([0.5] * 7 + [0.5 - step / 24 for step in range(1, 6)])
 
 
+@pytest.mark.parametrize("average", ["ema_decay=0.9", "swa_every=1"])
+def test_warming_up_leaves_no_trace(tmp_path, monkeypatch, average):
+    recipe = tiny(f"optimizer.{average}", "optimizer.swa_start=0.0")
+    run = Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
+    for _ in range(2):
+        run.update(0.0)
+    changing = [*run.model.state_dict().values(), *run.optimizers.tensors()]
+    changing += run.average.mean.values()
+    before, samples = [tensor.clone() for tensor in changing], run.average.samples
+    seen, step = [], run.optimizers.step
+
+    def noted(**now):
+        seen.append(now["momentum"])
+        step(**now)
+
+    monkeypatch.setattr(run.optimizers, "step", noted)
+    # the steps that compiling takes, without the compiler
+    run.compiled = True
+    assert run.warm_up() > 0
+    run.batches.close()
+    assert len(seen) == recipe.training.compile_warmup_steps
+    assert (run.step, run.average.samples) == (2, samples)
+    for tensor, value in zip(changing, before, strict=True):
+        assert torch.equal(tensor, value)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     recipe = tiny("optimizer.scalar_lr=inf", "training.checkpoint_seconds=0")
     with pytest.raises(TrainingError, match=r"loss of step 2 is nan .* no checkpoint had been"):

@@ -70,7 +70,10 @@ class Adam:
                 "exp_avg": torch.zeros_like(tensor, requires_grad=False),
                 "exp_avg_sq": torch.zeros_like(tensor, requires_grad=False),
             }
-        self.pending: list[Pending] = []
+        self.sums: list[Pending] = []
+        """Gradients on their way in this step."""
+        self.rows: list[Pending] = []
+        """Tables whose rows are on their way."""
 
     def launch_gradients(self) -> None:
         """Begin to sum the gradients over the ranks: one flat buffer, and each large table."""
@@ -82,17 +85,17 @@ class Adam:
         for parameter in small:
             end = offset + parameter.numel()
             parameter.grad, offset = flat[offset:end].view_as(parameter), end
-        self.pending = [self.ranks.launch_sum(flat)]
+        self.sums = [self.ranks.launch_sum(flat)]
         for table in self.tables.values():
             if table.whole.grad is not None:
                 part = self.ranks.launch_scatter_sum(table.whole.grad)
                 table.mine.grad = part.tensor
                 table.whole.grad = None
-                self.pending.append(part)
+                self.sums.append(part)
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """Summed gradients that all ranks have alike, and those of this rank's rows of tables."""
-        for pending in self.pending:
+        for pending in self.sums:
             pending.wait()
         mine = [table.mine.grad for table in self.tables.values()]
         alike = [parameter.grad for parameter in self.small]
@@ -100,7 +103,7 @@ class Adam:
 
     def step(self, *, lr_multiplier: float, weight_decay: float) -> None:
         """Update by the gradients that were launched, and begin to gather the tables' rows."""
-        for pending in self.pending:
+        for pending in self.sums:
             pending.wait()
         for group, lr in zip(self.adamw.param_groups, self.rates, strict=True):
             group["lr"] = lr * lr_multiplier
@@ -109,19 +112,20 @@ class Adam:
                 group["weight_decay"] = 0.0
                 self._decay_cautiously(group["params"], group["lr"] * weight_decay)
         self.adamw.step()
-        self.pending = []
-        for table in self.tables.values():
-            if table.mine.grad is not None:
-                gathered = self.ranks.launch_gather(table.mine, table.whole.detach())
-                self.pending.append(gathered)
+        self.rows = [
+            self.ranks.launch_gather(table.mine, table.whole.detach())
+            for table in self.tables.values()
+            if table.mine.grad is not None
+        ]
+        self.sums = []
         for tensor in self.owned.values():
             tensor.grad = None
 
     def finish(self) -> None:
         """Wait for the tables' rows of all ranks."""
-        for pending in self.pending:
+        for pending in self.rows:
             pending.wait()
-        self.pending = []
+        self.rows = []
 
     def kept(self, name: str) -> dict[str, Tensor]:
         """This rank's state of a parameter: ``step``, ``exp_avg`` and ``exp_avg_sq``."""

@@ -40,12 +40,12 @@ class Bank:
         self.state = {
             "momentum": like.new_zeros(
                 (self.share, rows, columns), dtype=DTYPES[config.muon_momentum_dtype]
-            ).detach()
+            )
         }
         if config.muon_variance_beta2:
             squares = (rows, 1) if rows >= columns else (1, columns)
-            self.state["variance"] = like.new_zeros((self.share, *squares)).detach()
-        self.nothing = like.new_zeros(()).detach().expand(like.shape)
+            self.state["variance"] = like.new_zeros((self.share, *squares))
+        self.nothing = like.new_zeros(()).expand(like.shape)
         self.moving: list[int] = []
         """Which of the matrices have a gradient in this step; the same on every rank."""
         self.gradient = self.update = Pending(like)
