@@ -148,9 +148,10 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     # under such threads were aborted once in some twenty runs (torch 2.13).
     importlib.import_module("torch._dynamo")
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    here = Ranks(rank, world, chosen)
     try:
-        yield Ranks(rank, world, chosen)
+        yield here
         # gloo aborts now and then if a rank leaves while another still receives (1 run in 14)
-        dist.barrier()
+        here.barrier()
     finally:
         dist.destroy_process_group()
