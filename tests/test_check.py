@@ -226,7 +226,7 @@ code = ["*.py"]
 [[check.artifact]]
 name = "small"
 path = "small.gptpack"
-budget = "1KB"
+budget = "500B"
 message = "Ask the model's owners."
 
 [[check.artifact]]

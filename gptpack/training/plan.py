@@ -25,8 +25,8 @@ PROBE_TOKENS = 1024
 TIMED_STEPS = 3
 TIMING_SECONDS = 20.0
 """On a CPU, whole steps are timed if that takes no longer than so."""
-HEADER_BYTES = 2000
-"""An artifact's header is some 600 to 2,500 bytes."""
+HEADER_BYTES = 1300
+"""An artifact's header is some 600 to 1,300 bytes."""
 FLOAT_BYTES = 2
 MOST_BITS = 16.0
 """Whatever the budget: finer steps than floats have change nothing."""
