@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCKS = {
-    ("hopper", "large"): (128, 64, 4, 8),
+    ("hopper", "large"): (128, 64, 3, 8),
     ("hopper", "small"): (64, 64, 4, 4),
     ("older", "large"): (128, 32, 4, 8),
     ("older", "small"): (64, 32, 4, 4),

@@ -13,9 +13,12 @@ import torch
 from kernel_cases import Case, run_both_ways
 
 from gptpack import ops
-from gptpack.config import ModelConfig
+from gptpack.calibration.collect import input_moments
+from gptpack.config import ModelConfig, OptimizerConfig
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.model.gpt import GPT
+from gptpack.training.distributed import Ranks
+from gptpack.training.optimizers import Optimizers
 from gptpack.training.orthogonal import orthogonalize
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -52,6 +55,8 @@ def assert_accurate(case: Case, dtype: torch.dtype, device: str) -> None:
     few = max(x.numel() for x in case.inputs(dtype, device)) < FEW
     draws = [case.inputs(dtype, device, seed=seed) for seed in range(DRAWS if few else 1)]
     slack = torch.finfo(dtype).eps if few else 0.0
+    if device == "cuda" and dtype.itemsize == 2:
+        slack += case.cut
     with kernel_cases.exact_products(dtype):
         found = kernel_cases.errors(case, *draws)
     for index, (ours, plain) in enumerate(found):
@@ -238,6 +243,42 @@ def test_muon_orthogonalises_as_accurately_with_kernels_as_without(shape, device
     assert ours.dtype == dtype
     limit = 2 * kernel_cases.relative_error(plain, exact)
     assert kernel_cases.relative_error(ours, exact) <= limit
+
+
+def test_muon_takes_kernels_if_the_model_does(monkeypatch):
+    taken = []
+
+    def gram(x, *, kernels):
+        taken.append(kernels)
+        return x @ x.mT
+
+    monkeypatch.setattr(ops, "gram", gram)
+    for kernels in ("on", "off"):
+        model = GPT(ModelConfig(**EVERYTHING))
+        model.use_kernels(kernels)
+        ranks = Ranks(0, 1, CPU)
+        config = OptimizerConfig(muon_steps=1)
+        optimizers = Optimizers(model, config, ranks, compiled=False)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizers.step(lr_multiplier=1.0, momentum=0.9)
+        assert taken
+        assert set(taken) == {kernels == "on"}
+        taken.clear()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_calibration_finds_the_same_moments_with_the_kernel(device, monkeypatch):
+    model = GPT(ModelConfig(**EVERYTHING)).to(device)
+    windows = torch.randint(40, (5, 8), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for choice in ("off", "on"):
+        monkeypatch.setattr(ops, "choose_kernels", lambda name, device, choice=choice: choice)
+        found[choice] = input_moments(model, windows, batch=2)
+    for name, moment in found["on"].items():
+        # 16-bit inputs are multiplied exactly either way
+        assert kernel_cases.relative_error(moment, found["off"][name].double()) < 1e-6
+        assert torch.equal(moment, moment.T)
 
 
 EVERYTHING = {
