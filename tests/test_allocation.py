@@ -160,8 +160,8 @@ def test_only_rows_that_gain_a_tenth_of_their_loss_are_rescaled(delta):
     (moved,) = quantize_matrices([matrix], delta, states=8, rescale=True)
     lost_R = [row_losses(matrix, result.tensor) for result in (plain, moved)]
     changed_R = plain.tensor.arrays["row_scales"] != moved.tensor.arrays["row_scales"]
-    # rounding to the grid of scales takes some of what the best gain would give
-    assert (lost_R[1] <= lost_R[0] * (1 - 0.7 * LEAST_GAIN))[changed_R].all()
+    # float32 products there, float64 here
+    assert (lost_R[1] <= lost_R[0] * (1 - LEAST_GAIN + 1e-3))[changed_R].all()
     assert changed_R.any() == (delta > 0.1)
 
 

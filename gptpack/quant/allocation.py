@@ -235,13 +235,13 @@ def _rescaled(
     with_weight_R = _row_dots(felt_RC, matrix.weight)
     value_R = np.maximum(matrix.energy + 2 * with_weight_R + own_R, 0.0)
     gain_R = 1 - np.divide(with_value_R, value_R, out=np.zeros_like(value_R), where=value_R > 0)
-    # what the best gain leaves of a row's loss
-    left_R = own_R - (1 - gain_R) * with_value_R
-    gain_R[left_R > (1 - LEAST_GAIN) * own_R] = 1.0
     shift_R = np.rint(np.log2(np.clip(gain_R, 0.5, 2.0)) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
     rest_R = 1 - 2.0 ** (shift_R / ROW_SCALES_PER_OCTAVE)
-    row_loss_R = own_R - 2 * rest_R * with_value_R + rest_R**2 * value_R
-    better = float(matrix.row_weight @ np.maximum(row_loss_R, 0.0)) / 2
+    left_R = own_R - 2 * rest_R * with_value_R + rest_R**2 * value_R
+    kept_R = left_R > (1 - LEAST_GAIN) * own_R
+    shift_R[kept_R] = 0
+    left_R[kept_R] = own_R[kept_R]
+    better = float(matrix.row_weight @ np.maximum(left_R, 0.0)) / 2
     if better >= loss:
         return tensor, loss
     return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), better
