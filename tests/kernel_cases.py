@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gptpack import ops
 from gptpack.model.layers import Rope, rotary_tables
+from gptpack.training.orthogonal import orthogonalize
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -195,6 +196,27 @@ def gram_polynomial(matrices: int, rows: int) -> Case:
     return Case("gram_polynomial", f"{matrices} x {rows}", make, run, stages)
 
 
+def muon(matrices: int, rows: int, columns: int) -> Case:
+    """All iterations of Newton-Schulz: what `gram` and `gram_polynomial` are for."""
+
+    def make(generator, dtype):
+        return [normal(generator, dtype, matrices, rows, columns).detach()]
+
+    def run(inputs, *, kernels):
+        return (orthogonalize(*inputs, dtype=inputs[0].dtype, kernels=kernels),)
+
+    short, size = min(rows, columns), 2 * matrices * rows * columns
+    square = 2 * matrices * short * short
+    half = matrices * short * (short + 1)
+    iteration = (
+        (size + square, half * max(rows, columns)),
+        (2 * square, half * short),
+        (2 * size + square, 2 * matrices * short * rows * columns),
+    )
+    shape = f"{matrices} x {rows} x {columns}"
+    return Case("muon", shape, make, run, ((2 * size, 0), *iteration * 5))
+
+
 def add_moments(tokens: int, columns: int) -> Case:
     """Judged and timed with a copy of what is added to."""
 
@@ -273,6 +295,9 @@ def golf_cases(tokens: int = 4096) -> list[Case]:
         gram(11, 512, 1536, tall=True),
         gram_polynomial(22, 256),
         gram_polynomial(22, 512),
+        muon(22, 256, 512),
+        muon(22, 512, 512),
+        muon(11, 1536, 512),
         add_moments(min(tokens, 32768), 512),
         add_moments(min(tokens, 32768), 1536),
     ]
