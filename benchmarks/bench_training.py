@@ -3,10 +3,11 @@
     python benchmarks/bench_training.py --recipe seq4096 --set training.batch_tokens=196608
     python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn --kernels on off
     python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn \\
-        --kernels on no-mix_norm no-add_norm no-mlp on
+        --kernels on no-mix_norm+add_norm no-mlp on
 
-`no-NAME` leaves one operation of gptpack/ops.py to torch and the others to kernels: a kernel earns
-its place if the step is slower without it. `on` at both ends says how far the clock drifts.
+`no-NAME+NAME` leaves these operations of gptpack/ops.py to torch and the others to kernels: a
+kernel earns its place if the step is slower without it. `on` at both ends says how far the clock
+drifts.
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
 synchronised at both ends. `--profile` adds where the device's time goes, kernel by kernel. Without
@@ -18,7 +19,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,26 +43,38 @@ OPERATIONS = (
     "gram_polynomial",
 )
 """What of gptpack.ops a step has kernels for."""
-KERNELS = ("auto", "on", "off", *(f"no-{name}" for name in OPERATIONS))
+KERNELS = ("auto", "on", "off")
+
+
+def kernels_argument(text: str) -> str:
+    """One of `KERNELS`, or ``no-NAME+NAME`` with names of `OPERATIONS`."""
+    names = text.removeprefix("no-").split("+")
+    if text in KERNELS or (text.startswith("no-") and set(names) <= set(OPERATIONS)):
+        return text
+    raise argparse.ArgumentTypeError(f"'{text}': {', '.join(KERNELS)}, or no-NAME+NAME")
 
 
 @contextmanager
 def taken(kernels: str) -> Iterator[str]:
-    """What to hand to `Run` for one of `KERNELS`; in the meantime one operation may be torch's."""
-    name = kernels.removeprefix("no-")
-    if name == kernels:
+    """What to hand to `Run` for an argument; in the meantime its operations may be torch's."""
+    if not kernels.startswith("no-"):
         yield kernels
         return
-    operation = getattr(ops, name)
+    whole = {name: getattr(ops, name) for name in kernels.removeprefix("no-").split("+")}
 
-    def plain(*args: Any, kernels: bool, **rest: Any) -> Any:
-        return operation(*args, kernels=False, **rest)
+    def without(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def plain(*args: Any, kernels: bool, **rest: Any) -> Any:
+            return operation(*args, kernels=False, **rest)
 
-    setattr(ops, name, plain)
+        return plain
+
+    for name, operation in whole.items():
+        setattr(ops, name, without(operation))
     try:
         yield "on"
     finally:
-        setattr(ops, name, operation)
+        for name, operation in whole.items():
+            setattr(ops, name, operation)
 
 
 def profile(run: Run, *, steps: int, rows: int) -> None:
@@ -115,7 +128,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="seq4096" if cuda else "tiny")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--attention", nargs="+", default=["cudnn", "flash"] if cuda else ["flash"])
-    parser.add_argument("--kernels", nargs="+", default=["auto"], choices=KERNELS)
+    parser.add_argument("--kernels", nargs="+", default=["auto"], type=kernels_argument)
     parser.add_argument("--micro", nargs="+", type=int, default=[0], help="tokens; 0: chosen")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
