@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 from gptpack.quant.factor import factorize
-from gptpack.quant.trellis import Job, decode_trellis, quantize_many
+from gptpack.quant.trellis import Job, decode_trellis
+from gptpack.quant.workers import side_by_side
 
 SHAPES = [(512, 512), (512, 512), (256, 512), (256, 512), (1536, 512), (512, 1536)]
 """Query, output, key, value, MLP in, MLP out: rows, columns."""
@@ -36,25 +37,31 @@ def main() -> None:
     total = sum(weight.size for weight in weights)
     print(f"{len(weights)} matrices, {total:,} weights, {options.threads} threads")
 
-    start = time.perf_counter()
-    jobs = []
-    for weight_RC in weights:
+    def prepared(weight_RC: np.ndarray) -> Job:
         factor = factorize(hessians[weight_RC.shape[1] == 1536])
-        jobs.append(
-            Job(
-                weight=weight_RC,
-                factor=factor,
-                row_step=np.full(len(weight_RC), 0.4),
-                column_step=factor.pivots.mean() / factor.pivots,
-            )
+        return Job(
+            weight=weight_RC,
+            factor=factor,
+            row_step=np.full(len(weight_RC), 0.4),
+            column_step=factor.pivots.mean() / factor.pivots,
         )
+
+    start = time.perf_counter()
+    jobs = side_by_side(
+        prepared, weights, cost=lambda w: float(w.shape[1]) ** 3, threads=options.threads
+    )
     print(f"{'factorize':>12} {time.perf_counter() - start:8.2f} s")
     for states in options.states:
         start = time.perf_counter()
-        quantize_many(jobs[:1], states=states, threads=1)
+        jobs[0].quantize(states)
         compile_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        results = quantize_many(jobs, states=states, threads=options.threads)
+        results = side_by_side(
+            lambda job, states=states: job.quantize(states),
+            jobs,
+            cost=lambda job: job.cost,
+            threads=options.threads,
+        )
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         symbols = [result.symbols for result in results]

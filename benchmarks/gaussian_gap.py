@@ -23,7 +23,7 @@ import numpy as np
 from gptpack.codec.trellis import GAIN_DECIBELS
 from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.grids import quantize_scale, row_gains, scale_values, stretches
-from gptpack.quant.trellis import Job, quantize_many
+from gptpack.quant.trellis import Job
 
 ROWS, COLUMNS = 512, 1536
 MATRICES = 33
@@ -134,7 +134,7 @@ def evaluate(problem: Problem, factor: Factor, scheme: Scheme, step: float) -> P
     if scheme.shrink == "column":
         stretch = stretches(problem.weight, np.ones(ROWS), step_C, states=scheme.states)
         job = replace(job, stretch=stretch)
-    (rounded,) = quantize_many([job], states=scheme.states)
+    rounded = job.quantize(scheme.states)
     loss = rounded.loss
     if scheme.shrink == "gain":
         unit_C = step_C / (1 if scheme.states == 1 else 2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gptpack.errors import QuantError
 from gptpack.quant.factor import factorize
 from gptpack.quant.grids import RESOLUTIONS, quantize_scale, row_gains, scale_values, stretches
-from gptpack.quant.trellis import Job, quantize_many
+from gptpack.quant.trellis import Job
 
 
 @pytest.mark.parametrize("octave", [-100, -1, 0, 100])
@@ -89,7 +89,7 @@ def test_stretched_grids_keep_their_distance_to_the_bound_at_low_rates(states, g
         column_step=step_C,
         stretch=stretch_C,
     )
-    (rounded,) = quantize_many([job], states=states)
+    rounded = job.quantize(states)
     counts = np.unique(2 * rounded.symbols + rounded.parity, return_counts=True)[1]
     of_parity = np.bincount(rounded.parity.ravel())
     rate = (of_parity @ np.log2(of_parity) - counts @ np.log2(counts)) / weight_RC.size

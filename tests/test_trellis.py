@@ -10,7 +10,8 @@ from gptpack.codec.trellis import POLYNOMIALS, decode_trellis, next_states
 from gptpack.errors import QuantError
 from gptpack.quant.factor import factorize
 from gptpack.quant.gptq import quantize_uniform
-from gptpack.quant.trellis import Job, quantize_many, quantize_trellis
+from gptpack.quant.trellis import Job, quantize_trellis
+from gptpack.quant.workers import side_by_side
 
 
 def problem(rows, columns, seed=0):
@@ -139,7 +140,7 @@ def test_a_trellis_of_one_state_is_plain_gptq():
     weight_RC, hessian_CC, row_R, column_C, _ = problem(10, 12)
     factor = factorize(hessian_CC)
     job = Job(weight=weight_RC, factor=factor, row_step=row_R, column_step=column_C)
-    (rounded,) = quantize_many([job], states=1)
+    rounded = job.quantize(1)
     plain = quantize_uniform(weight_RC, factor, row_R, column_C)
     assert np.array_equal(rounded.points, plain.points)
     assert rounded.symbols is rounded.points
@@ -162,7 +163,10 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
                 row_weight=weight_R,
             )
         )
-    first, *others = (quantize_many(jobs, states=8, threads=threads) for threads in (1, 2, 5))
+    first, *others = (
+        side_by_side(lambda job: job.quantize(8), jobs, cost=lambda job: job.cost, threads=threads)
+        for threads in (1, 2, 5)
+    )
     for other in others:
         for ours, theirs in zip(first, other, strict=True):
             assert np.array_equal(ours.points, theirs.points)
@@ -174,9 +178,7 @@ def test_more_states_lose_less_and_all_less_than_rounding_on_many_weights():
     weight_RC = rng.standard_normal((2000, 8)) * 4
     factor = factorize(np.eye(8), damp=0, dtype=np.float64)
     losses = [
-        quantize_many(
-            [Job(weight=weight_RC, factor=factor, row_step=np.ones(2000))], states=states
-        )[0].loss
+        Job(weight=weight_RC, factor=factor, row_step=np.ones(2000)).quantize(states).loss
         for states in (1, 4, 16, 64, 256)
     ]
     assert losses == sorted(losses, reverse=True)
@@ -231,4 +233,4 @@ def test_bad_arguments_are_errors():
     with pytest.raises(QuantError, match="beyond 30 bits"):
         decode_trellis(np.full((1, 1), 2**30), 8)
     with pytest.raises(QuantError, match="no trellis code"):
-        quantize_many([], states=3)
+        Job(weight=weight_RC, factor=factor, row_step=np.ones(3)).quantize(3)

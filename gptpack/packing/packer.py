@@ -28,6 +28,7 @@ from gptpack.quant.allocation import (
 from gptpack.quant.gptq import quantize_clipped
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import PackedTensor
+from gptpack.quant.workers import side_by_side
 from gptpack.version import VERSION
 
 QUALITY = {"bpb_before": 9.876543, "bpb_after": 9.876543, "context": 65536, "tokens": 9999999999}
@@ -100,7 +101,7 @@ def checked_weights(checkpoint: Checkpoint) -> dict[str, Float32]:
     Raises:
         CheckpointError: missing, extra, misshapen or non-finite tensors, all named.
     """
-    model = GPT(checkpoint.model)
+    model = GPT(checkpoint.model, seed=None)
     if problem := state_problem(model, checkpoint.weights):
         raise CheckpointError(f"the checkpoint does not fit its model: {problem}")
     return {name: checkpoint.weights[name].numpy() for name in model.state_dict()}
@@ -233,7 +234,8 @@ def take_apart(
         code_bytes=code_bytes,
         provenance=dict(provenance or {}),
     )
-    for index, (name, values) in enumerate(weights.items()):
+    calibrated = []
+    for name, values in weights.items():
         method = config.method_of(name)
         if method == "int8":
             packer.fixed[name] = quantize_reference(name, values)
@@ -242,8 +244,22 @@ def take_apart(
         elif method == "float16":
             packer.fixed[name] = keep_float(name, values, "float16")
         else:
-            _calibrated(packer, name, values, method, sensitivities.get(name))
-        progress("factor", index + 1, len(weights))
+            calibrated.append(name)
+    progress("factor", 0, len(calibrated))
+    made = side_by_side(
+        lambda name: _calibrated(name, weights[name], sensitivities.get(name), config),
+        calibrated,
+        cost=lambda name: float(weights[name].shape[1]) ** 3,
+    )
+    for name, (result, notes) in zip(calibrated, made, strict=True):
+        packer.notes.extend(notes)
+        if isinstance(result, Matrix):
+            packer.matrices.append(result)
+            trellis = config.method_of(name) == "gptq-trellis"
+            packer.states[name] = config.states if trellis else 1
+        else:
+            packer.fixed[name] = result
+    progress("factor", len(calibrated), len(calibrated))
     return packer
 
 
@@ -262,9 +278,14 @@ def keep_smallest_float(name: str, values: Float32) -> PackedTensor:
 
 
 def _calibrated(
-    packer: Packer, name: str, values: Float32, method: str, sensitivity: Sensitivity | None
-) -> None:
-    config = packer.config
+    name: str, values: Float32, sensitivity: Sensitivity | None, config: PackConfig
+) -> tuple[Matrix | PackedTensor, tuple[str, ...]]:
+    """A matrix for the grid of one slope, or a tensor that is done, and notes about it.
+
+    Raises:
+        QuantError: it would have to fall back, and `config` is strict.
+    """
+    method = config.method_of(name)
     try:
         if sensitivity is None:
             raise QuantError(f"{name}: no calibration input reaches it")
@@ -272,15 +293,12 @@ def _calibrated(
     except QuantError as error:
         if config.strict:
             raise
-        packer.notes.append(f"{error}; packed as int8 rows instead")
         tensor = quantize_int8_rows(name, values)
-        packer.fixed[name] = _with_record(tensor, {"fallback": method})
-        return
-    packer.notes.extend(matrix.factor.notes)
+        note = f"{error}; packed as int8 rows instead"
+        return _with_record(tensor, {"fallback": method}), (note,)
+    notes = matrix.factor.notes
     if method in GRIDS:
-        packer.matrices.append(matrix)
-        packer.states[name] = config.states if method == "gptq-trellis" else 1
-        return
+        return matrix, notes
     bits = int(method.removeprefix("gptq-int"))
     rounding, scales = quantize_clipped(values, matrix.factor, bits)
     tensor = PackedTensor(
@@ -290,9 +308,8 @@ def _calibrated(
         arrays={"codes": rounding.points.astype(np.int8), "scales": scales.astype(np.float16)},
     )
     loss = float(matrix.row_weight @ rounding.row_loss) / 2
-    packer.fixed[name] = _with_record(
-        tensor, {"method": method, "damp": matrix.factor.damp, "loss_nats": float(f"{loss:.3g}")}
-    )
+    record = {"method": method, "damp": matrix.factor.damp, "loss_nats": float(f"{loss:.3g}")}
+    return _with_record(tensor, record), notes
 
 
 def _with_record(tensor: PackedTensor, record: Mapping[str, Any]) -> PackedTensor:

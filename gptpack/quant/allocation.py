@@ -23,13 +23,14 @@ import torch
 from gptpack.errors import QuantError
 from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.grids import quantize_scale, scale_values, stretches
-from gptpack.quant.trellis import Job, quantize_many
+from gptpack.quant.trellis import Job
 from gptpack.quant.types import (
     COLUMN_SCALES_PER_OCTAVE,
     ROW_SCALES_PER_OCTAVE,
     PackedTensor,
     values_of_points,
 )
+from gptpack.quant.workers import side_by_side
 
 Array = npt.NDArray[Any]
 
@@ -157,33 +158,23 @@ def quantize_matrices(
     Raises:
         QuantError: see `gptpack.quant.trellis.quantize_trellis`; or a code beyond 16 bits.
     """
-    grids = [
-        grid_indexes(
-            matrix,
-            delta if isinstance(delta, float) else delta[matrix.name],
-            row_power=row_power,
-        )
-        for matrix in matrices
-    ]
-    jobs = []
-    for matrix, (rows, columns) in zip(matrices, grids, strict=True):
+
+    def coded(matrix: Matrix) -> Coded:
+        own = delta if isinstance(delta, float) else delta[matrix.name]
+        rows, columns = grid_indexes(matrix, own, row_power=row_power)
         row_step = scale_values(rows, per_octave=ROW_SCALES_PER_OCTAVE)
         column_step = scale_values(columns, per_octave=COLUMN_SCALES_PER_OCTAVE)
-        wider = stretches(matrix.weight, row_step, column_step, states=states)
-        jobs.append(
-            Job(
-                weight=matrix.weight,
-                factor=matrix.factor,
-                row_step=row_step,
-                column_step=column_step,
-                row_weight=matrix.row_weight,
-                stretch=wider if shrink else None,
-            )
+        job = Job(
+            weight=matrix.weight,
+            factor=matrix.factor,
+            row_step=row_step,
+            column_step=column_step,
+            row_weight=matrix.row_weight,
+            stretch=stretches(matrix.weight, row_step, column_step, states=states)
+            if shrink
+            else None,
         )
-    coded = []
-    for matrix, grid, rounding in zip(
-        matrices, grids, quantize_many(jobs, states=states, threads=threads), strict=True
-    ):
+        rounding = job.quantize(states)
         symbols = rounding.symbols
         reach = int(np.abs(symbols).max(initial=0))
         if reach > LARGEST_CODE:
@@ -191,12 +182,18 @@ def quantize_matrices(
                 f"{matrix.name}: codes reach {reach:,}, {LARGEST_CODE:,} at most can be stored; "
                 "use larger steps or a smaller budget"
             )
-        tensor = _tensor(matrix, symbols, grid, states)
+        tensor = _tensor(matrix, symbols, (rows, columns), states)
         loss = float(matrix.row_weight @ rounding.row_loss) / 2
         if rescale:
             tensor, loss = _rescaled(matrix, tensor, rounding.points, loss)
-        coded.append(Coded(tensor=tensor, loss_nats=loss))
-    return coded
+        return Coded(tensor=tensor, loss_nats=loss)
+
+    return side_by_side(
+        coded,
+        matrices,
+        cost=lambda matrix: matrix.weight.size * len(matrix.hessian),
+        threads=threads,
+    )
 
 
 def _tensor(matrix: Matrix, symbols: Array, grid: tuple[Array, Array], states: int) -> PackedTensor:

@@ -17,9 +17,7 @@ S = states, K = 4 subsets (residues modulo 4).
 """
 
 import functools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +31,7 @@ from gptpack.quant.columns import Array, Rounding, add_feedback, positive, prepa
 from gptpack.quant.factor import Factor
 from gptpack.quant.gptq import quantize_uniform
 
-__all__ = ["Job", "decode_trellis", "quantize_many", "quantize_trellis"]
+__all__ = ["Job", "decode_trellis", "quantize_trellis"]
 
 UNREACHABLE = 1e30
 
@@ -186,7 +184,7 @@ def quantize_trellis(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One matrix of `quantize_many`; the fields are the arguments of `quantize_trellis`."""
+    """One matrix to quantize; the fields are the arguments of `quantize_trellis`."""
 
     weight: Array
     factor: Factor
@@ -195,35 +193,20 @@ class Job:
     row_weight: npt.ArrayLike | None = None
     stretch: npt.ArrayLike | None = None
 
+    def quantize(self, states: int) -> Rounding:
+        """By a trellis; with one state by plain GPTQ, where rows have no weights.
 
-def _run(job: Job, states: int) -> Rounding:
-    steps = (job.weight, job.factor, job.row_step, job.column_step)
-    if states == 1:
-        return quantize_uniform(*steps, stretch=job.stretch)
-    return quantize_trellis(*steps, states=states, row_weight=job.row_weight, stretch=job.stretch)
+        Raises:
+            QuantError: see `quantize_trellis`.
+        """
+        steps = (self.weight, self.factor, self.row_step, self.column_step)
+        if states == 1:
+            return quantize_uniform(*steps, stretch=self.stretch)
+        return quantize_trellis(
+            *steps, states=states, row_weight=self.row_weight, stretch=self.stretch
+        )
 
-
-def quantize_many(
-    jobs: Sequence[Job], *, states: int, threads: int | None = None
-) -> list[Rounding]:
-    """Quantize independent matrices in parallel; results in the order of `jobs`.
-
-    The kernels hold no lock and share nothing, so the result does not depend on `threads`.
-
-    Args:
-        jobs: the matrices.
-        states: of the trellis; 1 for plain uniform GPTQ.
-        threads: one per available core by default.
-
-    Raises:
-        QuantError: the first one that a job raises.
-    """
-    if states > 1:
-        polynomials(states)
-    workers = threads or len(os.sched_getaffinity(0))
-    largest_first = sorted(
-        range(len(jobs)), key=lambda i: -np.size(jobs[i].weight) * jobs[i].factor.columns
-    )
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = {i: pool.submit(_run, jobs[i], states) for i in largest_first}
-    return [futures[i].result() for i in range(len(jobs))]
+    @property
+    def cost(self) -> int:
+        """What quantizing takes, up to a factor."""
+        return int(np.size(self.weight)) * self.factor.columns
