@@ -11,8 +11,8 @@ Every arm of `ARMS` (or `--arms`) trains once for each seed and is packed to eac
 the first budget. Arms of a seed see the same text in the same order, so differences are paired;
 with a clock (training.seconds) what an arm costs in steps is in its figure. Prints a table, and the
 mean difference of each arm to `plain` with its standard error over seeds; writes OUTPUT/aware.csv
-row by row. What the file holds already is kept and not measured again. 300 seconds of training on
-one H200 take about 6 minutes for each arm and seed, and each pack one more.
+row by row. What the file holds already is kept and not measured again. Of the first call every arm
+and seed trains for 300 seconds and is packed three times; choose a few by --arms.
 """
 
 import argparse
