@@ -59,6 +59,7 @@ FIELDS = (
     "predicted_bytes",
     "steps",
     "train_seconds",
+    "look_seconds",
 )
 
 
@@ -113,6 +114,7 @@ def measure(options: argparse.Namespace, known: set[tuple[str, ...]]) -> Iterato
                     "predicted_bytes": run["predicted_bytes"],
                     "steps": run["steps"],
                     "train_seconds": round(run["seconds"], 1),
+                    "look_seconds": round(run["look_seconds"], 1),
                 }
 
 

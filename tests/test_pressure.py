@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def outlook_of(names: dict[str, torch.Tensor], seed: int = 0) -> Outlook:
         rows, columns = weight.shape
         row = scale_values(rng.integers(-200, -100, rows).astype(np.int16), per_octave=64)
         column = scale_values(rng.integers(-4, 4, columns).astype(np.int16), per_octave=4)
-        noise = rng.random(columns).astype(np.float32) / 10
-        steps[name] = Steps(row=row, column=column, noise=noise)
+        noise, share = rng.random((2, columns), np.float32)
+        steps[name] = Steps(row=row, column=column, noise=noise / 10, share=share)
     return Outlook(delta=0.25, steps=steps, coded_bits=0.0, other_bytes=0, noise=1 / 12)
 
 
@@ -108,6 +109,7 @@ def test_the_estimate_is_what_the_coder_takes(spread):
         row=np.ones(512, np.float32),
         column=np.ones(256, np.float32),
         noise=np.zeros(256, np.float32),
+        share=np.ones(256, np.float32),
     )
     rate = Rate(parameter, compiled=False)
     rate.take(Outlook(delta=1.0, steps={"w": ones}, coded_bits=0, other_bytes=0, noise=1 / 12))
@@ -186,7 +188,7 @@ def test_training_and_the_packer_round_to_the_same_codes(seed, spread):
     fake = FakeQuantizer(
         {"w": torch.nn.Parameter(torch.from_numpy(weight))}, noise=False, seed=0, compiled=False
     )
-    steps = Steps(row=row, column=column, noise=np.zeros_like(column))
+    steps = Steps(row=row, column=column, noise=0 * column, share=1 + 0 * column)
     fake.take(Outlook(delta=1.0, steps={"w": steps}, coded_bits=0, other_bytes=0, noise=0))
     (_, _, inverse_row, inverse_column) = fake.grids[0]
     codes = grid_codes(torch.from_numpy(weight)[None], inverse_row, inverse_column)[0]
@@ -254,18 +256,42 @@ def test_weights_are_replaced_inside_and_the_same_bits_after(tmp_path):
     assert fake.steps == 1
 
 
-def test_noise_is_uniform_within_a_step_and_depends_on_the_step_of_training():
-    weights = {"w": torch.nn.Parameter(torch.zeros(200, 300))}
+def test_noise_costs_what_the_packers_errors_do_and_depends_on_the_step_of_training():
+    weights = {"w": torch.nn.Parameter(100 * torch.ones(200, 300))}
     fake = FakeQuantizer(weights, noise=True, seed=5, compiled=False)
-    outlook = outlook_of(weights)
+    outlook = replace(outlook_of(weights), noise=1 / 24)
     fake.take(outlook)
     steps = outlook.steps["w"]
-    a, b, c = (fake.values(step)[0].detach().numpy() for step in (7, 8, 7))
-    share = a / steps.row[:, None] / steps.column
-    assert np.abs(share).max() <= 0.5 + 1e-6
-    assert np.square(share).mean() == pytest.approx(1 / 12, rel=0.02)
+    a, b, c = (fake.values(step)[0].detach().double().numpy() - 100 for step in (7, 8, 7))
+    share = a / steps.row[:, None] / (steps.column * steps.share)
+    assert np.abs(share).max() <= 0.5 * 0.5**0.5 + 1e-2
+    assert np.square(share).mean() == pytest.approx(1 / 24, rel=0.02)
     assert np.array_equal(a, c)
     assert not np.array_equal(a, b)
+
+
+def test_noise_is_no_larger_than_the_weight():
+    weights = {"w": torch.nn.Parameter(1e-6 * torch.randn(50, 60))}
+    fake = FakeQuantizer(weights, noise=True, seed=5, compiled=False)
+    fake.take(outlook_of(weights))
+    weight = weights["w"].detach()
+    assert ((fake.values(1)[0] - weight).abs() <= weight.abs() * (1 + 1e-6)).all()
+
+
+def test_an_error_alone_costs_what_the_packers_does_with_feedback():
+    recipe = aware()
+    teller = foresight(recipe)
+    model = GPT(recipe.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    teller.look(model.state_dict())
+    outlook = teller.at(1e-3)
+    for matrix in teller.packer.matrices:
+        steps = outlook.steps[matrix.name]
+        diagonal = matrix.hessian.diagonal() + matrix.factor.damping
+        cost = diagonal * (steps.share * steps.column) ** 2
+        assert cost == pytest.approx((matrix.factor.pivots * steps.column) ** 2, rel=1e-4)
+        assert steps.share.max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("method", ["straight-through", "noise"])
@@ -424,6 +450,13 @@ def test_a_target_that_no_step_meets_ends_the_run_and_names_one_that_works(tmp_p
     recipe = aware(target=9000)
     with pytest.raises(BudgetError, match=r"target_bytes=9,000: what stays in floats.* it takes"):
         train(recipe, text(), tmp_path / "run", CPU, foresight=foresight(recipe))
+
+
+def test_a_target_larger_than_codes_can_fill_ends_at_the_finest_steps(tmp_path):
+    recipe = aware("training.steps=8", "optimizer.embed_lr=1.0", target=10**6)
+    result = train(recipe, text(), tmp_path / "run", CPU, foresight=foresight(recipe))
+    assert 30_000 < result.predicted_bytes < 10**6
+    assert math.isfinite(result.loss_nats)
 
 
 def test_a_model_without_matrices_on_a_grid_has_no_use_for_a_target(tmp_path):

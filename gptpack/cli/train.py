@@ -166,6 +166,7 @@ def _rows(result: "TrainResult", score: dict[str, Any] | None) -> list[list[str]
     if result.predicted_bytes is not None:
         rows += [
             ["steps on quantized weights", f"{result.qat_steps:,}"],
+            ["seconds of looks at the packer", f"{result.look_seconds:.1f} (in the clock)"],
             ["predicted file, bytes", f"{result.predicted_bytes:,}"],
             ["  when packed with --step", f"{result.packing_step:.6g}"],
         ]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gptpack.calibration.collect import collect
@@ -69,10 +70,11 @@ class PackerForesight:
             QuantError: no matrix of the model is coded on a grid.
         """
         device = self.ranks.device
-        model = GPT(self.model)
-        model.load_state_dict(dict(weights))
-        model.to(device).eval()
-        model.use_attention("auto")
+        # drawing weights that are replaced takes seconds where they are orthogonal
+        with torch.device("meta"):
+            model = GPT(self.model)
+        model.load_state_dict({n: w.detach().to(device) for n, w in weights.items()}, assign=True)
+        model.eval().use_attention("auto")
         found = collect(
             model,
             self.windows,
@@ -131,4 +133,11 @@ def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
     before_C = np.square(matrix.weight / step_RC).mean(0)
     after_C = np.square(dequantize(coded) / step_RC).mean(0)
     more_C = after_C - before_C - 1 / 12
-    return Steps(row=row_R, column=column_C, noise=np.maximum(more_C, 0).astype(np.float32))
+    factor = matrix.factor
+    alone_C = np.sqrt(matrix.hessian.diagonal() + factor.damping)
+    return Steps(
+        row=row_R,
+        column=column_C,
+        noise=np.maximum(more_C, 0).astype(np.float32),
+        share=np.where(factor.dead, 1.0, factor.pivots / alone_C).astype(np.float32),
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
 from gptpack.checkpoint import Checkpoint
@@ -100,7 +101,8 @@ def checked_weights(checkpoint: Checkpoint) -> dict[str, Float32]:
     Raises:
         CheckpointError: missing, extra, misshapen or non-finite tensors, all named.
     """
-    model = GPT(checkpoint.model)
+    with torch.device("meta"):  # names and shapes: orthogonal weights take seconds to draw
+        model = GPT(checkpoint.model)
     if problem := state_problem(model, checkpoint.weights):
         raise CheckpointError(f"the checkpoint does not fit its model: {problem}")
     return {name: checkpoint.weights[name].numpy() for name in model.state_dict()}

@@ -25,6 +25,9 @@ class Steps:
     noise: Floats
     """Variance, in squared steps, of what the errors of other columns add to column c before it is
     rounded, ``[C]``: a coder sees it as well."""
+    share: Floats
+    """By how much smaller an error of column c must be to cost the same where no other column makes
+    up for it, ``[C]``: ``pivot_c / sqrt(H_cc)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

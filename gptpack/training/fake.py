@@ -39,14 +39,15 @@ def replaced(
     Args:
         uniform: numbers in 0..1 by stack, ``[S, R, C]``. With any, weights get noise of -1/2 to
             1/2 steps instead, which has no dead zone (Baskin et al. 2018,
-            https://arxiv.org/abs/1804.10969).
+            https://arxiv.org/abs/1804.10969), but like a rounding error is no larger than they are.
     """
     found: list[Tensor] = []
     for index, (members, grid) in enumerate(zip(matrices, grids, strict=True)):
         row_SR1, column_S1C, inverse_SR1, inverse_S1C = grid
         weight_SRC = torch.stack(list(members))
         if uniform:
-            value_SRC = weight_SRC + (uniform[index] - 0.5) * row_SR1 * column_S1C
+            width_SRC = torch.minimum(row_SR1 * column_S1C, 2 * weight_SRC.abs())
+            value_SRC = weight_SRC + (uniform[index] - 0.5) * width_SRC
         else:
             value_SRC = grid_codes(weight_SRC, inverse_SR1, inverse_S1C) * row_SR1 * column_S1C
         found += value_SRC.unbind()
@@ -79,6 +80,10 @@ class FakeQuantizer:
             device = matrices[0].device
             row_SR1 = np.stack([outlook.steps[name].row for name in names])[:, :, None]
             column_S1C = np.stack([outlook.steps[name].column for name in names])[:, None]
+            if self.noise:
+                # the packer's errors are smaller by a trellis, and partly made up for (GPTQ)
+                share_S1C = np.stack([outlook.steps[name].share for name in names])[:, None]
+                column_S1C = column_S1C * share_S1C * np.float32((12 * outlook.noise) ** 0.5)
             arrays = (row_SR1, column_S1C, reciprocals(row_SR1), reciprocals(column_S1C))
             first, second, third, fourth = (torch.from_numpy(a).to(device) for a in arrays)
             self.grids.append((first, second, third, fourth))

@@ -60,6 +60,8 @@ class TrainResult:
     """The step (delta) at which the target should be met."""
     qat_steps: int = 0
     """Steps whose passes saw quantized weights."""
+    look_seconds: float = 0.0
+    """Seconds of the clock that measuring the packer's steps took."""
 
 
 class Taken(NamedTuple):
@@ -307,6 +309,7 @@ class Run:
             predicted_bytes=outlook.file_bytes if outlook is not None else None,
             packing_step=outlook.delta if outlook is not None else None,
             qat_steps=self.pressure.fake.steps if self.pressure is not None else 0,
+            look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )
 
     def figures(self) -> dict[str, float | Tensor]:

@@ -11,8 +11,10 @@ square, until coarser steps and cheaper weights together meet the target.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from gptpack.config import CompressionConfig
-from gptpack.errors import BudgetError
+from gptpack.errors import BudgetError, QuantError
 from gptpack.quant.steps import Foresight, Outlook, Steps
 from gptpack.training.fake import FakeQuantizer
 from gptpack.training.rate import Rate
-from gptpack.training.schedules import Scheduled
+from gptpack.training.schedules import Scheduled, switch_at
 
 FIRST_DELTA = 1e-3
 """Where the first look begins; the estimate then finds delta within a few steps."""
@@ -65,9 +67,12 @@ class Pressure:
         )
         device = next(iter(parameters.values())).device
         self.log2_delta = torch.tensor(math.log2(FIRST_DELTA), device=device)
+        self.log2_finest = math.log2(FINEST_DELTA)
         self.outlook: Outlook | None = None
         self.looked = -1
         """Which of the run's looks was the last."""
+        self.look_seconds = 0.0
+        """Of the training clock, in this process."""
         self.unseen_bits = torch.zeros((), device=device)
         """What the coder takes beyond the estimate: tables, classes, other shapes than Gaussian."""
         self.figures: dict[str, float | Tensor] = {}
@@ -75,12 +80,14 @@ class Pressure:
 
     def follow(self, now: Scheduled, model: nn.Module) -> None:
         """Look at what the packer would do with `model`, if it is time to."""
-        if now.progress < self.start or self.start == 1:
+        if not switch_at(now.progress, self.start):
             return
         due = int((now.progress - self.start) / (1 - self.start) * self.config.looks)
         if due > self.looked:
+            start = time.perf_counter()
             self.look(model.state_dict())
             self.looked = due
+            self.look_seconds += time.perf_counter() - start
 
     def look(self, weights: Mapping[str, Tensor]) -> Outlook:
         """Measure the sensitivities anew, and find the delta at which `weights` meet the target.
@@ -90,8 +97,7 @@ class Pressure:
         """
         self.foresight.look(weights)
         for _ in range(4):
-            delta = float(self.log2_delta.exp2())
-            outlook = self.foresight.at(delta)
+            outlook = self._at_delta()
             self._take(outlook)
             left = self.config.target_bytes - outlook.other_bytes
             if 8 * left < LEAST_BITS * self.rate.weights:
@@ -107,9 +113,18 @@ class Pressure:
                 self.unseen_bits = outlook.coded_bits - estimate
                 for _ in range(24):
                     self._move(self._excess(self._estimate()), 1.0)
-            if abs(float(self.log2_delta) - math.log2(delta)) < CLOSE:
+            if abs(float(self.log2_delta) - math.log2(outlook.delta)) < CLOSE:
                 break
         return outlook
+
+    def _at_delta(self) -> Outlook:
+        """The outlook at the present delta, or at the finest whose codes can be stored."""
+        while True:
+            try:
+                return self.foresight.at(float(self.log2_delta.exp2()))
+            except QuantError:
+                self.log2_finest = float(self.log2_delta) + 1
+                self._move(torch.zeros_like(self.log2_delta), 0.0)
 
     def _take(self, outlook: Outlook) -> None:
         self.outlook = outlook
@@ -134,12 +149,12 @@ class Pressure:
 
     def _move(self, excess: Tensor, gain: float) -> None:
         moved = self.log2_delta + gain * excess.clamp(-1, 1)
-        self.log2_delta = moved.clamp_min(math.log2(FINEST_DELTA))
+        self.log2_delta = moved.clamp_min(self.log2_finest)
 
     @contextmanager
     def seen(self, now: Scheduled, step: int) -> Iterator[None]:
         """Inside, the model's weights are those that its passes shall see."""
-        with self.fake.seen(step) if now.qat and self.outlook else nullcontext():
+        with self.fake.seen(step) if now.qat and self.outlook is not None else nullcontext():
             yield
 
     def press(self, now: Scheduled) -> None:
@@ -148,7 +163,7 @@ class Pressure:
         if self.outlook is None:
             return
         delta = self.log2_delta.exp2()
-        pressed = now.progress >= self.config.start and self.config.pressure > 0
+        pressed = switch_at(now.progress, self.config.start) and self.config.pressure > 0
         with nullcontext() if pressed else torch.no_grad():
             bits = self.rate.bits(delta)
             multiplier = self.config.pressure * math.log(2) * self.outlook.noise * delta.square()
@@ -172,8 +187,8 @@ class Pressure:
         for name in names:
             rows, columns = self.parameters[name].shape
             one_R, one_C = np.ones(rows, np.float32), np.ones(columns, np.float32)
-            steps[name] = Steps(row=one_R, column=one_C, noise=0 * one_C)
-        nothing = Outlook(delta=1.0, steps=steps, coded_bits=0.0, other_bytes=0, noise=0.0)
+            steps[name] = Steps(row=one_R, column=one_C, noise=0 * one_C, share=one_C)
+        nothing = Outlook(delta=1.0, steps=steps, coded_bits=0.0, other_bytes=0, noise=1 / 12)
         self._take(nothing)
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
@@ -192,6 +207,7 @@ class Pressure:
         return {
             "log2_delta": self.log2_delta.cpu(),
             "unseen_bits": self.unseen_bits.cpu(),
+            "log2_finest": self.log2_finest,
             "looked": self.looked,
             "qat_steps": self.fake.steps,
             "outlook": outlook
@@ -201,7 +217,7 @@ class Pressure:
                 "other_bytes": outlook.other_bytes,
                 "noise": outlook.noise,
                 "steps": {
-                    name: [torch.from_numpy(a) for a in (steps.row, steps.column, steps.noise)]
+                    name: {kind: torch.from_numpy(a) for kind, a in asdict(steps).items()}
                     for name, steps in outlook.steps.items()
                 },
             },
@@ -213,14 +229,15 @@ class Pressure:
         device = self.log2_delta.device
         self.log2_delta = state["log2_delta"].to(device)
         self.unseen_bits = state["unseen_bits"].to(device)
+        self.log2_finest = state["log2_finest"]
         self.looked, self.fake.steps = state["looked"], state["qat_steps"]
         self.outlook = None
         if state["outlook"] is None:
             return
         known = dict(state["outlook"])
         known["steps"] = {
-            name: Steps(row=row.numpy(), column=column.numpy(), noise=noise.numpy())
-            for name, (row, column, noise) in known["steps"].items()
+            name: Steps(**{kind: tensor.numpy() for kind, tensor in kinds.items()})
+            for name, kinds in known["steps"].items()
         }
         self._take(Outlook(**known))
         for stack, scale_S1C in zip(self.rate.stacks, state["column_scales"], strict=True):
