@@ -22,22 +22,12 @@ already are not measured again. The first call trains for 26 minutes and packs 2
 import argparse
 import csv
 import itertools
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from aware_training import gptpack
 
 COLUMNS = ("recipe", "set", "tokens", "seconds", "gpus", "bpb_before", "bytes", "bpb_after")
-
-
-def gptpack(*arguments: str) -> dict[str, Any]:
-    """What a command reports by --json."""
-    command = [sys.executable, "-m", "gptpack", *arguments, "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def main() -> None:

@@ -8,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import CPU, shards, tiny
+from test_training import CPU, TINY, shards, tiny
 
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import shard_windows
 from gptpack.checkpoint import Checkpoint, load_checkpoint
+from gptpack.cli.main import group
 from gptpack.codec.range import estimate_bits
 from gptpack.config import CompressionConfig, Recipe, TokenizerIdentity
-from gptpack.data.shards import file_sha256
+from gptpack.data.shards import file_sha256, write_shard
 from gptpack.errors import BudgetError, ConfigError, QuantError
 from gptpack.model.gpt import GPT
 from gptpack.packing.config import PackConfig
@@ -444,6 +446,24 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
         for a, b in zip(after["column_scales"], state["column_scales"], strict=True)
     )
     assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(tmp_path):
+    for kind, tokens in (("train", text()[0]), ("val", text()[0][:2000])):
+        write_shard(tmp_path / f"data_{kind}_000000.bin", tokens)
+    run = tmp_path / "run"
+    command = ["train", "--data", str(tmp_path), "--output", str(run), "--no-eval", "--json"]
+    # the recipe that is written here is that of all other tests
+    settings = [word for setting in [*TINY, *SHAPE] for word in ("--set", setting)]
+    done = CliRunner().invoke(group, [*command, *settings, "--target-bytes", "23KB"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
+    assert result["look_seconds"] > 0
+    assert result["qat_steps"] == 0
+    assert load_checkpoint(run / "checkpoint.pt").recipe.compression.target_bytes == TARGET
+    done = CliRunner().invoke(group, [*command, *settings, "--target-bytes", "many"])
+    assert done.exit_code != 0
 
 
 def test_a_target_that_no_step_meets_ends_the_run_and_names_one_that_works(tmp_path):

@@ -35,10 +35,11 @@ def command(
 ) -> None:
     """Propose depth, width, vocabulary and bits a weight for a budget of bytes and seconds.
 
-    A law is fitted to runs: bits per byte by parameters and tokens, the penalty of packing by bits
-    a weight, speed by parameters. It proposes nothing beyond half or twice of what the runs have,
-    says how far it was off for each run that it had not seen, and refuses where runs are too few.
-    It tells width from depth by parameters alone, so proposals keep the recipe's proportions.
+    A law is fitted to runs: bits per byte by parameters and tokens, the penalty of packing by
+    these and bits a weight, speed by parameters. It proposes nothing beyond half or twice of what
+    the runs have, says how far it was off for each run that it had not seen, and refuses where
+    runs are too few. It tells width from depth by parameters alone, so proposals keep the
+    recipe's proportions.
 
     \b
     A CSV of runs has a line for each packed file (or trained model, the last two left empty):

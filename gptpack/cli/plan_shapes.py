@@ -19,7 +19,9 @@ from gptpack.training.plan import bits_allowed
 
 COLUMNS = ("recipe", "set", "tokens", "seconds", "gpus", "bpb_before", "bytes", "bpb_after")
 REACH = 2.0
-"""Shapes, tokens and bits may lie beyond those of the runs by this factor."""
+"""Parameters and tokens may lie beyond those of the runs by this factor."""
+REACH_BITS = 0.5
+"""Bits a weight may lie below those of the runs by so many: penalties triple within a bit."""
 
 
 def read_runs(path: Path) -> list[RunFigures]:
@@ -125,7 +127,9 @@ def proposals(
                 continue
             tokens = round(gpu_seconds * law.tokens_per_second(coded + kept))
             # more bits than the runs have gain next to nothing: only fewer are beyond them
-            if bits < min(packed) / REACH or not _near(tokens, [run.tokens for run in law.runs]):
+            if bits < min(packed) - REACH_BITS or not _near(
+                tokens, [run.tokens for run in law.runs]
+            ):
                 continue
             expected = law.expect(
                 parameters=coded + kept, tokens=tokens, vocab=vocab, bits=min(bits, max(packed))
@@ -148,7 +152,8 @@ def proposals(
     if not found:
         raise BudgetError(
             f"no shape for {budget_bytes:,} bytes and {gpu_seconds:,.0f} GPU seconds lies within a "
-            f"factor of {REACH:g} of the runs' parameters, tokens and bits; add runs nearer to it"
+            f"factor of {REACH:g} of the runs' parameters and tokens, and {REACH_BITS:g} of their "
+            "bits a weight; add runs nearer to it"
         )
     return sorted(found, key=lambda one: one["bpb_after"])
 

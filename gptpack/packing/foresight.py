@@ -1,8 +1,8 @@
 """What the packer would make of a model that is still in training.
 
 weights -> sensitivities from a few training windows -> the packer's own codes at a delta, by a
-trellis of few states -> the bytes of its own file. On the demo's scale 8 states are within 0.3 % of
-the bytes of 256 (docs/log.md, 2026-11-25) and take half of their time.
+trellis of few states -> the bytes of its own file. On a model of 123,464 weights 8 states are
+within 0.4 % of the bytes of 256 (docs/log.md, 2026-11-25).
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """

@@ -3,7 +3,7 @@
 Three straight lines through logarithms, each by least squares:
 
     ln bpb before packing   in  ln parameters, ln tokens, and ln vocabulary where runs differ in it
-    ln penalty of packing   in  bits a weight
+    ln penalty of packing   in  bits a weight, ln parameters, ln tokens
     ln tokens a GPU second  in  ln parameters
 
 Nothing is assumed of the exponents (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, has the
@@ -100,7 +100,8 @@ class Law:
             [math.log(r.bpb_before) for r in trained],
         )
         self.penalty = Line(
-            [[r.bits] for r in packed], [math.log(r.bpb_after - r.bpb_before) for r in packed]
+            [_rate(r.bits, r.parameters, r.tokens) for r in packed],
+            [math.log(r.bpb_after - r.bpb_before) for r in packed],
         )
         self.speed = Line(
             [[math.log(r.parameters)] for r in trained],
@@ -117,9 +118,9 @@ class Law:
                 f"parameters and of tokens; there are {len(trained)}, with {sizes} and {lengths}; "
                 "make more runs and add them with --runs"
             )
-        if len(packed) < 2 + SPARE or bits < LEVELS:
+        if len(packed) < 4 + SPARE or bits < LEVELS:
             raise DataError(
-                f"a law takes at least {2 + SPARE} packed files that cost something, at {LEVELS} "
+                f"a law takes at least {4 + SPARE} packed files that cost something, at {LEVELS} "
                 f"different bits a weight; there are {len(packed)}, at {bits}; pack some at fewer "
                 "bits and add them with --runs"
             )
@@ -131,12 +132,11 @@ class Law:
     def expect(self, *, parameters: int, tokens: float, vocab: int, bits: float) -> Expected:
         """Bits per byte before and after packing."""
         place = self._place(parameters, tokens, vocab)
-        before, penalty = math.exp(self.before.at(place)), math.exp(self.penalty.at([bits]))
+        rate = _rate(bits, parameters, tokens)
+        before, penalty = math.exp(self.before.at(place)), math.exp(self.penalty.at(rate))
         quantile = -t_quantile((1 - CONFIDENCE) / 2, self.before.spare)
         # errors of logarithms are shares
-        scatter = math.hypot(
-            before * self.before.error(place), penalty * self.penalty.error([bits])
-        )
+        scatter = math.hypot(before * self.before.error(place), penalty * self.penalty.error(rate))
         return Expected(bpb_before=before, penalty_bpb=penalty, error_bpb=quantile * scatter)
 
     def tokens_per_second(self, parameters: int) -> float:
@@ -175,6 +175,10 @@ class Law:
         if self.penalty.coefficients[1] >= 0:
             found.append("more bits do not lower the penalty in these runs")
         return found
+
+
+def _rate(bits: float, parameters: float, tokens: float) -> list[float]:
+    return [bits, math.log(parameters), math.log(tokens)]
 
 
 def _same_training(a: RunFigures, b: RunFigures) -> bool:
