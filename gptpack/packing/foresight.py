@@ -106,7 +106,7 @@ class PackerForesight:
         if not self.packer.matrices:
             raise QuantError(
                 "no matrix of this model is coded on a grid, so training cannot move its bytes; "
-                "leave training.target_bytes at 0"
+                "leave compression.target_bytes at 0"
             )
 
     def at(self, delta: float) -> Outlook:
