@@ -1,8 +1,9 @@
 """What training for the packed size is worth: paired runs, packed to the same bytes.
 
-    python benchmarks/aware_training.py --recipe seq4096 --data shards --budget 16MB 10MB \
-        --bits 3 --seeds 1337 1338 --set training.seconds=300 training.batch_tokens=196608 \
-        training.warmdown_steps=600 --output aware
+    python benchmarks/aware_training.py --recipe golf-1060 --data shards --budget 10MB 16MB \
+        --bits 3 --seeds 1337 1338 --set training.seconds=300 training.reserve_seconds=0 \
+        training.batch_tokens=196608 training.warmdown_steps=0 training.warmdown_fraction=0.5 \
+        optimizer.muon_momentum_warmup_steps=300 --output aware
     python benchmarks/aware_training.py --recipe tiny --data shards --budget 50KB --bits 3 \
         --seeds 1337 1338 --set training.steps=600 training.seconds=0 --output aware
 

@@ -2,6 +2,12 @@
 
     python benchmarks/bench_training.py --recipe seq4096 --set training.batch_tokens=196608
     python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn --kernels on off
+    python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn \\
+        --kernels on no-mix_norm+add_norm no-mlp on
+
+`no-NAME+NAME` leaves these operations of gptpack/ops.py to torch and the others to kernels: a
+kernel earns its place if the step is slower without it. `on` at both ends says how far the clock
+drifts.
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
 synchronised at both ends. `--profile` adds where the device's time goes, kernel by kernel. Without
@@ -13,15 +19,62 @@ import dataclasses
 import itertools
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from gptpack import ops
 from gptpack.config import load_recipe
 from gptpack.recipe_files import find_recipe
 from gptpack.training.distributed import ranks
 from gptpack.training.loop import Run
+
+OPERATIONS = (
+    "mix_norm",
+    "add_norm",
+    "split_heads",
+    "mlp",
+    "head_losses",
+    "gram",
+    "gram_polynomial",
+)
+"""What of gptpack.ops a step has kernels for."""
+KERNELS = ("auto", "on", "off")
+
+
+def kernels_argument(text: str) -> str:
+    """One of `KERNELS`, or ``no-NAME+NAME`` with names of `OPERATIONS`."""
+    names = text.removeprefix("no-").split("+")
+    if text in KERNELS or (text.startswith("no-") and set(names) <= set(OPERATIONS)):
+        return text
+    raise argparse.ArgumentTypeError(f"'{text}': {', '.join(KERNELS)}, or no-NAME+NAME")
+
+
+@contextmanager
+def taken(kernels: str) -> Iterator[str]:
+    """What to hand to `Run` for an argument; in the meantime its operations may be torch's."""
+    if not kernels.startswith("no-"):
+        yield kernels
+        return
+    whole = {name: getattr(ops, name) for name in kernels.removeprefix("no-").split("+")}
+
+    def without(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def plain(*args: Any, kernels: bool, **rest: Any) -> Any:
+            return operation(*args, kernels=False, **rest)
+
+        return plain
+
+    for name, operation in whole.items():
+        setattr(ops, name, without(operation))
+    try:
+        yield "on"
+    finally:
+        for name, operation in whole.items():
+            setattr(ops, name, operation)
 
 
 def profile(run: Run, *, steps: int, rows: int) -> None:
@@ -45,45 +98,53 @@ def profile(run: Run, *, steps: int, rows: int) -> None:
         print(f"{milliseconds:8.2f} ms  {share:6.1%}  {calls[key] / steps:7.1f} x  {key[:110]}")
 
 
+def measure(run: Run, attention: str, kernels: str, *, steps: int, rows: int) -> None:
+    """Print the line of one variant, and its profile if that has `rows`."""
+    compile_seconds = run.warm_up()
+    cuda = run.ranks.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    run.update(0.0)
+    run.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        run.update(0.0)
+    run.synchronize()
+    milliseconds = 1000 * (time.perf_counter() - start) / steps
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
+    size = run.micro_batch() * run.recipe.model.context
+    print(
+        f"{attention:9}  {kernels:18}  {size:11,}  {compile_seconds:9.1f}  "
+        f"{milliseconds:7.1f}  {peak:7.2f}",
+        flush=True,
+    )
+    if rows:
+        profile(run, steps=3, rows=rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     cuda = torch.cuda.is_available()
     parser.add_argument("--recipe", default="seq4096" if cuda else "tiny")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--attention", nargs="+", default=["cudnn", "flash"] if cuda else ["flash"])
-    parser.add_argument("--kernels", nargs="+", default=["auto"], help="auto, on, off")
+    parser.add_argument("--kernels", nargs="+", default=["auto"], type=kernels_argument)
     parser.add_argument("--micro", nargs="+", type=int, default=[0], help="tokens; 0: chosen")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
     options = parser.parse_args()
     recipe = load_recipe(find_recipe(options.recipe), options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
-    print("attention  kernels  micro batch  compile s  ms/step  peak GB")
+    print("attention  kernels             micro batch  compile s  ms/step  peak GB")
     with ranks() as here, tempfile.TemporaryDirectory() as folder:
         variants = itertools.product(options.attention, options.kernels, options.micro)
         for attention, kernels, micro in variants:
             training = dataclasses.replace(recipe.training, micro_batch_tokens=micro)
             variant = dataclasses.replace(recipe, training=training)
-            run = Run(variant, [tokens], Path(folder), here, None, attention, None, kernels)
-            compile_seconds = run.warm_up()
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            run.update(0.0)
-            run.synchronize()
-            start = time.perf_counter()
-            for _ in range(options.steps):
-                run.update(0.0)
-            run.synchronize()
-            milliseconds = 1000 * (time.perf_counter() - start) / options.steps
-            peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
-            size = run.micro_batch() * recipe.model.context
-            print(
-                f"{attention:9}  {run.kernels.split()[0]:7}  {size:11,}  {compile_seconds:9.1f}  "
-                f"{milliseconds:7.1f}  {peak:7.2f}",
-                flush=True,
-            )
-            if options.profile:
-                profile(run, steps=3, rows=options.profile)
+            with taken(kernels) as choice:
+                run = Run(variant, [tokens], Path(folder), here, None, attention, None, choice)
+                label = kernels if kernels != "auto" else run.kernels.split()[0]
+                measure(run, attention, label, steps=options.steps, rows=options.profile)
             run.batches.close()
             del run
             torch.compiler.reset()

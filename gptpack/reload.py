@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from gptpack.artifact.header import ArtifactHeader
 from gptpack.artifact.reader import read_artifact
 from gptpack.errors import ArtifactError
 from gptpack.model.gpt import GPT, state_problem
-from gptpack.quant.types import dequantize
 
 LARGEST_EXCESS = 4
 """A model is not even allocated if its matrices have so many times the weights of the file."""
@@ -24,7 +25,7 @@ class LoadedModel:
     model: GPT
     header: ArtifactHeader
     seconds: Mapping[str, float]
-    """Wall-clock time of ``decode`` (read, verify, decode) and ``build`` (values, model)."""
+    """Wall-clock time of ``decode`` (read, decode, values, verify) and ``build`` (model)."""
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -39,14 +40,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         MissingDependencyError: a section's codec is not installed.
     """
     began = time.perf_counter()
-    artifact = read_artifact(path, verify_weights=True)
+    values: dict[str, npt.NDArray[np.float32]] = {}
+    artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
     decoded = time.perf_counter()
     _check_shape(path, artifact.header)
-    model = GPT(artifact.header.model)
-    # The copy: values may be read-only views, of which torch warns.
-    state = {
-        tensor.name: torch.from_numpy(dequantize(tensor).copy()) for tensor in artifact.tensors
-    }
+    model = GPT(artifact.header.model, seed=None)
+    state = {name: torch.from_numpy(made) for name, made in values.items()}
     if problem := state_problem(model, state):
         raise ArtifactError(f"{path}: its tensors are not those of its model: {problem}")
     model.load_state_dict(state, strict=True)

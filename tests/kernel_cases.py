@@ -1,14 +1,16 @@
 """Operations with a kernel: what they take, with and without it, and how their error is judged.
 
 Shape legend: B = sequences, T = positions, W = model width, H = query heads, G = key/value heads,
-D = width of a head, E = rotated pairs, F = hidden width, V = vocabulary.
+D = width of a head, E = rotated pairs, F = hidden width, V = vocabulary; N, R, C = matrices, rows,
+columns.
 
 Importing this module puts Triton into its interpreter where there is no CUDA device; that has to
 happen before Triton is imported. Benchmarks and the tuning script use the same cases.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from gptpack import ops
 from gptpack.model.layers import Rope, rotary_tables
+from gptpack.training.orthogonal import orthogonalize
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -31,6 +34,8 @@ class Case:
     `run(inputs, kernels=...)` gives its results. Inputs that require gradients come from `make`.
     `exact` takes the place of `run` where that would not stay in float64. `stages` are the kernels
     that forward and backward come to at least, as (bytes moved, operations) in 16-bit precision.
+    `cut` is what float32 sums of 16-bit products may be off by on tensor cores, which cut at every
+    16 terms where torch, off them at odd shapes, rounds; relative.
     """
 
     name: str
@@ -39,13 +44,16 @@ class Case:
     run: Callable[..., Result]
     stages: tuple[tuple[int, int], ...]
     exact: Callable[..., Result] | None = None
+    cut: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}"
 
-    def inputs(self, dtype: torch.dtype, device: str, drawn_on: str = "cpu") -> list[Tensor]:
+    def inputs(
+        self, dtype: torch.dtype, device: str, drawn_on: str = "cpu", seed: int = 0
+    ) -> list[Tensor]:
         """Random inputs; activations in `dtype`, parameters as the model keeps them."""
-        made = self.make(torch.Generator(drawn_on).manual_seed(0), dtype)
+        made = self.make(torch.Generator(drawn_on).manual_seed(seed), dtype)
         return [t.detach().to(device).requires_grad_(t.requires_grad) for t in made]
 
 
@@ -159,6 +167,79 @@ def head_losses(batch: int, length: int, width: int, vocab: int) -> Case:
     return Case("head_losses", f"{tokens:,} x {width} x {vocab:,}", make, run, stages, exact)
 
 
+def gram(matrices: int, rows: int, columns: int, *, tall: bool = False) -> Case:
+    """With `tall` the matrices come as transposes of ``[N, C, R]``."""
+
+    def make(generator, dtype):
+        shape = (matrices, columns, rows) if tall else (matrices, rows, columns)
+        x = normal(generator, dtype, *shape, scale=columns**-0.5).detach()
+        return [x.mT if tall else x]
+
+    def run(inputs, *, kernels):
+        return (ops.gram(*inputs, kernels=kernels),)
+
+    size = 2 * matrices * rows * (rows + columns)
+    stages = ((size, matrices * rows * (rows + 1) * columns),)
+    shape = f"{matrices} x {rows} x {columns}{', tall' if tall else ''}"
+    return Case("gram", shape, make, run, stages)
+
+
+def gram_polynomial(matrices: int, rows: int) -> Case:
+    def make(generator, dtype):
+        x = normal(generator, torch.float32, matrices, rows, rows + 8, scale=rows**-0.5).detach()
+        return [(x @ x.mT).to(dtype)]
+
+    def run(inputs, *, kernels):
+        return (ops.gram_polynomial(*inputs, -4.775, 2.0315, kernels=kernels),)
+
+    stages = ((4 * matrices * rows * rows, matrices * rows * (rows + 1) * rows),)
+    return Case("gram_polynomial", f"{matrices} x {rows}", make, run, stages)
+
+
+def muon(matrices: int, rows: int, columns: int) -> Case:
+    """All iterations of Newton-Schulz: what `gram` and `gram_polynomial` are for."""
+
+    def make(generator, dtype):
+        return [normal(generator, dtype, matrices, rows, columns).detach()]
+
+    def run(inputs, *, kernels):
+        return (orthogonalize(*inputs, dtype=inputs[0].dtype, kernels=kernels),)
+
+    short, size = min(rows, columns), 2 * matrices * rows * columns
+    square = 2 * matrices * short * short
+    half = matrices * short * (short + 1)
+    iteration = (
+        (size + square, half * max(rows, columns)),
+        (2 * square, half * short),
+        (2 * size + square, 2 * matrices * short * rows * columns),
+    )
+    shape = f"{matrices} x {rows} x {columns}"
+    return Case("muon", shape, make, run, ((2 * size, 0), *iteration * 5))
+
+
+def add_moments(tokens: int, columns: int) -> Case:
+    """Judged and timed with a copy of what is added to."""
+
+    def make(generator, dtype):
+        total = normal(generator, torch.float32, columns, columns).detach()
+        return [total + total.T, normal(generator, dtype, tokens, columns).detach()]
+
+    def run(inputs, *, kernels):
+        total = inputs[0].clone()
+        ops.add_moments(total, inputs[1], kernels=kernels)
+        return (total.triu(),)
+
+    def exact(inputs, *, kernels):
+        total, x = inputs
+        return ((total + x.T @ x).triu(),)
+
+    square = 4 * columns * columns
+    product = (2 * tokens * columns + 2 * square, tokens * columns * (columns + 1))
+    stages = ((2 * square, 0), product, (2 * square, 0))
+    cut = min(tokens, 2048) / 16 * 2.0**-24
+    return Case("add_moments", f"{tokens:,} x {columns}", make, run, stages, exact, cut)
+
+
 def small_cases() -> list[Case]:
     """Sizes of 1, and sizes that are no multiple of a block on each axis."""
     return [
@@ -179,11 +260,24 @@ def small_cases() -> list[Case]:
         head_losses(1, 1, 8, 3),
         head_losses(2, 17, 24, 1000),
         head_losses(1, 3, 16, 5000),
+        gram(1, 1, 1),
+        gram(3, 20, 37),
+        gram(2, 49, 32),
+        gram(2, 37, 50, tall=True),
+        gram_polynomial(1, 1),
+        gram_polynomial(3, 37),
+        gram_polynomial(2, 48),
+        add_moments(1, 1),
+        add_moments(35, 20),
+        add_moments(2100, 18),
     ]
 
 
 def golf_cases(tokens: int = 4096) -> list[Case]:
-    """The shapes of the recipe `golf-1060`, and the vocabularies around it."""
+    """The shapes of the recipe `golf-1060`, and the vocabularies around it.
+
+    Products by symmetry have the sizes of Muon's batches and of a batch of calibration.
+    """
     batch = max(1, tokens // 2048)
     length = min(tokens, 2048)
     return [
@@ -195,6 +289,17 @@ def golf_cases(tokens: int = 4096) -> list[Case]:
         mlp(batch, length, 512, 2048, 0.0),
         head_losses(batch, length, 512, 1024),
         head_losses(batch, length, 512, 8192),
+        gram(22, 256, 512),
+        gram(22, 512, 512),
+        gram(11, 512, 1536),
+        gram(11, 512, 1536, tall=True),
+        gram_polynomial(22, 256),
+        gram_polynomial(22, 512),
+        muon(22, 256, 512),
+        muon(22, 512, 512),
+        muon(11, 1536, 512),
+        add_moments(min(tokens, 32768), 512),
+        add_moments(min(tokens, 32768), 1536),
     ]
 
 
@@ -212,7 +317,8 @@ def run_both_ways(
     generator = torch.Generator().manual_seed(1)
     given = [torch.randn(r.shape, generator=generator).to(r) for r in results]
     wanted = [x for x in inputs if x.requires_grad]
-    return [*(r.detach() for r in results), *torch.autograd.grad(results, wanted, given)]
+    gradients = torch.autograd.grad(results, wanted, given) if wanted else ()
+    return [*(r.detach() for r in results), *gradients]
 
 
 def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -227,14 +333,30 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
-def errors(case: Case, inputs: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """(with the kernel, without) for each result and each gradient, against float64."""
-    exact = run_both_ways(case, in_float64(inputs), kernels=False, run=case.exact)
-    plain = run_both_ways(case, inputs, kernels=False)
-    ours = run_both_ways(case, inputs, kernels=True)
-    assert [t.dtype for t in ours] == [t.dtype for t in plain]
-    assert [t.shape for t in ours] == [t.shape for t in plain]
-    return [
-        (relative_error(a, c), relative_error(b, c))
-        for a, b, c in zip(ours, plain, exact, strict=True)
-    ]
+@contextmanager
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """TF32 multiplies 16-bit inputs exactly, as calibration has it; the setting is put back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype.itemsize == 2
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def errors(case: Case, *draws: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """(with the kernel, without) for each result and each gradient, against float64.
+
+    Each of `draws` is a set of inputs; their results count as one long result.
+    """
+    found: list[list[list[Tensor]]] = [[], [], []]
+    for inputs in draws:
+        exact = run_both_ways(case, in_float64(inputs), kernels=False, run=case.exact)
+        plain = run_both_ways(case, inputs, kernels=False)
+        ours = run_both_ways(case, inputs, kernels=True)
+        assert [t.dtype for t in ours] == [t.dtype for t in plain]
+        assert [t.shape for t in ours] == [t.shape for t in plain]
+        for kind, results in zip(found, (ours, plain, exact), strict=True):
+            kind.append([t.flatten() for t in results])
+    together = [[torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in found]
+    return [(relative_error(a, c), relative_error(b, c)) for a, b, c in zip(*together, strict=True)]

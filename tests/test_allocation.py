@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from gptpack.artifact.writer import encode_sections
 from gptpack.errors import QuantError
 from gptpack.quant.allocation import (
+    BEYOND,
+    LEAST_GAIN,
     LEAST_ROW_SHARE,
+    MUCH_NOISE,
     Matrix,
     Sensitivity,
     grid_indexes,
@@ -33,13 +36,19 @@ def matrix_of(rows: int = 48, columns: int = 80, seed: int = 0, name: str = "a")
     )
 
 
-def loss_by_hand(matrix: Matrix, tensor: PackedTensor) -> float:
+def row_losses(matrix: Matrix, tensor: PackedTensor) -> np.ndarray:
     error_RC = dequantize(tensor).astype(np.float64) - matrix.weight
     hessian = matrix.hessian.astype(np.float64)
-    total = 0.0
-    for weight, error in zip(matrix.row_weight, error_RC, strict=True):
-        total += 0.5 * weight * (error @ hessian @ error)
-    return total
+    return np.array(
+        [
+            0.5 * weight * (error @ hessian @ error)
+            for weight, error in zip(matrix.row_weight, error_RC, strict=True)
+        ]
+    )
+
+
+def loss_by_hand(matrix: Matrix, tensor: PackedTensor) -> float:
+    return float(row_losses(matrix, tensor).sum())
 
 
 # one matrix
@@ -83,6 +92,30 @@ def test_the_stored_scales_are_those_of_the_formula_without_rescaling():
     assert tensor.record == {"damp": 0.01}
 
 
+def test_steps_hardly_grow_where_a_rows_noise_is_larger_than_the_row():
+    matrix = matrix_of()
+    # a row that is small and seems not to matter
+    matrix.weight[3] /= 100
+    matrix.row_weight[3] = matrix.row_weight.mean() / 1e4
+    small = prepare_matrix(
+        "a", matrix.weight, Sensitivity(hessian=matrix.hessian, row_weight=matrix.row_weight)
+    )
+    plain = np.array([grid_indexes(small, d, row_power=1.0)[0] for d in (1e-5, 2e-5)])
+    assert np.abs((plain[1] - plain[0]) - ROW_SCALES_PER_OCTAVE).max() <= 1
+    noisy = np.array([grid_indexes(small, d, row_power=1.0)[0] for d in (0.02, 0.04)])
+    octaves = (noisy[1] - noisy[0]) / ROW_SCALES_PER_OCTAVE
+    assert octaves[3] == pytest.approx(BEYOND, abs=1 / ROW_SCALES_PER_OCTAVE)
+    assert np.delete(octaves, 3).min() >= 1 - 1 / ROW_SCALES_PER_OCTAVE
+    # at the bend, noise of s^2 / 12 in each decided column is so many times the row's power
+    power = matrix.weight[3] @ matrix.hessian.astype(np.float64) @ matrix.weight[3]
+    bend = np.sqrt(12 * MUCH_NOISE * power / 80 * matrix.row_weight[3])
+    before, at, after = (
+        int(grid_indexes(small, bend * 2.0**octave, row_power=1.0)[0][3]) for octave in (-1, 0, 1)
+    )
+    assert at - before == pytest.approx(ROW_SCALES_PER_OCTAVE, abs=1)
+    assert after - at == pytest.approx(BEYOND * ROW_SCALES_PER_OCTAVE, abs=1)
+
+
 def entropy_bits(codes: np.ndarray) -> float:
     share = np.unique(codes, return_counts=True)[1] / codes.size
     return float(-(share * np.log2(share)).sum())
@@ -118,6 +151,18 @@ def test_rescaling_rows_never_raises_the_predicted_loss(states, delta):
         (moved,) = quantize_matrices([matrix], delta, states=states, rescale=True)
         assert moved.loss_nats <= plain.loss_nats
         assert np.array_equal(moved.tensor.arrays["codes"], plain.tensor.arrays["codes"])
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.3, 1.0])
+def test_only_rows_that_gain_a_tenth_of_their_loss_are_rescaled(delta):
+    matrix = matrix_of(64, 40)
+    (plain,) = quantize_matrices([matrix], delta, states=8, rescale=False)
+    (moved,) = quantize_matrices([matrix], delta, states=8, rescale=True)
+    lost_R = [row_losses(matrix, result.tensor) for result in (plain, moved)]
+    changed_R = plain.tensor.arrays["row_scales"] != moved.tensor.arrays["row_scales"]
+    # float32 products there, float64 here
+    assert (lost_R[1] <= lost_R[0] * (1 - LEAST_GAIN + 1e-3))[changed_R].all()
+    assert changed_R.any() == (delta > 0.1)
 
 
 def test_one_delta_for_all_or_one_by_name_and_any_number_of_threads_are_the_same():

@@ -33,6 +33,8 @@ VARIANTS = {
         "smear_gate": True,
         "xsa_layers": 1,
     },
+    # matrices that are used twice, and layers that go side by side
+    "recurrent": {"layers": 4, "loop_start": 1, "loop_layers": 2, "loops": 1, "parallel_layers": 1},
 }
 
 

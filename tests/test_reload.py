@@ -76,6 +76,23 @@ def test_the_model_holds_what_the_packed_tensors_stand_for(tmp_path: Path) -> No
     assert set(loaded.seconds) == {"decode", "build"}
 
 
+def test_values_are_made_once_and_no_weights_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = float32(weights())
+    path = write(tmp_path / "m.gptpack", packed)
+    made = []
+
+    def counted(tensor: PackedTensor) -> np.ndarray:
+        made.append(tensor.name)
+        return dequantize(tensor)
+
+    monkeypatch.setattr("gptpack.artifact.weights.dequantize", counted)
+    monkeypatch.setattr(GPT, "reset", lambda self, seed: pytest.fail("weights were drawn"))
+    load_model(path)
+    assert sorted(made) == sorted(tensor.name for tensor in packed)
+
+
 def test_the_loaded_model_can_be_trained_further(tmp_path: Path) -> None:
     model = load_model(write(tmp_path / "m.gptpack", float32(weights()))).model
     tokens = torch.zeros(1, 5, dtype=torch.int64)

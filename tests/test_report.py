@@ -310,7 +310,7 @@ def test_the_page_is_readable_in_a_browser_and_fetches_nothing(
     chromium: Browser, page: Path, width: int, dark: bool
 ) -> None:
     chromium.open(page.as_uri(), width=width, height=844, dark=dark)
-    assert chromium.wait(LOADED) == "17"
+    assert chromium.wait(LOADED) == "19"
     assert chromium.requests() == [page.as_uri()]
     assert chromium.complaints() == []
     drawn = chromium.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.id)")

@@ -24,7 +24,7 @@ from gptpack.artifact.layout import (
     section_digest,
 )
 from gptpack.artifact.plan import plan_sections
-from gptpack.artifact.weights import weights_sha256
+from gptpack.artifact.weights import Keep, weights_sha256
 from gptpack.codec.sections import Array, EncodedStream, decode_stream
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.quant.types import PackedTensor
@@ -64,11 +64,14 @@ def verify_sections(path: str | Path) -> ArtifactHeader:
         return header
 
 
-def read_artifact(path: str | Path, *, verify_weights: bool = False) -> Artifact:
+def read_artifact(
+    path: str | Path, *, verify_weights: bool = False, keep: Keep | None = None
+) -> Artifact:
     """The file at `path`, every checksum verified.
 
     Args:
         verify_weights: also compute the float32 values and check their hash.
+        keep: gets those values. They are not verified before this returns.
 
     Raises:
         GptpackError: there is no regular file that can be read.
@@ -76,7 +79,7 @@ def read_artifact(path: str | Path, *, verify_weights: bool = False) -> Artifact
         MissingDependencyError: a section's codec is not installed.
     """
     with _opened(path) as (file, file_bytes):
-        return _artifact(file, file_bytes, verify_weights)
+        return _artifact(file, file_bytes, verify_weights, keep)
 
 
 def decode_artifact(data: bytes, *, verify_weights: bool = False) -> Artifact:
@@ -164,7 +167,9 @@ def _streams(file: BinaryIO, header: ArtifactHeader) -> Iterator[EncodedStream]:
         yield EncodedStream(codec=section.codec, layout=section.layout, data=data)
 
 
-def _artifact(file: BinaryIO, file_bytes: int, verify_weights: bool) -> Artifact:
+def _artifact(
+    file: BinaryIO, file_bytes: int, verify_weights: bool, keep: Keep | None = None
+) -> Artifact:
     header = _header(file, file_bytes)
     decoded: list[dict[str, Array]] = [{} for _ in header.tensors]
     for plan, stream in zip(plan_sections(header.tensors), _streams(file, header), strict=True):
@@ -190,7 +195,7 @@ def _artifact(file: BinaryIO, file_bytes: int, verify_weights: bool) -> Artifact
         for entry, arrays in zip(header.tensors, decoded, strict=True)
     )
     if verify_weights:
-        found = weights_sha256(tensors)
+        found = weights_sha256(tensors, keep)
         if found != header.weights_sha256:
             raise ArtifactError(
                 f"the weights hash to {found[:16]}..., the header says "

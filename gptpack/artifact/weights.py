@@ -2,13 +2,19 @@
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
 
 from gptpack.errors import ArtifactError
 from gptpack.quant.types import PackedTensor, dequantize
 
+Keep = Callable[[str, npt.NDArray[np.float32]], None]
+"""Takes the name and the values of each tensor, which are made only once."""
 
-def weights_sha256(tensors: Iterable[PackedTensor]) -> str:
+
+def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) -> str:
     """SHA-256, in hexadecimal, over name, shape, and float32 values of each tensor in order.
 
     A tensor adds its name in ASCII, a zero byte, its rank as u8, its dimensions as u64, and its
@@ -31,4 +37,6 @@ def weights_sha256(tensors: Iterable[PackedTensor]) -> str:
         state.update(tensor.name.encode("ascii") + b"\0")
         state.update(struct.pack(f"<B{rank}Q", rank, *tensor.shape))
         state.update(values.astype("<f4", order="C", copy=False).reshape(-1).data)
+        if keep is not None:
+            keep(tensor.name, values)
     return state.hexdigest()

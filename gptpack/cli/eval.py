@@ -327,7 +327,7 @@ def _open_checkpoint(path: Path, device: "torch.device", recipe: str | None) -> 
     began = time.perf_counter()
     checkpoint = load_checkpoint(path, load_recipe(find_recipe(recipe)).model if recipe else None)
     decoded = time.perf_counter()
-    model = GPT(checkpoint.model)
+    model = GPT(checkpoint.model, seed=None)
     if problem := state_problem(model, checkpoint.weights):
         raise CheckpointError(f"{path}: {problem}")
     model.load_state_dict(checkpoint.weights)

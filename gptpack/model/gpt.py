@@ -38,14 +38,14 @@ TIED_EMBEDDING_STD = 0.005
 
 
 class GPT(nn.Module):
-    """A GPT of the shape `config`, with weights drawn from `seed`.
+    """A GPT of the shape `config`, with weights drawn from `seed`; None leaves them to be loaded.
 
     Weights are float32. Activations are bfloat16 on CUDA and float32 elsewhere, unless
     `compute_dtype` is set. `looped` says whether layers of a depth recurrence run more than once;
     they do unless training has not come to it yet.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
@@ -83,7 +83,8 @@ class GPT(nn.Module):
         self.lm_head = (
             None if config.tied_embedding else Linear(config.width, config.vocab, zero=True)
         )
-        self.reset(seed)
+        if seed is not None:
+            self.reset(seed)
 
     def reset(self, seed: int) -> None:
         """Draw the weights; the same `seed` gives the same weights on every machine.

@@ -38,6 +38,15 @@ ROW_POWER = 0.5
 LEAST_ROW_SHARE = 1e-4
 """Rows without any Fisher information are treated as having this share of the mean."""
 LARGEST_CODE = 2**15 - 1
+LEAST_GAIN = 0.1
+"""Rows are rescaled after coding where that takes this share of their loss or more. To fit best is
+to shrink a little, everywhere, which the loss to second order does not feel but the confidence of
+the model does (docs/log.md, 2026-11-25)."""
+MUCH_NOISE = 2.0
+BEYOND = 0.125
+"""Where a row's noise passes so many times its own power, its steps grow with this power of delta
+only, little as the row seems to matter: that was measured while its unit hardly ever fired, and
+enough noise makes it fire (docs/log.md, 2026-11-25)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,20 +110,29 @@ def prepare_matrix(
         factor=factorize(sensitivity.hessian, damp=damp, max_damp=max_damp, name=name),
         hessian=sensitivity.hessian,
         row_weight=np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean()),
-        energy=_row_dots(felt_RC, weight),
+        energy=np.maximum(_row_dots(felt_RC, weight), 0.0),
     )
 
 
 def grid_indexes(
     matrix: Matrix, delta: float, *, row_power: float = ROW_POWER
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """Row and column scales of the steps at `delta`, as indexes of the logarithmic grids."""
+    """Row and column scales of the steps at `delta`, as indexes of the logarithmic grids.
+
+    A row's steps hardly grow any more where its noise is `MUCH_NOISE` times its power.
+    """
     mean = matrix.row_weight.mean()
     weight_R = mean * (matrix.row_weight / mean) ** row_power
     pivot_C = matrix.factor.pivots
     middle = np.exp(np.log(pivot_C).mean())
+    step_R = delta / np.sqrt(weight_R)
+    # a column that is decided in steps of s / pivot adds s^2 / 12 to the noise of its row
+    live_R = matrix.energy > 0
+    much_R = np.sqrt(12 * MUCH_NOISE * matrix.energy[live_R] / len(pivot_C))
+    beyond_R = np.maximum(step_R[live_R] / much_R, 1.0)
+    step_R[live_R] *= beyond_R ** (BEYOND - 1)
     return (
-        quantize_scale(delta / (np.sqrt(weight_R) * middle), per_octave=ROW_SCALES_PER_OCTAVE),
+        quantize_scale(step_R / middle, per_octave=ROW_SCALES_PER_OCTAVE),
         quantize_scale(middle / pivot_C, per_octave=COLUMN_SCALES_PER_OCTAVE),
     )
 
@@ -203,7 +221,7 @@ def _tensor(matrix: Matrix, symbols: Array, grid: tuple[Array, Array], states: i
 def _rescaled(
     matrix: Matrix, tensor: PackedTensor, points_RC: Array, loss: float
 ) -> tuple[PackedTensor, float]:
-    """`tensor` with the row scales that fit its codes best, where that lowers the loss.
+    """`tensor` with the row scales that fit its codes best, in rows that gain `LEAST_GAIN` by it.
 
     The best gain is that of `grids.row_gains`, ``w H v^T / v H v^T``. One product with H gives it
     and what it leaves: with e = v - w, ``g v - w = e - (1 - g) v``.
@@ -219,8 +237,11 @@ def _rescaled(
     gain_R = 1 - np.divide(with_value_R, value_R, out=np.zeros_like(value_R), where=value_R > 0)
     shift_R = np.rint(np.log2(np.clip(gain_R, 0.5, 2.0)) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
     rest_R = 1 - 2.0 ** (shift_R / ROW_SCALES_PER_OCTAVE)
-    row_loss_R = own_R - 2 * rest_R * with_value_R + rest_R**2 * value_R
-    better = float(matrix.row_weight @ np.maximum(row_loss_R, 0.0)) / 2
+    left_R = own_R - 2 * rest_R * with_value_R + rest_R**2 * value_R
+    kept_R = left_R > (1 - LEAST_GAIN) * own_R
+    shift_R[kept_R] = 0
+    left_R[kept_R] = own_R[kept_R]
+    better = float(matrix.row_weight @ np.maximum(left_R, 0.0)) / 2
     if better >= loss:
         return tensor, loss
     return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), better

@@ -6,6 +6,7 @@ Shape legend: N = matrices of equal shape, R = rows, C = columns.
 import torch
 from torch import Tensor
 
+from gptpack import ops
 from gptpack.config import MuonMethod
 
 Quintic = tuple[float, float, float]
@@ -40,6 +41,7 @@ def orthogonalize(
     steps: int = 5,
     dtype: torch.dtype = torch.float32,
     row_norm: bool = False,
+    kernels: bool = False,
 ) -> Tensor:
     """Approximate ``U V^T`` of each ``U S V^T`` in `matrices` ``[N, R, C]``, in `dtype`.
 
@@ -49,6 +51,7 @@ def orthogonalize(
 
     Args:
         row_norm: bring all rows to one length first (MuonEq-R, parameter-golf #1285).
+        kernels: make A and the polynomial of it by Triton, one triangle each.
     """
     if row_norm:
         lengths = matrices.norm(dim=-1, keepdim=True)
@@ -59,7 +62,7 @@ def orthogonalize(
     tall = x.shape[-2] > x.shape[-1]
     for a, b, c in quintics(method, steps):
         short = x.mT if tall else x
-        gram = short @ short.mT
-        polynomial = b * gram + c * gram @ gram
+        gram = ops.gram(short, kernels=kernels)
+        polynomial = ops.gram_polynomial(gram, b, c, kernels=kernels)
         x = a * x + (x @ polynomial.mT if tall else polynomial @ x)
     return x
