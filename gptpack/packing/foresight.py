@@ -8,6 +8,7 @@ Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -103,6 +104,8 @@ class PackerForesight:
                 "calibration_tokens": found.hessian_tokens,
             },
         )
+        # every rank quantizes, all at the same time
+        self.packer.threads = max(1, len(os.sched_getaffinity(0)) // self.ranks.world)
         if not self.packer.matrices:
             raise QuantError(
                 "no matrix of this model is coded on a grid, so training cannot move its bytes; "
