@@ -39,8 +39,6 @@ OPERATIONS = (
     "split_heads",
     "mlp",
     "head_losses",
-    "gram",
-    "gram_polynomial",
 )
 """What of gptpack.ops a step has kernels for."""
 KERNELS = ("auto", "on", "off")

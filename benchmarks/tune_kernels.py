@@ -157,45 +157,11 @@ def cross_entropy(tokens: int) -> Iterator[Trial]:
         )
 
 
-def symmetric(tokens: int) -> Iterator[Trial]:
-    module = kernel("symmetric")
-    sizes = [
-        (rows, depth, stages, warps)
-        for rows, warps in ((64, 4), (128, 4), (128, 8))
-        for depth in (32, 64, 128)
-        for stages in (3, 4, 5)
-    ]
-    for case in (
-        kernel_cases.gram(22, 512, 512),
-        kernel_cases.gram(11, 512, 1536),
-        kernel_cases.gram_polynomial(22, 512),
-        kernel_cases.gram_polynomial(22, 256),
-        kernel_cases.add_moments(min(tokens, 32768), 512),
-        kernel_cases.add_moments(min(tokens, 32768), 1536),
-    ):
-        inputs = drawn(case)
-        path = module._path(inputs[-1])
-
-        def choose(setting: Setting, path: str = path) -> None:
-            module.BLOCKS[path, "large"] = module.BLOCKS[path, "small"] = setting
-
-        def run(case: Case = case, inputs: list[torch.Tensor] = inputs) -> object:
-            return case.run(inputs, kernels=True)
-
-        before = dict(module.BLOCKS)
-        for size in ("large", "small"):
-            setting = before[path, size]
-            title = f"{case}: rows, depth, stages, warps; {size} ones in use"
-            yield title, setting, sizes if size == "large" else [], choose, run
-        module.BLOCKS.update(before)
-
-
 TRIALS = {
     "residual_norm": residual_norm,
     "heads": heads,
     "mlp": mlp,
     "cross_entropy": cross_entropy,
-    "symmetric": symmetric,
 }
 
 

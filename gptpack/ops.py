@@ -1,7 +1,7 @@
 """Every operation that has a kernel: Triton on CUDA, torch elsewhere. One function each.
 
 Shape legend: B = sequences, T = positions, W = model width, H = query heads, G = key/value heads,
-D = width of a head, F = hidden width of the MLP, V = vocabulary; N, R, C = matrices, rows, columns.
+D = width of a head, F = hidden width of the MLP, V = vocabulary.
 
 Without kernels a function is the torch expression in it and nothing else. With kernels it calls a
 custom operator of ``gptpack/kernels``, which torch.compile takes as it is; `choose_kernels` decides
@@ -9,7 +9,6 @@ once, and says what it decided. docs/decisions/kernels.md says what is fused and
 """
 
 import importlib
-import itertools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -21,13 +20,9 @@ from gptpack.errors import ConfigError, MissingDependencyError
 
 Kernels = Literal["auto", "on", "off"]
 
-MODULES = ("cross_entropy", "heads", "mlp", "residual_norm", "symmetric")
+MODULES = ("cross_entropy", "heads", "mlp", "residual_norm")
 OLDEST = (8, 0)
 """Compute capability from which tensor cores know bfloat16."""
-
-BANDS = 4
-"""Without a kernel a symmetric sum is made in so many bands of rows, each from the diagonal on: 5/8
-of the work."""
 
 NORM_EPS = torch.finfo(torch.float32).eps
 
@@ -202,36 +197,3 @@ def head_losses(
         logits = softcapped(hidden, head, cap)
         losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
-
-
-def gram(x: Tensor, *, kernels: bool) -> Tensor:
-    """``x x^T`` of each matrix, ``[N, R, R]`` in the dtype of x ``[N, R, C]``; with kernels it has
-    no gradient."""
-    if kernels:
-        product: Tensor = torch.ops.gptpack.gram(x)
-        return product
-    return x @ x.mT
-
-
-def gram_polynomial(a: Tensor, b: float, c: float, *, kernels: bool) -> Tensor:
-    """``b A + c A^2`` of symmetric matrices ``[N, R, R]``; with kernels it has no gradient."""
-    if kernels:
-        polynomial: Tensor = torch.ops.gptpack.gram_polynomial(a, b, c)
-        return polynomial
-    return b * a + c * a @ a
-
-
-def add_moments(total: Tensor, x: Tensor, *, kernels: bool) -> None:
-    """Add ``x^T x`` to `total`, float32 ``[C, C]``, from its diagonal on; x is ``[T, C]``.
-
-    What is below the diagonal means nothing afterwards. Without kernels products have the precision
-    that torch is set to; 16-bit inputs are multiplied exactly by TF32 as well.
-    """
-    if kernels:
-        torch.ops.gptpack.add_moments(total, x)
-        return
-    size = total.shape[0]
-    x = x.float()
-    edges = [band * size // BANDS for band in range(BANDS + 1)]
-    for start, stop in itertools.pairwise(edges):
-        total[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])

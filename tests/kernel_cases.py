@@ -1,16 +1,14 @@
 """Operations with a kernel: what they take, with and without it, and how their error is judged.
 
 Shape legend: B = sequences, T = positions, W = model width, H = query heads, G = key/value heads,
-D = width of a head, E = rotated pairs, F = hidden width, V = vocabulary; N, R, C = matrices, rows,
-columns.
+D = width of a head, E = rotated pairs, F = hidden width, V = vocabulary.
 
 Importing this module puts Triton into its interpreter where there is no CUDA device; that has to
 happen before Triton is imported. Benchmarks and the tuning script use the same cases.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,6 @@ from torch import Tensor
 
 from gptpack import ops
 from gptpack.model.layers import Rope, rotary_tables
-from gptpack.training.orthogonal import orthogonalize
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -33,10 +30,7 @@ class Case:
 
     `run(inputs, kernels=...)` gives its results. Inputs that require gradients come from `make`.
     `exact` takes the place of `run` where that would not stay in float64. `stages` are the kernels
-    that forward and backward come to at least, as (bytes moved, operations) in 16-bit precision.
-    `cut` is what float32 sums of 16-bit products may be off by on tensor cores, which cut at every
-    16 terms where torch, off them at odd shapes, rounds; relative.
-    """
+    that forward and backward come to at least, as (bytes moved, operations) in 16-bit precision."""
 
     name: str
     shape: str
@@ -44,7 +38,6 @@ class Case:
     run: Callable[..., Result]
     stages: tuple[tuple[int, int], ...]
     exact: Callable[..., Result] | None = None
-    cut: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}"
@@ -167,79 +160,6 @@ def head_losses(batch: int, length: int, width: int, vocab: int) -> Case:
     return Case("head_losses", f"{tokens:,} x {width} x {vocab:,}", make, run, stages, exact)
 
 
-def gram(matrices: int, rows: int, columns: int, *, tall: bool = False) -> Case:
-    """With `tall` the matrices come as transposes of ``[N, C, R]``."""
-
-    def make(generator, dtype):
-        shape = (matrices, columns, rows) if tall else (matrices, rows, columns)
-        x = normal(generator, dtype, *shape, scale=columns**-0.5).detach()
-        return [x.mT if tall else x]
-
-    def run(inputs, *, kernels):
-        return (ops.gram(*inputs, kernels=kernels),)
-
-    size = 2 * matrices * rows * (rows + columns)
-    stages = ((size, matrices * rows * (rows + 1) * columns),)
-    shape = f"{matrices} x {rows} x {columns}{', tall' if tall else ''}"
-    return Case("gram", shape, make, run, stages)
-
-
-def gram_polynomial(matrices: int, rows: int) -> Case:
-    def make(generator, dtype):
-        x = normal(generator, torch.float32, matrices, rows, rows + 8, scale=rows**-0.5).detach()
-        return [(x @ x.mT).to(dtype)]
-
-    def run(inputs, *, kernels):
-        return (ops.gram_polynomial(*inputs, -4.775, 2.0315, kernels=kernels),)
-
-    stages = ((4 * matrices * rows * rows, matrices * rows * (rows + 1) * rows),)
-    return Case("gram_polynomial", f"{matrices} x {rows}", make, run, stages)
-
-
-def muon(matrices: int, rows: int, columns: int) -> Case:
-    """All iterations of Newton-Schulz: what `gram` and `gram_polynomial` are for."""
-
-    def make(generator, dtype):
-        return [normal(generator, dtype, matrices, rows, columns).detach()]
-
-    def run(inputs, *, kernels):
-        return (orthogonalize(*inputs, dtype=inputs[0].dtype, kernels=kernels),)
-
-    short, size = min(rows, columns), 2 * matrices * rows * columns
-    square = 2 * matrices * short * short
-    half = matrices * short * (short + 1)
-    iteration = (
-        (size + square, half * max(rows, columns)),
-        (2 * square, half * short),
-        (2 * size + square, 2 * matrices * short * rows * columns),
-    )
-    shape = f"{matrices} x {rows} x {columns}"
-    return Case("muon", shape, make, run, ((2 * size, 0), *iteration * 5))
-
-
-def add_moments(tokens: int, columns: int) -> Case:
-    """Judged and timed with a copy of what is added to."""
-
-    def make(generator, dtype):
-        total = normal(generator, torch.float32, columns, columns).detach()
-        return [total + total.T, normal(generator, dtype, tokens, columns).detach()]
-
-    def run(inputs, *, kernels):
-        total = inputs[0].clone()
-        ops.add_moments(total, inputs[1], kernels=kernels)
-        return (total.triu(),)
-
-    def exact(inputs, *, kernels):
-        total, x = inputs
-        return ((total + x.T @ x).triu(),)
-
-    square = 4 * columns * columns
-    product = (2 * tokens * columns + 2 * square, tokens * columns * (columns + 1))
-    stages = ((2 * square, 0), product, (2 * square, 0))
-    cut = min(tokens, 2048) / 16 * 2.0**-24
-    return Case("add_moments", f"{tokens:,} x {columns}", make, run, stages, exact, cut)
-
-
 def small_cases() -> list[Case]:
     """Sizes of 1, and sizes that are no multiple of a block on each axis."""
     return [
@@ -260,24 +180,11 @@ def small_cases() -> list[Case]:
         head_losses(1, 1, 8, 3),
         head_losses(2, 17, 24, 1000),
         head_losses(1, 3, 16, 5000),
-        gram(1, 1, 1),
-        gram(3, 20, 37),
-        gram(2, 49, 32),
-        gram(2, 37, 50, tall=True),
-        gram_polynomial(1, 1),
-        gram_polynomial(3, 37),
-        gram_polynomial(2, 48),
-        add_moments(1, 1),
-        add_moments(35, 20),
-        add_moments(2100, 18),
     ]
 
 
 def golf_cases(tokens: int = 4096) -> list[Case]:
-    """The shapes of the recipe `golf-1060`, and the vocabularies around it.
-
-    Products by symmetry have the sizes of Muon's batches and of a batch of calibration.
-    """
+    """The shapes of the recipe `golf-1060`, and the vocabularies around it."""
     batch = max(1, tokens // 2048)
     length = min(tokens, 2048)
     return [
@@ -289,17 +196,6 @@ def golf_cases(tokens: int = 4096) -> list[Case]:
         mlp(batch, length, 512, 2048, 0.0),
         head_losses(batch, length, 512, 1024),
         head_losses(batch, length, 512, 8192),
-        gram(22, 256, 512),
-        gram(22, 512, 512),
-        gram(11, 512, 1536),
-        gram(11, 512, 1536, tall=True),
-        gram_polynomial(22, 256),
-        gram_polynomial(22, 512),
-        muon(22, 256, 512),
-        muon(22, 512, 512),
-        muon(11, 1536, 512),
-        add_moments(min(tokens, 32768), 512),
-        add_moments(min(tokens, 32768), 1536),
     ]
 
 
@@ -331,17 +227,6 @@ def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
 def relative_error(found: Tensor, exact: Tensor) -> float:
     """``|found - exact| / |exact|``; nan if anything is."""
     return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
-
-
-@contextmanager
-def exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """TF32 multiplies 16-bit inputs exactly, as calibration has it; the setting is put back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = dtype.itemsize == 2
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def errors(case: Case, *draws: Sequence[Tensor]) -> list[tuple[float, float]]:

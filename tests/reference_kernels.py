@@ -81,22 +81,3 @@ def head_losses(hidden, head, targets, cap):
         return (top + torch.log(total) - logits[target],)
 
     return each_token(token, hidden, targets)
-
-
-def gram(x):
-    return torch.stack([torch.stack([torch.stack([a @ b for b in m]) for a in m]) for m in x])
-
-
-def gram_polynomial(a, b, c):
-    rows = range(a.shape[-1])
-    square = torch.stack(
-        [torch.stack([torch.stack([m[i] @ m[:, j] for j in rows]) for i in rows]) for m in a]
-    )
-    return b * a + c * square
-
-
-def add_moments(total, x):
-    """What lies on and above the diagonal, one token after the other."""
-    for token in x:
-        total = total + torch.outer(token, token)
-    return torch.triu(total)

@@ -30,7 +30,7 @@ INSIDE: dict[str, set[str]] = {
     "checkpoint": {"config"},
     "training": {"checkpoint", "config", "data", "model", "ops", "quant.steps"},
     "artifact": {"codec", "config", "quant.types"},
-    "calibration": {"config", "data", "model", "ops", "quant.allocation", "training.distributed"},
+    "calibration": {"config", "data", "model", "quant.allocation", "training.distributed"},
     "packing": {
         "artifact",
         "calibration",

@@ -9,18 +9,13 @@ import sys
 import kernel_cases
 import pytest
 import reference_kernels
-import reference_optimizers
 import torch
 from kernel_cases import Case, run_both_ways
 
 from gptpack import ops
-from gptpack.calibration.collect import input_moments
-from gptpack.config import ModelConfig, OptimizerConfig
+from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.model.gpt import GPT
-from gptpack.training.distributed import Ranks
-from gptpack.training.optimizers import Optimizers
-from gptpack.training.orthogonal import quintics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
@@ -33,8 +28,6 @@ SETTINGS = [
 ]
 SMALL = kernel_cases.small_cases()
 GOLF = kernel_cases.golf_cases()
-# five iterations magnify differences in rounding: for what compares errors, not bits
-MUON = [kernel_cases.muon(2, 20, 37), kernel_cases.muon(2, 37, 20)]
 EACH = list({case.name: case for case in SMALL}.values())
 
 
@@ -58,16 +51,12 @@ def assert_accurate(case: Case, dtype: torch.dtype, device: str) -> None:
     few = max(x.numel() for x in case.inputs(dtype, device)) < FEW
     draws = [case.inputs(dtype, device, seed=seed) for seed in range(DRAWS if few else 1)]
     slack = torch.finfo(dtype).eps if few else 0.0
-    if device == "cuda" and dtype.itemsize == 2:
-        slack += case.cut
-    with kernel_cases.exact_products(dtype):
-        found = kernel_cases.errors(case, *draws)
-    for index, (ours, plain) in enumerate(found):
+    for index, (ours, plain) in enumerate(kernel_cases.errors(case, *draws)):
         assert ours <= 2 * plain + slack, f"result {index} is off by {ours:.2e}, torch {plain:.2e}"
 
 
 @pytest.mark.parametrize(("device", "dtype"), SETTINGS)
-@pytest.mark.parametrize("case", SMALL + MUON, ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
 def test_results_and_gradients_are_as_accurate_as_torchs(case, device, dtype):
     assert_accurate(case, dtype, device)
 
@@ -106,11 +95,6 @@ def test_inputs_are_not_modified_and_gradients_may_be_broadcast(case, device, dt
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
 
 
-def orthogonalized(matrix):
-    twin = reference_optimizers.orthogonalized(matrix.numpy(), quintics("newton-schulz", 5))
-    return torch.from_numpy(twin)
-
-
 TWINS = [
     (
         kernel_cases.mix_norm(2, 3, 6),
@@ -137,19 +121,6 @@ TWINS = [
     (
         kernel_cases.head_losses(2, 3, 4, 7),
         lambda hidden, head, targets: reference_kernels.head_losses(hidden, head, targets, 30.0),
-    ),
-    (kernel_cases.gram(2, 3, 5), lambda x: (reference_kernels.gram(x),)),
-    (
-        kernel_cases.gram_polynomial(2, 4),
-        lambda a: (reference_kernels.gram_polynomial(a, -4.775, 2.0315),),
-    ),
-    (
-        kernel_cases.add_moments(7, 5),
-        lambda total, x: (reference_kernels.add_moments(total, x),),
-    ),
-    (
-        kernel_cases.muon(2, 5, 3),
-        lambda x: (torch.stack([orthogonalized(m) for m in x]),),
     ),
 ]
 
@@ -217,68 +188,6 @@ def test_ten_runs_agree_to_the_bit(case):
     for _ in range(9):
         again = run_both_ways(case, inputs, kernels=True)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize(("device", "dtype"), SETTINGS)
-@pytest.mark.parametrize("rows", [1, 37, 48])
-def test_symmetric_products_are_symmetric_to_the_bit(rows, device, dtype):
-    (x,) = kernel_cases.gram(3, rows, 21).inputs(dtype, device)
-    found = ops.gram(x, kernels=True)
-    assert torch.equal(found, found.mT)
-    polynomial = ops.gram_polynomial(found, -4.775, 2.0315, kernels=True)
-    assert torch.equal(polynomial, polynomial.mT)
-    total = torch.zeros(21, 21, device=device)
-    ops.add_moments(total, x.reshape(-1, 21), kernels=True)
-    assert torch.equal(total, total.T)
-
-
-@pytest.mark.parametrize(("device", "dtype"), SETTINGS)
-def test_symmetric_products_of_nothing_are_nothing(device, dtype):
-    def empty(*shape):
-        return torch.ones(shape, dtype=dtype, device=device)
-
-    assert ops.gram(empty(0, 3, 4), kernels=True).shape == (0, 3, 3)
-    assert ops.gram(empty(2, 0, 4), kernels=True).shape == (2, 0, 0)
-    assert torch.equal(ops.gram(empty(2, 3, 0), kernels=True), torch.zeros_like(empty(2, 3, 3)))
-    total = torch.ones(3, 3, device=device)
-    ops.add_moments(total, empty(0, 3), kernels=True)
-    assert torch.equal(total, torch.ones_like(total))
-
-
-def test_muon_takes_kernels_if_the_model_does(monkeypatch):
-    taken = []
-
-    def gram(x, *, kernels):
-        taken.append(kernels)
-        return x @ x.mT
-
-    monkeypatch.setattr(ops, "gram", gram)
-    for kernels in ("on", "off"):
-        model = GPT(ModelConfig(**EVERYTHING))
-        model.use_kernels(kernels)
-        ranks = Ranks(0, 1, CPU)
-        config = OptimizerConfig(muon_steps=1)
-        optimizers = Optimizers(model, config, ranks, compiled=False)
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimizers.step(lr_multiplier=1.0, momentum=0.9)
-        assert taken
-        assert set(taken) == {kernels == "on"}
-        taken.clear()
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_calibration_finds_the_same_moments_with_the_kernel(device, monkeypatch):
-    model = GPT(ModelConfig(**EVERYTHING)).to(device)
-    windows = torch.randint(40, (5, 8), generator=torch.Generator().manual_seed(0))
-    found = {}
-    for choice in ("off", "on"):
-        monkeypatch.setattr(ops, "choose_kernels", lambda name, device, choice=choice: choice)
-        found[choice] = input_moments(model, windows, batch=2)
-    for name, moment in found["on"].items():
-        # 16-bit inputs are multiplied exactly either way
-        assert kernel_cases.relative_error(moment, found["off"][name].double()) < 1e-6
-        assert torch.equal(moment, moment.T)
 
 
 EVERYTHING = {

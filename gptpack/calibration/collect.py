@@ -7,6 +7,7 @@ Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn fr
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptpack import ops
 from gptpack.model.gpt import GPT
 from gptpack.model.layers import Linear
 from gptpack.progress import Progress, silent
@@ -71,6 +71,18 @@ def _exact_products(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+BANDS = 4
+"""A symmetric sum is made in so many bands of rows, each from the diagonal on: 5/8 of the work."""
+
+
+def _add_moments(sum_CC: Tensor, x_NC: Tensor) -> None:
+    """Add ``x^T x`` to the part of `sum_CC` from the diagonal on, band by band."""
+    size = sum_CC.shape[0]
+    edges = [band * size // BANDS for band in range(BANDS + 1)]
+    for start, stop in itertools.pairwise(edges):
+        sum_CC[start:stop, start:].addmm_(x_NC[:, start:stop].T, x_NC[:, start:])
+
+
 def _mirrored(sum_CC: Tensor) -> Tensor:
     """The whole symmetric matrix."""
     upper_CC = sum_CC.triu()
@@ -87,10 +99,9 @@ def input_moments(
     """Sums of ``x x^T`` over all tokens of `windows` ``[N, T]``, for each matrix of the model.
 
     The embedding, where it is the output head, has the final norm's output as x. Layers that share
-    weights add up. Accumulated in float32 on the model's device, by Triton's kernel on CUDA.
+    weights add up. Accumulated in float32 on the model's device.
     """
     device = model.tok_emb.weight.device
-    kernels = ops.choose_kernels("auto", device).startswith("on")
     linears, shared = _linears(model), _sources(_linears(model))
     sources = {name: m for name, m in linears.items() if shared[name] == name}
     head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
@@ -100,7 +111,7 @@ def input_moments(
     sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
 
     def add(name: str, x: Tensor) -> None:
-        ops.add_moments(sums[name], x.reshape(-1, x.shape[-1]), kernels=kernels)
+        _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
 
     def register(stack: ExitStack) -> None:
         for name, linear in sources.items():

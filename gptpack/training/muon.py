@@ -88,7 +88,6 @@ class Muon:
         ranks: Ranks,
         *,
         compiled: bool,
-        kernels: bool = False,
     ) -> None:
         self.config, self.ranks = config, ranks
         shapes: dict[torch.Size, dict[str, nn.Parameter]] = {}
@@ -106,7 +105,6 @@ class Muon:
             steps=config.muon_steps,
             dtype=torch.bfloat16 if cuda else torch.float32,
             row_norm=config.muon_row_norm,
-            kernels=kernels,
         )
         self.even_out = (
             torch.compile(even_out, fullgraph=True, dynamic=False) if compiled else even_out

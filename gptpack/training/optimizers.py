@@ -33,7 +33,7 @@ class Optimizers:
         self.parameters = dict(model.named_parameters())
         matrices, embeddings, head, scalars = _roles(self.parameters)
         embed_lr = config.embed_lr if model.lm_head is None else config.untied_embed_lr
-        self.muon = Muon(matrices, config, ranks, compiled=compiled, kernels=model.kernels)
+        self.muon = Muon(matrices, config, ranks, compiled=compiled)
         groups = [
             (embeddings, embed_lr),
             (head, config.head_lr),

@@ -6,7 +6,6 @@ Shape legend: N = matrices of equal shape, R = rows, C = columns.
 import torch
 from torch import Tensor
 
-from gptpack import ops
 from gptpack.config import MuonMethod
 
 Quintic = tuple[float, float, float]
@@ -41,7 +40,6 @@ def orthogonalize(
     steps: int = 5,
     dtype: torch.dtype = torch.float32,
     row_norm: bool = False,
-    kernels: bool = False,
 ) -> Tensor:
     """Approximate ``U V^T`` of each ``U S V^T`` in `matrices` ``[N, R, C]``, in `dtype`.
 
@@ -51,7 +49,6 @@ def orthogonalize(
 
     Args:
         row_norm: bring all rows to one length first (MuonEq-R, parameter-golf #1285).
-        kernels: make A and the polynomial of it by Triton, one triangle each.
     """
     if row_norm:
         lengths = matrices.norm(dim=-1, keepdim=True)
@@ -62,7 +59,7 @@ def orthogonalize(
     tall = x.shape[-2] > x.shape[-1]
     for a, b, c in quintics(method, steps):
         short = x.mT if tall else x
-        gram = ops.gram(short, kernels=kernels)
-        polynomial = ops.gram_polynomial(gram, b, c, kernels=kernels)
+        gram = short @ short.mT
+        polynomial = b * gram + c * gram @ gram
         x = a * x + (x @ polynomial.mT if tall else polynomial @ x)
     return x
