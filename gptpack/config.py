@@ -1,8 +1,8 @@
 """Configuration as frozen values, checked where they are made; recipes in TOML load into them.
 
-A recipe has the tables ``[model]``, ``[optimizer]``, ``[data]`` and ``[training]``; `load_recipe`
-also takes overrides such as ``model.layers=4``. Unknown keys and values of the wrong type are
-errors.
+A recipe has the tables ``[model]``, ``[optimizer]``, ``[data]``, ``[training]`` and
+``[compression]``; `load_recipe` also takes overrides such as ``model.layers=4``. Unknown keys and
+values of the wrong type are errors.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from gptpack.errors import ConfigError
 Activation = Literal["relu2", "leaky_relu2"]
 MuonMethod = Literal["newton-schulz", "polar-express"]
 StateDtype = Literal["float32", "bfloat16"]
+QatMethod = Literal["straight-through", "noise"]
 Loader = Literal["sequential", "coprime", "coprime-shards", "shuffled", "bos"]
 
 UNITS = {
@@ -351,6 +352,32 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionConfig:
+    """Training for the size of the packed file (docs/decisions/pressure.md)."""
+
+    target_bytes: int = 0
+    """Bytes that the packed file will have; 0 trains without a thought of it."""
+    start: float = 0.5
+    """Share of the run from which coded bits are part of the loss; 1: never."""
+    pressure: float = 1.0
+    """Price of a bit, as a multiple of what the packer would give for it; 0 only predicts."""
+    looks: int = 4
+    """How often the packer's steps are measured, evenly from the first time they are needed."""
+    qat: QatMethod = "straight-through"
+    """What passes see from `training.qat_start` on: rounded weights, or such with uniform noise."""
+
+    def __post_init__(self) -> None:
+        if self.target_bytes < 0:
+            raise ConfigError(f"target_bytes={self.target_bytes} must not be negative")
+        if not 0 <= self.start <= 1:
+            raise ConfigError(f"start={self.start} must lie in [0, 1]")
+        if not 0 <= self.pressure < float("inf"):
+            raise ConfigError(f"pressure={self.pressure} must be a number, and not negative")
+        if self.looks < 1:
+            raise ConfigError(f"looks={self.looks} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerIdentity:
     """Which tokenizer a model's tokens belong to."""
 
@@ -376,6 +403,14 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+
+    def __post_init__(self) -> None:
+        if self.training.qat_start < 1 and not self.compression.target_bytes:
+            raise ConfigError(
+                f"training.qat_start={self.training.qat_start} needs compression.target_bytes "
+                "(gptpack train --target-bytes): the grid is that of a file of so many bytes"
+            )
 
 
 Config = TypeVar("Config")

@@ -9,6 +9,8 @@ from pathlib import Path
 from gptpack.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "recipes"
+RUNS = FOLDER / "runs.csv"
+"""The project's own runs, for `gptpack plan` (docs/log.md has each)."""
 
 
 def recipe_names() -> list[str]:

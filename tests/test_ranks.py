@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from several_ranks import HALF, RECIPES, save_half
+from test_pressure import TARGET
 from test_training import CPU, shards, tiny
 
 from gptpack.checkpoint import Checkpoint, load_checkpoint
@@ -82,13 +83,22 @@ def test_several_ranks_go_on_where_one_ended(several, one, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*RECIPES, "clock"])
+@pytest.mark.parametrize("name", [*RECIPES, "clock", "pressed"])
 def test_all_ranks_hold_the_same_bits(several, name):
     world, folder = several
     held = [torch.load(folder / f"{name}-{rank}.pt") for rank in range(world)]
     for other in held[1:]:
         for kind, tensors in other.items():
             assert all(torch.equal(tensors[n], held[0][kind][n]) for n in held[0][kind])
+
+
+@pytest.mark.slow
+def test_pressure_on_several_ranks_meets_its_target(several):
+    lines = (several[1] / "pressed/metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["predicted_bytes"] == pytest.approx(TARGET, rel=0.005)
+    assert last["qat_steps"] == 8
+    assert last["bit_price_nats"] > 0
 
 
 @pytest.mark.slow

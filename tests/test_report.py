@@ -38,7 +38,14 @@ def make_run(folder: Path, world: World, offset: float) -> Path:  # noqa: F811
     state = world.model.state_dict()
     save_checkpoint(folder / "checkpoint.pt", Checkpoint(model=world.config, weights=state))
     lines = [
-        {"step": i, "loss_nats": 6 - i / 1000 + offset, "lr_multiplier": 1.0, "seconds": i / 10}
+        {
+            "step": i,
+            "loss_nats": 6 - i / 1000 + offset,
+            "lr_multiplier": 1.0,
+            "seconds": i / 10,
+            "predicted_bytes": 50_000.0,
+            "packing_step": 1e-3,
+        }
         for i in range(1, STEPS + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -129,7 +136,15 @@ def test_every_figure_has_its_numbers_in_a_table(page: Path) -> None:
     drawn = json.loads(re.search('id="figures">(.*?)</script>', text, re.S)[1])
     assert [figure["id"] for figure in drawn] == [
         *(f"{kind}-{number}" for number in range(4) for kind in ("treemap", "bits", "error")),
-        *("rate-distortion", "loss", "learning-rate", "ledger-bytes", "ledger-seconds"),
+        *(
+            "rate-distortion",
+            "loss",
+            "predicted-bytes",
+            "packing-step",
+            "learning-rate",
+            "ledger-bytes",
+            "ledger-seconds",
+        ),
     ]
     for figure in drawn:
         start = text.index(f'id="{figure["id"]}" role="img" aria-label=')
@@ -295,7 +310,7 @@ def test_the_page_is_readable_in_a_browser_and_fetches_nothing(
     chromium: Browser, page: Path, width: int, dark: bool
 ) -> None:
     chromium.open(page.as_uri(), width=width, height=844, dark=dark)
-    assert chromium.wait(LOADED) == "17"
+    assert chromium.wait(LOADED) == "19"
     assert chromium.requests() == [page.as_uri()]
     assert chromium.complaints() == []
     drawn = chromium.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.id)")

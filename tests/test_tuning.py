@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import types
 
 import numpy as np
 import pytest
@@ -22,7 +24,16 @@ from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import Packed, Packer
 from gptpack.packing.progressive import ProgressiveConfig, _with_gain, groups_of, pack_progressively
 from gptpack.packing.search import pack_to_budget
-from gptpack.packing.tuning import Coded, TuneConfig, copy_of, floats, freeze, gains, tune
+from gptpack.packing.tuning import (
+    Coded,
+    TuneConfig,
+    Tuned,
+    copy_of,
+    floats,
+    freeze,
+    gains,
+    tune,
+)
 from gptpack.quant.allocation import quantize_matrices
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
 from gptpack.training.loop import train
@@ -165,7 +176,8 @@ def test_divergence_falls_and_codes_stay_as_they_are(case, variant):
     )
     after = divergence(student, teacher, held_out)
     assert after < 0.8 * before
-    assert reported < before
+    assert reported.steps == 40
+    assert reported.loss_nats < before
     for name, tensor in tensors.items():
         base = student.get_submodule(name.removesuffix(".weight"))
         assert np.array_equal(base.base.numpy(), dequantize(tensor))
@@ -201,8 +213,30 @@ def test_fixed_parameters_do_not_move_and_others_do(case):
 def test_no_steps_change_nothing(case):
     teacher, student, _ = coded_student(case(), DELTA)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    assert np.isnan(tune(student, teacher, windows(8), TuneConfig(steps=0), CPU))
+    steps, loss = tune(student, teacher, windows(8), TuneConfig(steps=0), CPU)
+    assert steps == 0
+    assert np.isnan(loss)
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_a_clock_ends_tuning_with_rates_near_zero(case, monkeypatch):
+    """Each look at the clock takes a tenth of a second here."""
+    _, student, _ = coded_student(case(), DELTA)
+    looks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(looks) / 10)
+    monkeypatch.setattr(tuning, "time", clock)
+    rates = []
+    step = torch.optim.Adam.step
+
+    def noted(adam: torch.optim.Adam, *arguments: object) -> None:
+        rates.append(adam.param_groups[0]["lr"])
+        step(adam, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    settings = TuneConfig(steps=1000, seconds=1.05, tokens=64, warmup=0, scale_lr=1.0)
+    result = tune(student, model_of(case().checkpoint), windows(16), settings, CPU)
+    assert result.steps == len(rates) == 10
+    assert rates == pytest.approx([1 - look / 10.5 for look in range(1, 11)])
 
 
 def test_tuning_is_deterministic_and_shows_its_progress(case):
@@ -360,7 +394,7 @@ def test_matrices_of_other_methods_stay_as_they_were_coded(case, monkeypatch):
     )
     students = []
 
-    def watched(student: GPT, *arguments: object, **settings: object) -> float:
+    def watched(student: GPT, *arguments: object, **settings: object) -> Tuned:
         students.append(student)
         return tune(student, *arguments, **settings)
 
@@ -376,6 +410,15 @@ def test_matrices_of_other_methods_stay_as_they_were_coded(case, monkeypatch):
     teacher = model_of(chosen.checkpoint)
     apart = divergence(packed, students[-1], held_out)
     assert apart < 0.1 * divergence(packed, teacher, held_out)
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_a_limit_in_seconds_leaves_steps_out_and_says_how_many_there_were(case, by_layer):
+    chosen = case()
+    settings = dataclasses.replace(QUICK, by_layer=by_layer, final_steps=100_000, seconds=0.3)
+    packed = progressively(chosen, chosen.packer(SMALL), settings, delta=DELTA)
+    assert packed.pack["tuned_steps"] < 50_000
+    assert len(packed.file()) > 0
 
 
 def test_two_progressive_packs_give_identical_bytes(case):

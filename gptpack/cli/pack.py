@@ -53,6 +53,11 @@ PATH = click.Path(path_type=Path)
     help="Share of the text itself, beside the unpacked model, in what --tune aims at.",
 )
 @click.option(
+    "--tune-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most seconds of --tune, after the first search; otherwise it goes by steps.",
+)
+@click.option(
     "--calibration",
     type=click.Choice(["shards", "self", "random"]),
     help="Text for the Hessians. [default: shards if --data has train, else self]",
@@ -93,6 +98,7 @@ def command(
     states: int,
     tune: str,
     tune_labels: float,
+    tune_seconds: float | None,
     calibration: str | None,
     calibration_tokens: int,
     seed: int,
@@ -118,6 +124,7 @@ def command(
     Examples:
       gptpack pack runs/a/checkpoint.pt --budget 16MB --data shards/
       gptpack pack checkpoint.pt --budget 8MB --data shards/ --tune deep
+      gptpack pack checkpoint.pt --budget 8MB --data shards/ --tune floats --tune-seconds 10
       gptpack pack checkpoint.pt --budget 16MB --method int8 --code train.py --data shards/
       gptpack pack checkpoint.pt --budget 16MB --step-factor 'blocks.0.*=0.7' --data shards/
       gptpack pack checkpoint.pt --curve curve.csv --data shards/
@@ -159,6 +166,7 @@ def command(
         seed=seed,
         tune=tune,
         labels=tune_labels,
+        tune_seconds=tune_seconds or 0.0,
         cache=None if plan else checkpoint.parent,
     )
     with (

@@ -28,6 +28,8 @@ class Request:
     tune: str
     labels: float
     """Share of the text itself in what tuning aims at."""
+    tune_seconds: float
+    """Most seconds of tuning; 0 has no limit."""
     cache: Path | None
     """Folder where Hessians are kept; None keeps nothing."""
 
@@ -120,7 +122,11 @@ class Job:
             windows,
             self.ranks,
             self.sensitivities,
-            ProgressiveConfig(by_layer=self.request.tune == "deep", labels=self.request.labels),
+            ProgressiveConfig(
+                by_layer=self.request.tune == "deep",
+                labels=self.request.labels,
+                seconds=self.request.tune_seconds,
+            ),
             delta=delta,
             bits=bits,
             progress=self.progress,

@@ -1,11 +1,23 @@
 """`gptpack train`: recipe + shards -> checkpoint, then the validation loss of what was saved."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from gptpack.config import Recipe, TokenizerIdentity
+    from gptpack.data.batches import Tokens
+    from gptpack.quant.steps import Foresight
+    from gptpack.training.distributed import Ranks
+    from gptpack.training.loop import TrainResult
+
+MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
+"""Training tokens of one look at the packer: a quarter of what `gptpack pack` calibrates with."""
 
 
 @click.command()
@@ -13,6 +25,7 @@ from gptpack.cli.console import note, print_json, print_table, progress_bars
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.")
 @click.option("--output", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override.")
+@click.option("--target-bytes", metavar="SIZE", help="Train for a packed file of this size.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--attention", default="auto", show_default=True, help="auto, cudnn, flash, math.")
@@ -30,6 +43,7 @@ def command(
     data: Path | None,
     output: Path | None,
     overrides: tuple[str, ...],
+    target_bytes: str | None,
     resume: bool,
     device: str,
     attention: str,
@@ -48,6 +62,10 @@ def command(
     Runs under torchrun as well, one process per GPU. The checkpoint is written before anything
     else happens at the end; RUN/metrics.jsonl has a line per step.
 
+    With --target-bytes the loss includes what the weights will cost in a packed file of that size;
+    [compression] of the recipe says from when on, and how much. At the end the run says at which
+    step `gptpack pack` should meet the size.
+
     With --plan nothing is trained or written: it prints parameters, memory, milliseconds of a step
     (of a few that it times, or by arithmetic), steps, tokens and the bytes of the packed file.
 
@@ -59,7 +77,7 @@ def command(
       torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
     """
     from gptpack.cli.fresh import evaluate_in_fresh_process
-    from gptpack.config import load_recipe
+    from gptpack.config import load_recipe, parse_size
     from gptpack.data.manifest import TOKENIZER
     from gptpack.data.shards import Shard, find_shards
     from gptpack.data.tokenizer import Tokenizer
@@ -71,6 +89,8 @@ def command(
         raise click.UsageError("--bits, --budget and --flops go with --plan")
     if not planned and (data is None or output is None):
         raise click.UsageError("training needs --data and --output; --plan does without")
+    if target_bytes is not None:
+        overrides = (*overrides, f"compression.target_bytes={parse_size(target_bytes)}")
     settings = load_recipe(find_recipe(recipe), overrides)
     vocab = settings.model.vocab
     shards = None
@@ -100,17 +120,19 @@ def command(
     assert data is not None
     assert output is not None
     beside = data / TOKENIZER
+    tokenizer = Tokenizer.load(beside).identity if beside.exists() else None
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
         result = train(
             settings,
             shards,
             output,
             here,
-            tokenizer=Tokenizer.load(beside).identity if beside.exists() else None,
+            tokenizer=tokenizer,
             resume=resume,
             attention=attention,
             kernels=kernels,
             compiled=compiled,
+            foresight=_foresight(settings, shards, tokenizer, here),
             progress=progress,
         )
     if not here.main:
@@ -124,6 +146,12 @@ def command(
     if as_json:
         print_json(summary)
         return
+    print_table(["training", ""], _rows(result, score))
+    note(f"checkpoint: {result.checkpoint}")
+
+
+def _rows(result: "TrainResult", score: dict[str, Any] | None) -> list[list[str]]:
+    """The result as a table's rows."""
     rows = [
         ["parameters", f"{result.parameters:,}"],
         ["steps", f"{result.steps:,} x {1000 * result.seconds / max(result.steps, 1):.1f} ms"],
@@ -135,9 +163,41 @@ def command(
         ["weights in the checkpoint", result.weights],
         ["training loss, nats", f"{result.loss_nats:.4f}"],
     ]
+    if result.predicted_bytes is not None:
+        rows += [
+            ["steps on quantized weights", f"{result.qat_steps:,}"],
+            ["seconds of looks at the packer", f"{result.look_seconds:.1f} (in the clock)"],
+            ["predicted file, bytes", f"{result.predicted_bytes:,}"],
+            ["  when packed with --step", f"{result.packing_step:.6g}"],
+        ]
     if result.peak_memory_bytes:
         rows.append(["peak memory, GB", f"{result.peak_memory_bytes / 1e9:.2f}"])
     if score is not None:
         rows.append(["validation bpb", f"{score['plain']['bpb']:.5f}"])
-    print_table(["training", ""], rows)
-    note(f"checkpoint: {result.checkpoint}")
+    return rows
+
+
+def _foresight(
+    settings: "Recipe",
+    shards: "Sequence[Tokens]",
+    tokenizer: "TokenizerIdentity | None",
+    here: "Ranks",
+) -> "Foresight | None":
+    """Who knows the packer, for a run with a target in bytes."""
+    if not settings.compression.target_bytes:
+        return None
+    from gptpack.calibration.text import shard_windows
+    from gptpack.packing.foresight import PackerForesight
+
+    context = settings.model.context
+    return PackerForesight(
+        model=settings.model,
+        windows=shard_windows(
+            shards,
+            windows=max(1, MEASURED_TOKENS[here.device.type] // context),
+            context=context,
+            seed=settings.training.seed & (2**64 - 1),
+        ),
+        ranks=here,
+        tokenizer=tokenizer,
+    )

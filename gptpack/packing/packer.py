@@ -123,6 +123,8 @@ class Packer:
     provenance: dict[str, Any] = field(default_factory=dict)
     budget_bytes: int = 0
     code_bytes: int = 0
+    threads: int | None = None
+    """That quantize; one per core by default."""
 
     @property
     def weights(self) -> int:
@@ -168,6 +170,7 @@ class Packer:
                 row_power=self.config.row_power,
                 shrink=False,
                 rescale=self.config.rescale,
+                threads=self.threads,
             ):
                 coded[result.tensor.name] = result.tensor
                 loss += result.loss_nats

@@ -5,6 +5,7 @@ against the unquantized model (tuning.py), and the next group's Hessians are tho
 inputs that the coded layers really give it. The last group's step takes up what the budget leaves.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,9 @@ class ProgressiveConfig:
     scale_lr: float = 2e-3
     labels: float = 0.5
     """Share of the tuning loss that is the text's own next tokens (docs/log.md, 2026-11-24)."""
+    seconds: float = 0.0
+    """Most seconds of all this after the first search, shared among the groups by their steps; 0
+    has no limit. With one, two packs of a checkpoint need not be the same bytes."""
     calibration_windows: int = 64
     """Windows from which each group's Hessians are collected again."""
 
@@ -106,7 +110,8 @@ def pack_progressively(
     batch = max(1, 16384 // windows.shape[1])
     coded: dict[str, PackedTensor] = {}
     predicted = 0.0
-    position = 0
+    position = tuned = 0
+    start = time.perf_counter()
     for index, names in enumerate(plan):
         few = windows.roll(-position, 0)[: config.calibration_windows]
         fresh = (
@@ -137,14 +142,22 @@ def pack_progressively(
         values = {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
         freeze(student, values)
         steps = config.final_steps if last else config.group_steps
+        seconds = 0.0
+        if config.seconds:
+            later = 0 if last else config.group_steps * (len(plan) - 2 - index) + config.final_steps
+            left = config.seconds - ranks.first(time.perf_counter() - start)
+            seconds = left * steps / max(steps + later, 1)
+            if seconds <= 0:
+                continue
         settings = TuneConfig(
             steps=steps,
+            seconds=seconds,
             tokens=config.tokens,
             matrix_lr=config.matrix_lr,
             scale_lr=config.scale_lr,
             labels=config.labels,
         )
-        tune(
+        result = tune(
             student,
             teacher,
             windows.roll(-position, 0),
@@ -154,13 +167,14 @@ def pack_progressively(
             progress=progress,
             phase=f"tune {index + 1}/{len(plan)}",
         )
-        position += steps * max(1, config.tokens // windows.shape[1])
+        tuned += result.steps
+        position += result.steps * max(1, config.tokens // windows.shape[1])
     for name, gain in gains(student).items():
         if name in coded:
             coded[name] = _with_gain(coded[name], gain)
     _refresh_floats(packer, student)
     encoded = packer.encode(coded)
-    packer.provenance["tuned_steps"] = config.group_steps * (len(plan) - 1) + config.final_steps
+    packer.provenance["tuned_steps"] = tuned
     if config.labels:
         packer.provenance["tuned_labels"] = config.labels
     if packer.size(encoded) > packer.budget_bytes - packer.code_bytes:

@@ -13,8 +13,10 @@ Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabul
 """
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from gptpack.model.gpt import GPT
 from gptpack.model.layers import Embedding
 from gptpack.progress import Progress, silent
 from gptpack.training.distributed import Ranks
+from gptpack.training.schedules import progress as share_done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,9 @@ class TuneConfig:
     """Adam, its learning rates falling linearly to 0."""
 
     steps: int = 250
+    """At most; fewer where `seconds` are over before."""
+    seconds: float = 0.0
+    """The rates fall with the clock or the steps, whichever is ahead; 0 has no clock."""
     tokens: int = 16384
     """Tokens of a step over all ranks."""
     scale_lr: float = 2e-3
@@ -47,6 +53,14 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.labels <= 1:
             raise ConfigError(f"labels={self.labels} is a share; it must lie in 0..1")
+
+
+class Tuned(NamedTuple):
+    """What tuning came to."""
+
+    steps: int
+    loss_nats: float
+    """Mean per token over the last tenth of the steps; not a number without any."""
 
 
 class Coded(nn.Module):
@@ -122,8 +136,8 @@ def tune(
     fixed: tuple[str, ...] = (),
     progress: Progress = silent,
     phase: str = "tune",
-) -> float:
-    """Train the student's floats in place; returns the mean loss of the last tenth, nats per token.
+) -> Tuned:
+    """Train the student's floats in place.
 
     Args:
         windows: training tokens ``[N, T]`` (int64), taken in order, round and round.
@@ -147,11 +161,17 @@ def tune(
         betas=config.betas,
         fused=device.type == "cuda",
     )
-    recent: list[Tensor] = []
+    losses: list[Tensor] = []
+    start = time.perf_counter()
     for step in range(config.steps):
+        # rank 0's clock is everybody's, so that all make the same steps
+        spent = ranks.first(time.perf_counter() - start) if config.seconds else 0.0
+        done = share_done(step, steps=config.steps, elapsed=spent, seconds=config.seconds)
+        if done >= 1:
+            break
         for group in adam.param_groups:
             rise = min(1.0, (step + 1) / max(1, config.warmup))
-            group["lr"] = group["base"] * rise * (1 - step / config.steps)
+            group["lr"] = group["base"] * rise * (1 - done)
         rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
         tokens = windows[rows].to(device)
         logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
@@ -161,10 +181,13 @@ def tune(
         ranks.sum([*(p.grad for p in student.parameters() if p.grad is not None), total])
         adam.step()
         adam.zero_grad(set_to_none=True)
-        if step >= config.steps - max(1, config.steps // 10):
-            recent.append(total)
+        losses.append(total)
+        if config.seconds and device.type == "cuda":
+            torch.cuda.synchronize()  # else the clock would time launches
         progress(phase, step + 1, config.steps)
-    return float(torch.stack(recent).mean()) if recent else float("nan")
+    recent = losses[-max(1, len(losses) // 10) :]
+    mean = float(torch.stack(recent).mean()) if recent else float("nan")
+    return Tuned(len(losses), mean)
 
 
 def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: GPT, labels: float) -> Tensor:

@@ -21,6 +21,7 @@ from numba import njit
 
 from gptpack.errors import QuantError
 from gptpack.quant.factor import Factor
+from gptpack.quant.steps import reciprocals
 
 Array = npt.NDArray[Any]
 
@@ -207,7 +208,7 @@ def prepare(
     order_P = factor.order
     step_P = column_step_C[order_P]
     target_PR = np.empty(weight_RC.shape[::-1], dtype)
-    inverse_R, inverse_P = (1 / row_step_R).astype(dtype), (1 / step_P).astype(dtype)
+    inverse_R, inverse_P = reciprocals(row_step_R, dtype), reciprocals(step_P, dtype)
     _pack(weight_RC, order_P, inverse_R, inverse_P, target_PR)
     # An error of i in its own grid's units, felt by c in c's.
     feedback_PP = factor.feedback * step_P.astype(dtype)

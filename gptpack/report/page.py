@@ -109,7 +109,11 @@ def render(
     title = title or ", ".join(source.name for source in sources)
     shared = [
         ("rate", "Size and score", [rate_distortion(sources)]),
-        ("training", "Training", [_loss(sources), _rate(sources)]),
+        (
+            "training",
+            "Training",
+            [_loss(sources), _predicted(sources), _packing_step(sources), _rate(sources)],
+        ),
         ("ledgers", "Ledgers", [bytes_ledger(packed), seconds_ledger(sources)]),
     ]
     drawn: list[Figure] = []
@@ -177,6 +181,26 @@ def _data(figures: Sequence[Figure]) -> str:
 def _loss(sources: Sequence[Source]) -> Figure | None:
     return curve_of_runs(
         sources, "loss_nats", id="loss", title="Training loss", axis="nats per token"
+    )
+
+
+def _predicted(sources: Sequence[Source]) -> Figure | None:
+    return curve_of_runs(
+        sources,
+        "predicted_bytes",
+        id="predicted-bytes",
+        title="Bytes that the packed file was expected to have",
+        axis="bytes",
+    )
+
+
+def _packing_step(sources: Sequence[Source]) -> Figure | None:
+    return curve_of_runs(
+        sources,
+        "packing_step",
+        id="packing-step",
+        title="Step at which the packed file would have the target's bytes",
+        axis="delta",
     )
 
 

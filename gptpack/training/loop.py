@@ -6,9 +6,10 @@ loss is looked at one step later, so that looking never makes the device wait.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT, state_problem
 from gptpack.progress import Progress, silent
+from gptpack.quant.steps import Foresight, Outlook
 from gptpack.training.averages import Average
 from gptpack.training.distributed import Ranks
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
+from gptpack.training.pressure import Pressure
 from gptpack.training.schedules import Scheduled, scheduled
 
 CHECKPOINT = "checkpoint.pt"
@@ -51,6 +54,24 @@ class TrainResult:
     """Whether Triton kernels ran, and by what (`gptpack.ops.choose_kernels`)."""
     weights: str
     """Which weights the checkpoint holds: the last ones, or which average."""
+    predicted_bytes: int | None = None
+    """Of a file packed at `packing_step`, where the run had a target."""
+    packing_step: float | None = None
+    """The step (delta) at which the target should be met."""
+    qat_steps: int = 0
+    """Steps whose passes saw quantized weights."""
+    look_seconds: float = 0.0
+    """Seconds of the clock that measuring the packer's steps took."""
+
+
+class Taken(NamedTuple):
+    """A step that was launched; its tensors may still be on their way."""
+
+    step: int
+    elapsed: float
+    loss: Tensor
+    now: Scheduled
+    figures: Mapping[str, float | Tensor]
 
 
 def train(
@@ -64,6 +85,7 @@ def train(
     attention: str = "auto",
     kernels: str = "auto",
     compiled: bool | None = None,
+    foresight: Foresight | None = None,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train by `recipe` on `shards` and leave ``checkpoint.pt`` and ``metrics.jsonl`` in `output`.
@@ -74,12 +96,16 @@ def train(
     Args:
         kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         compiled: use torch.compile; None does so on CUDA only.
+        foresight: who knows the packer; a recipe with a target in bytes needs one.
 
     Raises:
+        BudgetError: the target in bytes is out of reach.
         ConfigError: `output` holds another run's checkpoint, or the batch has no whole window.
         TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
     """
-    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels)
+    if recipe.compression.target_bytes and foresight is None:
+        raise ConfigError("compression.target_bytes needs somebody who knows the packer: foresight")
+    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels, foresight)
     if resume:
         run.restore()
     elif run.path.exists():
@@ -103,6 +129,7 @@ class Run:
         attention: str,
         compiled: bool | None,
         kernels: str = "auto",
+        foresight: Foresight | None = None,
     ) -> None:
         self.recipe, self.ranks, self.tokenizer, self.output = recipe, ranks, tokenizer, output
         self.path = output / CHECKPOINT
@@ -132,6 +159,17 @@ class Run:
             self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
         self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
         self.average = Average(self.model, recipe.optimizer)
+        self.pressure: Pressure | None = None
+        if recipe.compression.target_bytes and foresight is not None:
+            self.pressure = Pressure(
+                self.optimizers.parameters,
+                recipe.compression,
+                foresight,
+                qat_start=recipe.training.qat_start,
+                seed=recipe.training.seed,
+                world=ranks.world,
+                compiled=self.compiled,
+            )
         self.step = 0
         self.spent_seconds = 0.0
         """Training seconds of earlier processes of this run."""
@@ -162,6 +200,8 @@ class Run:
     def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
         """One optimizer step; returns its loss and what it was made with."""
         now = scheduled(self.step, elapsed, self.recipe.training, self.recipe.optimizer)
+        if self.pressure is not None:
+            self.pressure.follow(now, self.model)
         loss = self._learn(now, looped=now.recurrence)
         self.step += 1
         self.average.update(self.step, now.progress)
@@ -169,7 +209,13 @@ class Run:
 
     def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
         self.model.looped = looped
-        loss = self.ranks.launch_sum(self.gradients(self.step))
+        if self.pressure is None:
+            part = self.gradients(self.step)
+        else:
+            with self.pressure.seen(now, self.step):
+                part = self.gradients(self.step)
+            self.pressure.press(now)
+        loss = self.ranks.launch_sum(part)
         self.optimizers.step(
             lr_multiplier=now.lr_multiplier,
             momentum=now.momentum,
@@ -182,6 +228,7 @@ class Run:
         if not self.compiled:
             return 0.0
         start = time.perf_counter()
+        pressure = self.pressure.state() if self.pressure is not None else None
         changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
         before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
         now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
@@ -191,6 +238,9 @@ class Run:
                 self._learn(now, looped=looped)
         for tensor, value in zip(changing, before, strict=True):
             tensor.copy_(value)
+        if self.pressure is not None and pressure is not None:
+            self.pressure.warm_up()
+            self.pressure.load_state(pressure)
         self.synchronize()
         self.ranks.barrier()
         return time.perf_counter() - start
@@ -212,7 +262,7 @@ class Run:
         start = time.perf_counter() - self.spent_seconds
         saved: float | None = None
         last = float("nan")
-        before: tuple[Tensor, Scheduled, int, float] | None = None
+        before: Taken | None = None
         try:
             while True:
                 # Rank 0's clock is everybody's: the rate, the end and the saves follow it, so no
@@ -223,11 +273,12 @@ class Run:
                 over = bool(training.seconds) and elapsed >= training.clock_seconds
                 if over or self.step >= training.steps:
                     break
-                now = (*self.update(elapsed), self.step, elapsed)
+                loss, schedule = self.update(elapsed)
+                now = Taken(self.step, elapsed, loss, schedule, self.figures())
                 if before is not None:
                     last = self._look(before, metrics)
                 before = now
-                progress("train", round(1000 * now[1].progress), 1000)
+                progress("train", round(1000 * schedule.progress), 1000)
                 if training.checkpoint_seconds and elapsed - saved >= training.checkpoint_seconds:
                     last, before = self._look(now, metrics), None
                     self.save(time.perf_counter() - start)
@@ -238,6 +289,7 @@ class Run:
             self.synchronize()
             seconds = time.perf_counter() - start
             self.save(seconds)
+            outlook = self.outlook()
         finally:
             if metrics is not None:
                 metrics.close()
@@ -254,12 +306,25 @@ class Run:
             attention=self.attention,
             kernels=self.kernels,
             weights=self.average.told,
+            predicted_bytes=outlook.file_bytes if outlook is not None else None,
+            packing_step=outlook.delta if outlook is not None else None,
+            qat_steps=self.pressure.fake.steps if self.pressure is not None else 0,
+            look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )
 
-    def _look(self, step: tuple[Tensor, Scheduled, int, float], metrics: Metrics | None) -> float:
+    def figures(self) -> dict[str, float | Tensor]:
+        """What the last step writes down besides its loss."""
+        return {} if self.pressure is None else self.pressure.figures
+
+    def outlook(self) -> Outlook | None:
+        """What the packer will make of the weights in the checkpoint, if the run has a target."""
+        if self.pressure is None:
+            return None
+        return self.pressure.look({**self.model.state_dict(), **(self.average.packed() or {})})
+
+    def _look(self, taken: Taken, metrics: Metrics | None) -> float:
         """Write a finished step down; a loss that is not finite ends the run."""
-        tensor, now, number, elapsed = step
-        loss = float(tensor)
+        now, loss = taken.now, float(taken.loss)
         if not math.isfinite(loss):
             kept = (
                 f"the last good checkpoint is {self.path}"
@@ -268,16 +333,17 @@ class Run:
             )
             rate = self.recipe.optimizer.matrix_lr * now.lr_multiplier
             raise TrainingError(
-                f"the loss of step {number} is {loss} at matrix learning rate {rate:.3g}; {kept}; "
-                "lower the learning rates or clip gradients (optimizer.grad_clip)"
+                f"the loss of step {taken.step} is {loss} at matrix learning rate {rate:.3g}; "
+                f"{kept}; lower the learning rates or clip gradients (optimizer.grad_clip)"
             )
         if metrics is not None:
             metrics.write(
-                step=number,
+                step=taken.step,
                 loss_nats=loss,
                 lr_multiplier=now.lr_multiplier,
                 momentum=now.momentum,
-                seconds=round(elapsed, 4),
+                seconds=round(taken.elapsed, 4),
+                **{name: float(f"{float(value):.8g}") for name, value in taken.figures.items()},
             )
         return loss
 
@@ -297,6 +363,7 @@ class Run:
             "averaged": self.average.samples,
             "optimizers": optimizers,
             "seconds": seconds,
+            "pressure": self.pressure.state() if self.pressure is not None else None,
         }
         checkpoint = Checkpoint(
             model=self.recipe.model,
@@ -340,5 +407,7 @@ class Run:
             raise CheckpointError(f"{self.path}: {error}") from error
         if checkpoint.training["raw"]:
             self.average.load(dict(checkpoint.weights), checkpoint.training["averaged"])
+        if self.pressure is not None and checkpoint.training.get("pressure"):
+            self.pressure.load_state(checkpoint.training["pressure"])
         self.step = checkpoint.step
         self.spent_seconds = float(checkpoint.training["seconds"])

@@ -1,0 +1,244 @@
+"""Compression pressure: training that knows what its weights will cost in the packed file.
+
+Now and then somebody looks at what the packer would do (gptpack/quant/steps.py). In between, every
+step estimates the coded bits (rate.py), adds them to the loss at the packer's own exchange rate,
+and moves delta a little towards the one at which the file has the target's bytes.
+
+At delta a weight's rounding costs ``v delta^2 / 2`` nats a token, v the variance of a rounding
+error in steps, and a quarter of that with one bit more: a bit is worth ``ln 2 v delta^2`` nats.
+That is the multiplier. A file that is too large raises delta, which raises the multiplier with its
+square, until coarser steps and cheaper weights together meet the target.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gptpack.config import CompressionConfig
+from gptpack.errors import BudgetError, QuantError
+from gptpack.quant.steps import Foresight, Outlook, Steps
+from gptpack.training.fake import FakeQuantizer
+from gptpack.training.rate import Rate
+from gptpack.training.schedules import Scheduled, switch_at
+
+FIRST_DELTA = 1e-3
+"""Where the first look begins; the estimate then finds delta within a few steps."""
+FINEST_DELTA = 2e-6
+"""As in gptpack/packing/search.py."""
+GAIN = 0.1
+"""Share of a file's excess, in bits a weight, by which log2 delta moves in a step. A weight takes
+one bit less per doubling of delta, so an excess is gone after some twenty steps."""
+LEAST_BITS = 0.3
+"""The estimate ends at 0.25 bit a weight, where all codes are zero."""
+CLOSE = 0.02
+"""Octaves: steps are taken anew where delta has moved further from the one they were made at."""
+
+
+class Pressure:
+    """What a run with a target in bytes does besides learning.
+
+    Every rank does the same; the gradients that they add make one whole in the sum over ranks.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: CompressionConfig,
+        foresight: Foresight,
+        *,
+        qat_start: float,
+        seed: int,
+        world: int,
+        compiled: bool,
+    ) -> None:
+        self.parameters, self.config, self.foresight = parameters, config, foresight
+        self.start = min(config.start, qat_start)
+        self.world = world
+        self.rate = Rate(parameters, compiled=compiled)
+        self.fake = FakeQuantizer(
+            parameters, noise=config.qat == "noise", seed=seed, compiled=compiled
+        )
+        device = next(iter(parameters.values())).device
+        self.log2_delta = torch.tensor(math.log2(FIRST_DELTA), device=device)
+        self.log2_finest = math.log2(FINEST_DELTA)
+        self.outlook: Outlook | None = None
+        self.looked = -1
+        """Which of the run's looks was the last."""
+        self.look_seconds = 0.0
+        """Of the training clock, in this process."""
+        self.unseen_bits = torch.zeros((), device=device)
+        """What the coder takes beyond the estimate: tables, classes, other shapes than Gaussian."""
+        self.figures: dict[str, float | Tensor] = {}
+        """What the last step shall write down; tensors may still be on their way."""
+
+    def follow(self, now: Scheduled, model: nn.Module) -> None:
+        """Look at what the packer would do with `model`, if it is time to."""
+        if not switch_at(now.progress, self.start):
+            return
+        due = int((now.progress - self.start) / (1 - self.start) * self.config.looks)
+        if due > self.looked:
+            start = time.perf_counter()
+            self.look(model.state_dict())
+            self.looked = due
+            self.look_seconds += time.perf_counter() - start
+
+    def look(self, weights: Mapping[str, Tensor]) -> Outlook:
+        """Measure the sensitivities anew, and find the delta at which `weights` meet the target.
+
+        Raises:
+            BudgetError: no step is coarse enough for it.
+        """
+        self.foresight.look(weights)
+        for _ in range(4):
+            outlook = self._at_delta()
+            self._take(outlook)
+            left = self.config.target_bytes - outlook.other_bytes
+            if 8 * left < LEAST_BITS * self.rate.weights:
+                needed = outlook.other_bytes + math.ceil(LEAST_BITS * self.rate.weights / 8)
+                raise BudgetError(
+                    f"target_bytes={self.config.target_bytes:,}: what stays in floats, scales and "
+                    f"the header take {outlook.other_bytes:,} bytes, which leaves less than "
+                    f"{LEAST_BITS} bits for each of {self.rate.weights:,} weights; it takes "
+                    f"{needed:,} bytes or a smaller model"
+                )
+            with torch.no_grad():
+                estimate = self._estimate(steps=4)
+                self.unseen_bits = outlook.coded_bits - estimate
+                for _ in range(24):
+                    self._move(self._excess(self._estimate()), 1.0)
+            if abs(float(self.log2_delta) - math.log2(outlook.delta)) < CLOSE:
+                break
+        return outlook
+
+    def _at_delta(self) -> Outlook:
+        """The outlook at the present delta, or at the finest whose codes can be stored."""
+        while True:
+            try:
+                return self.foresight.at(float(self.log2_delta.exp2()))
+            except QuantError:
+                self.log2_finest = float(self.log2_delta) + 1
+                self._move(torch.zeros_like(self.log2_delta), 0.0)
+
+    def _take(self, outlook: Outlook) -> None:
+        self.outlook = outlook
+        self.rate.take(outlook)
+        self.fake.take(outlook)
+
+    def _estimate(self, *, steps: int = 1) -> Tensor:
+        """Bits at the present delta, the fit of scales having moved on by so many steps."""
+        bits = self.log2_delta
+        for _ in range(steps):
+            bits = self.rate.bits(self.log2_delta.exp2())
+        return bits
+
+    def _excess(self, bits: Tensor) -> Tensor:
+        """Bits by which a weight takes more than the target leaves it."""
+        excess: Tensor = (self._bytes(bits) - self.config.target_bytes) * (8 / self.rate.weights)
+        return excess
+
+    def _bytes(self, bits: Tensor) -> Tensor:
+        assert self.outlook is not None
+        return self.outlook.other_bytes + (bits.detach() + self.unseen_bits) / 8
+
+    def _move(self, excess: Tensor, gain: float) -> None:
+        moved = self.log2_delta + gain * excess.clamp(-1, 1)
+        self.log2_delta = moved.clamp_min(self.log2_finest)
+
+    @contextmanager
+    def seen(self, now: Scheduled, step: int) -> Iterator[None]:
+        """Inside, the model's weights are those that its passes shall see."""
+        with self.fake.seen(step) if now.qat and self.outlook is not None else nullcontext():
+            yield
+
+    def press(self, now: Scheduled) -> None:
+        """Add the gradient of the coded bits, and move delta on."""
+        self.figures = {}
+        if self.outlook is None:
+            return
+        delta = self.log2_delta.exp2()
+        pressed = switch_at(now.progress, self.config.start) and self.config.pressure > 0
+        with nullcontext() if pressed else torch.no_grad():
+            bits = self.rate.bits(delta)
+            multiplier = self.config.pressure * math.log(2) * self.outlook.noise * delta.square()
+            if pressed:
+                (bits * (multiplier / self.world)).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.figures = {
+                "predicted_bytes": self._bytes(bits),
+                "packing_step": delta,
+                "bit_price_nats": multiplier if pressed else 0.0,
+                "qat_steps": self.fake.steps,
+            }
+            self._move(self._excess(bits), GAIN)
+
+    def warm_up(self) -> None:
+        """Compile what the run will need, on steps that are all 1; the state is lost with it."""
+        names = self.foresight.coded(
+            {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        )
+        steps = {}
+        for name in names:
+            rows, columns = self.parameters[name].shape
+            one_R, one_C = np.ones(rows, np.float32), np.ones(columns, np.float32)
+            steps[name] = Steps(row=one_R, column=one_C, noise=0 * one_C, share=one_C)
+        nothing = Outlook(delta=1.0, steps=steps, coded_bits=0.0, other_bytes=0, noise=1 / 12)
+        self._take(nothing)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                bits = self.rate.bits(self.log2_delta.exp2())
+            if grad:
+                (0 * bits).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.fake.values(0)
+        for name in names:
+            self.parameters[name].grad = None
+        self.rate.prepare(names)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same bits."""
+        outlook = self.outlook
+        return {
+            "log2_delta": self.log2_delta.cpu(),
+            "unseen_bits": self.unseen_bits.cpu(),
+            "log2_finest": self.log2_finest,
+            "looked": self.looked,
+            "qat_steps": self.fake.steps,
+            "outlook": outlook
+            and {
+                "delta": outlook.delta,
+                "coded_bits": outlook.coded_bits,
+                "other_bytes": outlook.other_bytes,
+                "noise": outlook.noise,
+                "steps": {
+                    name: {kind: torch.from_numpy(a) for kind, a in asdict(steps).items()}
+                    for name, steps in outlook.steps.items()
+                },
+            },
+            "column_scales": [stack.scale.cpu() for stack in self.rate.stacks],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` returned."""
+        device = self.log2_delta.device
+        self.log2_delta = state["log2_delta"].to(device)
+        self.unseen_bits = state["unseen_bits"].to(device)
+        self.log2_finest = state["log2_finest"]
+        self.looked, self.fake.steps = state["looked"], state["qat_steps"]
+        self.outlook = None
+        if state["outlook"] is None:
+            return
+        known = dict(state["outlook"])
+        known["steps"] = {
+            name: Steps(**{kind: tensor.numpy() for kind, tensor in kinds.items()})
+            for name, kinds in known["steps"].items()
+        }
+        self._take(Outlook(**known))
+        for stack, scale_S1C in zip(self.rate.stacks, state["column_scales"], strict=True):
+            stack.scale = scale_S1C.to(device)
