@@ -2,12 +2,32 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from gptpack.errors import GptpackError
+
+
+def check_writable(path: str | Path, error: type[GptpackError] = GptpackError) -> None:
+    """Whether `replacing` will find a directory that takes files, or can make one.
+
+    Raises:
+        `error`: it will not.
+    """
+    target = Path(os.path.realpath(path))
+    directory = next(parent for parent in target.parents if parent.exists())
+    if not directory.is_dir():
+        raise error(f"{path}: {directory} is not a directory; choose another name")
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as cause:
+        raise error(
+            f"{path}: cannot write in {directory}: {cause.strerror}; choose another directory"
+        ) from cause
 
 
 @contextmanager

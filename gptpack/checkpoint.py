@@ -65,8 +65,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     with replacing(path, CheckpointError) as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's own word for a full disk
-            raise CheckpointError(f"{path}: cannot write: {error}") from error
+        except RuntimeError as error:  # torch's word for what the file system refuses
+            raise CheckpointError(
+                f"{path}: cannot write, the disk may be full; choose another directory or free "
+                "some space"
+            ) from error
 
 
 def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
@@ -107,9 +110,10 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own words end in the advice to load it without the weights-only loader
         raise CheckpointError(
-            f"{path}: not a checkpoint that torch's weights-only loader reads ({reason})"
+            f"{path}: not a checkpoint that torch's weights-only loader reads; needed a file that "
+            "torch.save or safetensors wrote, of tensors and plain values"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, needed a state dict")

@@ -6,6 +6,7 @@ values of the wrong type are errors.
 """
 
 import dataclasses
+import math
 import re
 import tomllib
 import typing
@@ -127,8 +128,11 @@ class ModelConfig:
             raise ConfigError(f"xsa_layers={self.xsa_layers} must be 0 to layers={self.layers}")
         if self.vocab > 65536:
             raise ConfigError(f"vocab={self.vocab} does not fit the shards' 16-bit tokens")
-        if self.logit_softcap <= 0:
-            raise ConfigError(f"logit_softcap={self.logit_softcap} must be positive")
+        for name in ("logit_softcap", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.bos < self.vocab:
+            raise ConfigError(f"bos={self.bos} must lie in 0..{self.vocab - 1}")
         self._check_parts()
         self._check_order()
 
@@ -160,6 +164,8 @@ class ModelConfig:
             raise ConfigError(
                 f"parallel_layers={self.parallel_layers} must be 0 to layers={self.layers}"
             )
+        if self.loop_start and not self.loops:
+            raise ConfigError(f"loop_start={self.loop_start} means nothing without loops")
         if self.loops and loop_end > self.layers - self.parallel_layers:
             raise ConfigError(
                 f"layers {self.loop_start}..{loop_end - 1} run several times, so they must come "
@@ -245,8 +251,16 @@ class OptimizerConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1]")
         for name in (
+            "matrix_lr",
+            "scalar_lr",
+            "embed_lr",
+            "untied_embed_lr",
+            "head_lr",
             "muon_momentum_warmup_steps",
             "muon_momentum_cooldown_steps",
+            "matrix_weight_decay",
+            "adam_weight_decay",
+            "adam_eps",
             "grad_clip",
             "swa_every",
         ):
@@ -340,6 +354,8 @@ class TrainingConfig:
                 f"warmdown_fraction={self.warmdown_fraction} and "
                 f"warmdown_steps={self.warmdown_steps} exclude each other; set one of them to 0"
             )
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must lie in 0..2^63 - 1")
         if self.seconds and self.reserve_seconds >= self.seconds:
             raise ConfigError(
                 f"reserve_seconds={self.reserve_seconds} leaves nothing of seconds={self.seconds}"
@@ -406,6 +422,11 @@ class Recipe:
     compression: CompressionConfig = field(default_factory=CompressionConfig)
 
     def __post_init__(self) -> None:
+        if self.model.loops and self.training.recurrence_start == 1:
+            raise ConfigError(
+                "training.recurrence_start=1 trains the model without its loops, and everybody "
+                "else would run it with them; set model.loops=0"
+            )
         if self.training.qat_start < 1 and not self.compression.target_bytes:
             raise ConfigError(
                 f"training.qat_start={self.training.qat_start} needs compression.target_bytes "
@@ -459,10 +480,16 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_coerce(typing.get_args(hint)[0], item, path) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{path}={value!r} must be a finite number")
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    wanted = typing.get_args(hint) if origin is Literal else getattr(hint, "__name__", hint)
+    wanted = (
+        "one of " + ", ".join(map(str, typing.get_args(hint)))
+        if origin is Literal
+        else getattr(hint, "__name__", hint)
+    )
     raise ConfigError(f"{path}={value!r} must be {wanted}")
 
 

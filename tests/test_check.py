@@ -276,7 +276,7 @@ def test_a_wildcard_that_finds_nothing_is_a_missing_file(tmp_path):
         ("[check]\nbudgets = 3\n[[check.artifact]]\npath = 'm'\n", "check.budgets"),
         ("[[check.artifact]]\npath = 'm'\nbudget = 16\n", "check.artifact.budget=16"),
         ("[[check.artifact]]\npath = 'm'\nbudget = '16 MX'\n", "16MB or 16MiB"),
-        ("[[check.artifact]]\npath = 'm'\nmax_bpb = nan\n", "must be positive"),
+        ("[[check.artifact]]\npath = 'm'\nmax_bpb = nan\n", "must be a finite number"),
         ("[[check.artifact]]\npath = 'm'\ntokens = -1\n", "must not be negative"),
         ("[[check.artifact]]\npath='m'\n[[check.artifact]]\npath='m'\n", "two artifacts"),
         ("[check\n", "not TOML"),

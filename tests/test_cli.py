@@ -102,6 +102,28 @@ def test_an_error_of_the_family_is_one_line_and_its_status(error, status, failin
     assert captured.out == ""
 
 
+def test_what_the_file_system_refuses_is_one_line(failing, capsys):
+    failing(PermissionError(13, "Permission denied", "/somewhere/x"))
+    assert invoke("inspect") == 2
+    assert capsys.readouterr().err == "gptpack: /somewhere/x: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--bits", "nan"), "'nan' is not a finite number"),
+        (("--step", "inf"), "'inf' is not a finite number"),
+        (("--step", "0"), "0 is not in the range x>0"),
+        (("--budget", "1MB", "--seed", "-1"), "-1 is not in the range"),
+        (("--budget", "1MB", "--tune-labels", "1.5"), "1.5 is not in the range"),
+        (("--budget", "1MB", "--device", "foo"), "'foo' is not one of"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_anything_is_done(words, said, capsys):
+    assert invoke("pack", "absent.pt", *words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_documented_statuses_are_the_ones_in_use():
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     family = [item for item in vars(errors).values() if isinstance(item, type)]

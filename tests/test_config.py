@@ -1,5 +1,6 @@
 """config.py and the recipes: sizes, tables, overrides, and what their errors say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,9 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"value_embedding_layers": (1,)}, "go together"),
         ({"value_embedding_layers": (9,), "value_embedding_width": 64}, r"lie in 0\.\.8"),
         ({"attention_gate_inputs": 513}, "0 to width=512"),
+        ({"bos": 1024}, r"bos=1024 must lie in 0\.\.1023"),
+        ({"rope_base": 0.0}, "rope_base=0.0 must be positive"),
+        ({"loop_start": 1}, "means nothing without loops"),
         ({"loops": 2}, "go together"),
         ({"loop_layers": 2}, "go together"),
         ({"loop_start": 8, "loop_layers": 2, "loops": 1}, "within layers=9"),
@@ -102,6 +106,11 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (OptimizerConfig, "muon_steps", 0),
         (OptimizerConfig, "muon_variance_beta2", 1.0),
         (OptimizerConfig, "grad_clip", -0.1),
+        (OptimizerConfig, "matrix_lr", -0.1),
+        (OptimizerConfig, "adam_eps", -1.0),
+        (OptimizerConfig, "matrix_weight_decay", -0.1),
+        (TrainingConfig, "seed", 2**63),
+        (TrainingConfig, "seed", -1),
         (OptimizerConfig, "swa_every", -1),
         (OptimizerConfig, "swa_start", 1.0),
         (DataConfig, "mix_shards_start", 0),
@@ -126,6 +135,20 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
 def test_settings_out_of_range_are_refused_by_name(table, key, value):
     with pytest.raises(ConfigError, match=f"{key}="):
         table(**{key: value})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_of_a_recipe_is_finite(value):
+    with pytest.raises(ConfigError, match=r"^training\.seconds=.* must be a finite number$"):
+        load_recipe(None, [f"training.seconds={value}"])
+
+
+def test_loops_that_training_never_comes_to_are_refused():
+    loops = {"layers": 4, "loop_start": 1, "loop_layers": 2, "loops": 1}
+    late = TrainingConfig(recurrence_start=0.99)
+    Recipe(model=ModelConfig(**loops), training=late)
+    with pytest.raises(ConfigError, match="recurrence_start=1 trains the model without its loops"):
+        Recipe(model=ModelConfig(**loops), training=replace(late, recurrence_start=1.0))
 
 
 def test_a_warmdown_is_in_steps_or_a_share_and_not_both():
@@ -203,12 +226,12 @@ def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
         ("[modle]\n", "unknown setting 'modle'"),
         ("[model]\nlayers = 4.0\n", r"model\.layers=4\.0 must be int"),
         ("[model]\nlayers = true\n", r"model\.layers=True must be int"),
-        ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be \('relu2'"),
+        ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be one of relu2"),
         ("[model]\nvalue_embedding_layers = ['a']\n", r"value_embedding_layers='a' must be int"),
         ("[training]\nseconds = 'long'\n", r"training\.seconds='long' must be float"),
-        ("[optimizer]\nmuon_method = 'svd'\n", r"muon_method='svd' must be \('newton-schulz'"),
-        ("[optimizer]\nmuon_momentum_dtype = 'int8'\n", r"must be \('float32', 'bfloat16'\)"),
-        ("[data]\nloader = 'random'\n", r"data\.loader='random' must be \('sequential'"),
+        ("[optimizer]\nmuon_method = 'svd'\n", r"muon_method='svd' must be one of newton-schulz"),
+        ("[optimizer]\nmuon_momentum_dtype = 'int8'\n", r"must be one of float32, bfloat16"),
+        ("[data]\nloader = 'random'\n", r"data\.loader='random' must be one of sequential"),
         ("model = 3\n", "model=3"),
         ("[model\n", "not TOML"),
     ],

@@ -272,9 +272,9 @@ def test_a_plan_with_data_counts_epochs(loader, tmp_path, capsys):
     ("options", "status", "message"),
     [
         (["--plan", "--bits", "3", "--budget", "1MB"], 2, "exclude each other"),
-        (["--plan", "--bits", "0"], 2, "--bits 0.0: must be positive"),
-        (["--plan", "--flops", "-1"], 2, "--flops -1.0: must be positive"),
-        (["--plan", "--bits", "nan"], 2, "must be positive"),
+        (["--plan", "--bits", "0"], 2, "0 is not in the range x>0"),
+        (["--plan", "--flops", "-1"], 2, "is not in the range x>0"),
+        (["--plan", "--bits", "nan"], 2, "is not a finite number"),
         (["--plan", "--budget", "3KB", "--flops", "1e9"], 1, "nothing is left"),
         (["--bits", "3", "--data", "x", "--output", "y"], 2, "go with --plan"),
         (["--output", "y"], 2, "needs --data and --output"),

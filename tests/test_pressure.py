@@ -35,6 +35,7 @@ from gptpack.quant.types import PackedTensor, dequantize
 from gptpack.training.distributed import Ranks
 from gptpack.training.fake import FakeQuantizer, grid_codes
 from gptpack.training.loop import Run, TrainResult, train
+from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
 
 SHAPE = [
@@ -466,8 +467,12 @@ def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(tmp_path):
     assert done.exit_code != 0
 
 
-def test_a_target_that_no_step_meets_ends_the_run_and_names_one_that_works(tmp_path):
+def test_a_target_that_no_step_meets_ends_the_run_and_names_one_that_works(tmp_path, monkeypatch):
     recipe = aware(target=9000)
+    with pytest.raises(BudgetError, match=r"target_bytes=9,000: .* numbers that stay in floats"):
+        train(recipe, text(), tmp_path / "run", CPU, foresight=foresight(recipe))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+    monkeypatch.setattr(Pressure, "_check_target", lambda *_: None)
     with pytest.raises(BudgetError, match=r"target_bytes=9,000: what stays in floats.* it takes"):
         train(recipe, text(), tmp_path / "run", CPU, foresight=foresight(recipe))
 

@@ -59,7 +59,7 @@ def test_the_brief_form_leaves_defaults_out() -> None:
         ("sgd:lr", "'lr' is not key=value"),
         ("sgd:epochs=1.5", "sgd.epochs=1.5 must be int"),
         ("sgd:lr=0", "lr=0.0 must be above 0"),
-        ("sgd:lr=nan", "lr=nan must be above 0"),
+        ("sgd:lr=nan", "lr=nan must be a finite number"),
         ("sgd:momentum=1", r"momentum=1.0 must lie in \[0, 1\)"),
         ("sgd:reset=-1", "reset=-1 must not be negative"),
         ("lora:beta2=1", r"beta2=1.0 must lie in \[0, 1\)"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gptpack.checkpoint import load_checkpoint
-from gptpack.config import Loader, Recipe, load_recipe
+from gptpack.config import Loader, Recipe, TokenizerIdentity, load_recipe
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.training.distributed import Ranks, ranks
 from gptpack.training.loop import Run, train
@@ -142,7 +142,7 @@ def test_warming_up_leaves_no_trace(tmp_path, monkeypatch, average):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    recipe = tiny("optimizer.scalar_lr=inf", "training.checkpoint_seconds=0")
+    recipe = tiny("optimizer.scalar_lr=1e30", "training.checkpoint_seconds=0")
     with pytest.raises(TrainingError, match=r"loss of step 2 is nan .* no checkpoint had been"):
         train(recipe, shards(), tmp_path / "run", CPU)
     assert not (tmp_path / "run/checkpoint.pt").exists()
@@ -159,6 +159,31 @@ def test_resuming_needs_the_same_recipe(tmp_path):
     other = tiny("model.layers=1", "optimizer.matrix_lr=0.1")
     with pytest.raises(CheckpointError, match=r"differs in model.layers, optimizer.matrix_lr"):
         train(other, shards(), tmp_path / "run", CPU, resume=True)
+
+
+def test_resuming_needs_the_same_tokenizer(tmp_path):
+    one, other = (TokenizerIdentity(sha256=2 * x * 16, vocab=64, bos=1) for x in ("ab", "cd"))
+    train(tiny(), shards(), tmp_path / "run", CPU, tokenizer=one)
+    with pytest.raises(CheckpointError, match="tokens of another tokenizer"):
+        train(tiny(), shards(), tmp_path / "run", CPU, tokenizer=other, resume=True)
+
+
+def test_a_finished_run_that_is_resumed_has_no_loss_of_its_own(tmp_path):
+    train(tiny(), shards(), tmp_path / "run", CPU)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"half": 1}\n{"step"')
+    result = train(tiny(), shards(), tmp_path / "run", CPU, resume=True)
+    assert result.loss_nats is None
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        train(tiny(), shards(), tmp_path / "file", CPU)
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        train(tiny(), shards(), tmp_path / "file" / "run", CPU)
 
 
 def test_a_batch_that_is_not_whole_windows_is_refused(tmp_path):

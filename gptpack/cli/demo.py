@@ -15,6 +15,7 @@ import click
 
 from gptpack.cli import main
 from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.options import DEVICE, POSITIVE
 from gptpack.config import parse_size
 from gptpack.errors import GptpackError
 
@@ -33,8 +34,8 @@ BUDGET = "150KB"
     help="Folder for everything that the demo writes; an earlier demo there is replaced.",
 )
 @click.option("--budget", default=BUDGET, show_default=True, help="Most bytes of the packed file.")
-@click.option("--seconds", type=float, help="Training time. [default: the recipe's]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto.")
+@click.option("--seconds", type=POSITIVE, help="Training time. [default: the recipe's]")
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(output: Path, budget: str, seconds: float | None, device: str, as_json: bool) -> None:
     """Train, pack and prove a small model on text that every machine has.

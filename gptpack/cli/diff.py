@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
 from gptpack.report.diff import DiffReport, GroupDiff, Side, diff
 from gptpack.report.escape import plain
@@ -26,9 +27,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--bpb", is_flag=True, help="Measure both files' bits per byte; needs --data.")
 @click.option("--data", type=PATH, help="Folder of validation shards for --bpb.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
-@click.option("--stride", type=int, help="With --bpb, score a sliding window as well.")
+@click.option(
+    "--stride", type=click.IntRange(min=1), help="With --bpb, score a sliding window as well."
+)
 @click.option("--tokens", default=0, help="With --bpb, score the first so many targets; 0: all.")
-@click.option("--device", default="auto", show_default=True, help="For --bpb: auto, cpu or cuda.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="For --bpb.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     before: Path,

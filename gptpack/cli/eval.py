@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from gptpack.cli.console import progress_bars
+from gptpack.cli.options import DEVICE, FINITE
 from gptpack.report.inspect import recorded_quality
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--text", type=PATH, help="What the tokens were made from, to audit a byte table.")
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
-@click.option("--stride", type=int, help="Also score a sliding window that moves by so many.")
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Also score a sliding window that moves by so many.",
+)
 @click.option("--context", default=0, help="Tokens of a window. [default: the model's]")
 @click.option(
     "--rope",
@@ -66,9 +71,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--limit-tokens", default=0, help="Score the first so many targets; 0: all.")
 @click.option("--time-limit", default=0.0, help="Stop so many seconds after the process began.")
 @click.option("--batch-tokens", default=0, help="Tokens at once; 0: by device.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option(
     "--compile",
     "compiled",
@@ -77,7 +80,7 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="torch.compile; auto: on CUDA, where it pays.",
 )
-@click.option("--max-bpb", type=float, help="End with status 1 if bits per byte are above.")
+@click.option("--max-bpb", type=FINITE, help="End with status 1 if bits per byte are above.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--output", type=PATH, help="Also write the JSON to this file.")
 def command(

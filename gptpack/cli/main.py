@@ -11,7 +11,7 @@ import sys
 import click
 
 from gptpack.artifact.layout import VERSION as FORMAT_VERSION
-from gptpack.errors import GptpackError, MissingDependencyError
+from gptpack.errors import ConfigError, GptpackError, MissingDependencyError
 from gptpack.version import VERSION
 
 COMMANDS = {
@@ -99,6 +99,9 @@ def group() -> None:
 
 def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     """Run the command line and exit with its status; `command` is put before the arguments."""
+    # torch's threads on a CPU wait for each other by spinning, thirty times the work where another
+    # program has one of the cores (docs/log.md, 2026-11-25); torch reads this when it is imported
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = sys.argv[1:] if arguments is None else arguments
     if command is not None:
         arguments = [command, *arguments]
@@ -125,6 +128,10 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     except GptpackError as error:
         click.echo(f"gptpack: {error}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"gptpack: {where}{error.strerror or error}", err=True)
+        sys.exit(ConfigError.exit_status)
     except ModuleNotFoundError as error:
         # an installation without torch can check, inspect, compare and verify, and no more
         package = (error.name or "").partition(".")[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from gptpack.cli.console import note, print_json, progress_bars
+from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
 from gptpack.cli.pack_job import Job, Request, code_size, identity_of
 from gptpack.cli.pack_proof import Proof
 from gptpack.cli.pack_report import print_report, quality, report_of
@@ -16,8 +17,8 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("--budget", help="Most bytes, such as 16MB or 16MiB.")
-@click.option("--bits", type=float, help="Instead: most coded bits a weight on a grid may take.")
-@click.option("--step", type=float, help="Instead: this step (delta), whatever it takes.")
+@click.option("--bits", type=POSITIVE, help="Instead: most coded bits a weight on a grid may take.")
+@click.option("--step", type=POSITIVE, help="Instead: this step (delta), whatever it takes.")
 @click.option("--output", "-o", type=PATH, help="[default: the checkpoint's name, .gptpack]")
 @click.option("--data", type=PATH, help="Folder of shards: train calibrates, val proves.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
@@ -47,14 +48,14 @@ PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--tune-labels",
-    type=float,
+    type=Finite(min=0, max=1),
     default=0.5,
     show_default=True,
     help="Share of the text itself, beside the unpacked model, in what --tune aims at.",
 )
 @click.option(
     "--tune-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="Most seconds of --tune, after the first search; otherwise it goes by steps.",
 )
 @click.option(
@@ -62,14 +63,22 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(["shards", "self", "random"]),
     help="Text for the Hessians. [default: shards if --data has train, else self]",
 )
-@click.option("--calibration-tokens", default=0, help="0: 524,288 on CUDA, 65,536 on CPU.")
-@click.option("--seed", default=0, show_default=True, help="Of the calibration text.")
+@click.option(
+    "--calibration-tokens", type=COUNT, default=0, help="0: 524,288 on CUDA, 65,536 on CPU."
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the calibration text.")
 @click.option("--strict", is_flag=True, help="A tensor that falls back to int8 is an error.")
 @click.option("--code", type=PATH, multiple=True, help="File whose bytes count too; repeatable.")
 @click.option("--codec", multiple=True, help="raw, zlib, zstd, lzma, range, brotli; repeatable.")
-@click.option("--eval-tokens", default=0, help="Prove on the first so many targets; 0: all.")
-@click.option("--stride", type=int, help="Also measure a sliding window that moves by so many.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--eval-tokens", type=COUNT, default=0, help="Prove on the first so many targets; 0: all."
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Also measure a sliding window that moves by so many.",
+)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--plan", is_flag=True, help="Say what would be done, write nothing.")
 @click.option(
     "--curve",
@@ -130,7 +139,7 @@ def command(
       gptpack pack checkpoint.pt --curve curve.csv --data shards/
       gptpack pack final_model.pt --model golf-1060 --tokenizer tok.model --budget 16MiB
     """
-    from gptpack.artifact.writer import write_atomic
+    from gptpack.artifact.writer import check_target, write_atomic
     from gptpack.checkpoint import load_checkpoint
     from gptpack.cli.pack_curve import parse_bits, write_curve
     from gptpack.config import load_recipe, parse_size
@@ -145,7 +154,11 @@ def command(
         raise ConfigError(
             "give one of --budget, such as --budget 16MB, --bits, --step, and --curve"
         )
+    if (plan and curve) or (tune == "none" and tune_seconds):
+        raise ConfigError("--plan writes no --curve, and --tune-seconds goes with --tune")
     target = output or checkpoint.with_suffix(".gptpack")
+    if curve is None and not plan:
+        check_target(target)
     points = parse_bits(curve_bits)
     config = PackConfig(
         methods=_methods(methods),
@@ -221,7 +234,11 @@ def command(
 
 def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """(pattern, method) pairs, the one for all tensors first."""
+    from gptpack.errors import ConfigError
+
     pairs = [tuple(option.split("=", 1)) if "=" in option else ("*", option) for option in options]
+    if sum(pattern == "*" for pattern, _ in pairs) > 1:
+        raise ConfigError("--method names several methods for all tensors; write PATTERN=METHOD")
     if not any(pattern == "*" for pattern, _ in pairs):
         pairs.insert(0, ("*", "gptq-trellis"))
     return tuple(sorted(((p, m) for p, m in pairs), key=lambda pair: pair[0] != "*"))

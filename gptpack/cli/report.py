@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gptpack.cli.console import note, progress_bars
-from gptpack.errors import GptpackError
+from gptpack.errors import ConfigError, GptpackError
 
 if TYPE_CHECKING:
     from gptpack.report.runs import Packed
@@ -39,6 +39,8 @@ def command(paths: tuple[Path, ...], output: Path, title: str) -> None:
     from gptpack.report.runs import gather
 
     graph_objects()
+    if output.exists() and b"<!doctype html>" not in output.read_bytes()[:64].lower():
+        raise ConfigError(f"{output} exists and is no page; it stays as it is: choose another name")
     with progress_bars() as progress:
         progress("read and decode", 0, 0)
         sources = gather(paths)

@@ -91,7 +91,7 @@ def _print(figures: list[Run], verdict: Verdict) -> None:
         ("standard deviation of a run", f"{verdict.sd:.4g}"),
         ("lowest and highest", f"{verdict.lowest:.8g} {verdict.highest:.8g}"),
         ("threshold", f"{verdict.threshold:.8g}"),
-        ("t", "none" if verdict.t is None else f"{verdict.t:.3f}"),
+        ("t", f"{verdict.t:.3f}"),
         ("degrees of freedom", verdict.df),
         ("p, one-sided", f"{verdict.p:.4g}"),
         (f"significant at {verdict.alpha:g}", "yes" if verdict.significant else "no"),

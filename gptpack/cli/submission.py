@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.options import DEVICE
 from gptpack.cli.submission_runs import (
     Run,
     depends_on_later_tokens,
@@ -83,7 +84,7 @@ def command() -> None:
 @click.option("--date", help="YYYY-MM-DD. [default: today]")
 @click.option("--stride", default=64, show_default=True, help="Of the sliding window; 0: none.")
 @click.option("--readable", is_flag=True, help="Ship the script as it reads, not the small form.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--force", is_flag=True, help="Replace a submission that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def make(
@@ -220,7 +221,7 @@ def _print_made(
     multiple=True,
     help="Loss in nats per token that is to be beaten; repeat it for a record's several runs.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
 def check(
     folder: Path,

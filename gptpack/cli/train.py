@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.options import COUNT, DEVICE, POSITIVE
 
 if TYPE_CHECKING:
     from gptpack.config import Recipe, TokenizerIdentity
@@ -27,16 +28,20 @@ MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 @click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override.")
 @click.option("--target-bytes", metavar="SIZE", help="Train for a packed file of this size.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--attention", default="auto", show_default=True, help="auto, cudnn, flash, math.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
+@click.option(
+    "--attention", default="auto", show_default=True, help="auto, fa3, cudnn, flash, math."
+)
 @click.option("--kernels", default="auto", show_default=True, help="Triton's: auto, on, off.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Default: on CUDA only.")
 @click.option("--eval/--no-eval", "evaluate", default=True, help="Score validation at the end.")
-@click.option("--eval-tokens", default=0, show_default=True, help="Score so many; 0: all.")
+@click.option(
+    "--eval-tokens", type=COUNT, default=0, show_default=True, help="Score so many; 0: all."
+)
 @click.option("--plan", "planned", is_flag=True, help="Say what the run will take, and stop.")
-@click.option("--bits", type=float, help="--plan: bits of a weight in the file.  [default: 3]")
+@click.option("--bits", type=POSITIVE, help="--plan: bits of a weight in the file.  [default: 3]")
 @click.option("--budget", metavar="SIZE", help="--plan: take the bits that this size allows.")
-@click.option("--flops", type=float, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
+@click.option("--flops", type=POSITIVE, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
@@ -109,7 +114,7 @@ def command(
                 compiled=compiled,
                 flops=flops,
                 bits=bits,
-                budget=budget,
+                budget=budget or target_bytes,
             )
         if here.main and as_json:
             print_json(figures)
@@ -152,6 +157,7 @@ def command(
 
 def _rows(result: "TrainResult", score: dict[str, Any] | None) -> list[list[str]]:
     """The result as a table's rows."""
+    loss = f"{result.loss_nats:.4f}" if result.loss_nats is not None else "none: no step was left"
     rows = [
         ["parameters", f"{result.parameters:,}"],
         ["steps", f"{result.steps:,} x {1000 * result.seconds / max(result.steps, 1):.1f} ms"],
@@ -161,7 +167,7 @@ def _rows(result: "TrainResult", score: dict[str, Any] | None) -> list[list[str]
         ["attention", result.attention],
         ["kernels", result.kernels],
         ["weights in the checkpoint", result.weights],
-        ["training loss, nats", f"{result.loss_nats:.4f}"],
+        ["training loss, nats", loss],
     ]
     if result.predicted_bytes is not None:
         rows += [

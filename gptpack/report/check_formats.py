@@ -109,6 +109,8 @@ def to_junit(result: Result) -> str:
         )
         text = plain(outcome.text)
         if outcome.state == "fail":
+            if checked.limits.message:
+                text += f" {plain(checked.limits.message)}"
             ElementTree.SubElement(case, "failure", message=text, type=outcome.rule).text = text
         elif outcome.state == "skip":
             ElementTree.SubElement(case, "skipped", message=text)

@@ -28,7 +28,12 @@ def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[Run]:
     """
     runs: list[Run] = []
     kinds: dict[str, str] = {}
+    seen: set[Path] = set()
     for source in sources:
+        path = Path(source)
+        if path.is_file() and path.resolve() in seen:
+            raise ConfigError(f"{source} is given twice; a run counts once")
+        seen.add(path.resolve())
         for run, kind in _read(source, metric):
             runs.append(run)
             if kind:

@@ -39,8 +39,7 @@ class Verdict:
     lowest: float
     highest: float
     threshold: float
-    t: float | None
-    """None if all runs are equal."""
+    t: float
     df: int
     p: float
     alpha: float
@@ -65,8 +64,8 @@ def judge(
     """Test whether the mean of `values` is below `threshold`.
 
     Raises:
-        ConfigError: fewer than two values, one that is not finite, or levels outside (0, 1/2]
-            and (0, 1).
+        ConfigError: fewer than two values, one that is not finite, all of them equal, or levels
+            outside (0, 1/2] and (0, 1).
     """
     if not 0 < alpha <= 0.5:
         raise ConfigError(f"alpha={alpha} must lie in (0, 0.5]")
@@ -80,15 +79,15 @@ def judge(
     mean, sd = statistics.fmean(values), statistics.stdev(values)
     gap = threshold - mean
     if sd == 0:
-        t, p = None, 0.0 if gap > 0 else 1.0
-        found = 1.0 if gap > 0 else 0.0
-    else:
-        t = -gap / (sd / math.sqrt(count))
-        p = t_below(t, count - 1)
-        found = power_of(gap / sd, count, alpha)
+        raise ConfigError(
+            f"all {count} figures are {mean:g}: runs of different seeds differ, and copies of one "
+            "run show nothing"
+        )
+    t = -gap / (sd / math.sqrt(count))
+    p = t_below(t, count - 1)
     more: int | None = 0
     if p >= alpha:
-        more = None if gap <= 0 or sd == 0 else _more_runs(gap / sd, count, alpha, power)
+        more = None if gap <= 0 else _more_runs(gap / sd, count, alpha, power)
     return Verdict(
         runs=count,
         mean=mean,
@@ -100,7 +99,7 @@ def judge(
         df=count - 1,
         p=p,
         alpha=alpha,
-        power=found,
+        power=power_of(gap / sd, count, alpha),
         wanted_power=power,
         more_runs=more,
     )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptpack.atomic import check_writable
 from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.config import Recipe, TokenizerIdentity, to_dict
 from gptpack.data.batches import Prefetcher, Tokens, open_batches
@@ -45,7 +46,8 @@ class TrainResult:
     seconds: float
     """Training clock: compile time and compile warm-up are not in it."""
     compile_seconds: float
-    loss_nats: float
+    loss_nats: float | None
+    """Of the last step; None where a finished run was resumed and there was none."""
     """Mean training loss of the last step."""
     peak_memory_bytes: int
     """CUDA memory at its peak; 0 on CPU."""
@@ -106,6 +108,7 @@ def train(
     if recipe.compression.target_bytes and foresight is None:
         raise ConfigError("compression.target_bytes needs somebody who knows the packer: foresight")
     run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels, foresight)
+    check_writable(run.path, CheckpointError)
     if resume:
         run.restore()
     elif run.path.exists():
@@ -261,7 +264,7 @@ class Run:
         metrics = Metrics(self.output / METRICS, self.step) if self.ranks.main else None
         start = time.perf_counter() - self.spent_seconds
         saved: float | None = None
-        last = float("nan")
+        last: float | None = None
         before: Taken | None = None
         try:
             while True:
@@ -384,6 +387,11 @@ class Run:
         checkpoint = load_checkpoint(self.path)
         if checkpoint.training is None:
             raise CheckpointError(f"{self.path} holds no training state; it cannot be resumed")
+        if checkpoint.tokenizer != self.tokenizer:
+            raise CheckpointError(
+                f"{self.path} was trained on tokens of another tokenizer than the one beside these "
+                "shards; resume with the same data"
+            )
         if checkpoint.recipe != self.recipe:
             assert checkpoint.recipe is not None
             old, new = to_dict(checkpoint.recipe), to_dict(self.recipe)

@@ -3,23 +3,31 @@
 import json
 from pathlib import Path
 
+from gptpack.atomic import replacing
+from gptpack.errors import TrainingError
+
 
 class Metrics:
     """One JSON line per step, flushed as it is written."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Keep the lines up to `step` of a run that is resumed; start anew at step 0."""
+        """Keep the lines up to `step` of a run that is resumed; start anew at step 0.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
         kept = []
         if step and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    # what a process that was killed wrote last
                     break
-                if entry["step"] <= step:
-                    kept.append(line + "\n")
-        self.file = path.open("w", encoding="utf-8")
-        self.file.writelines(kept)
+        with replacing(path, TrainingError) as file:
+            file.write("".join(kept).encode())
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, **values: float) -> None:
         self.file.write(json.dumps(values) + "\n")

@@ -65,6 +65,7 @@ class Pressure:
         self.fake = FakeQuantizer(
             parameters, noise=config.qat == "noise", seed=seed, compiled=compiled
         )
+        self._check_target({name: tuple(p.shape) for name, p in parameters.items()})
         device = next(iter(parameters.values())).device
         self.log2_delta = torch.tensor(math.log2(FIRST_DELTA), device=device)
         self.log2_finest = math.log2(FINEST_DELTA)
@@ -77,6 +78,22 @@ class Pressure:
         """What the coder takes beyond the estimate: tables, classes, other shapes than Gaussian."""
         self.figures: dict[str, float | Tensor] = {}
         """What the last step shall write down; tensors may still be on their way."""
+
+    def _check_target(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise the `BudgetError` of a target that no weights could meet."""
+        coded = set(self.foresight.coded(shapes))
+        if not coded:
+            return
+        numbers = {name: math.prod(shape) for name, shape in shapes.items()}
+        weights = sum(number for name, number in numbers.items() if name in coded)
+        kept = sum(numbers.values()) - weights
+        least = 2 * kept + math.ceil(LEAST_BITS * weights / 8)
+        if least > self.config.target_bytes:
+            raise BudgetError(
+                f"target_bytes={self.config.target_bytes:,}: {kept:,} numbers that stay in floats "
+                f"and {LEAST_BITS} bits for each of {weights:,} weights take {least:,} bytes; "
+                "allow more or choose a smaller model"
+            )
 
     def follow(self, now: Scheduled, model: nn.Module) -> None:
         """Look at what the packer would do with `model`, if it is time to."""

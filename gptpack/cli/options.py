@@ -1,0 +1,26 @@
+"""Types of options that several commands share."""
+
+import math
+from typing import Any
+
+import click
+
+DEVICE = click.Choice(["auto", "cpu", "cuda"])
+
+
+class Finite(click.FloatRange):
+    """A number; not NaN, and not infinite."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
+
+
+FINITE = Finite()
+POSITIVE = Finite(min=0, min_open=True)
+COUNT = click.IntRange(min=0)
+SEED = click.IntRange(min=0, max=2**63 - 1)
