@@ -51,9 +51,6 @@ def plan(
     """
     if bits is not None and budget is not None:
         raise ConfigError("--bits and --budget exclude each other: a budget gives the bits")
-    for name, value in (("--bits", bits), ("--flops", flops)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} {value}: must be positive")
     budget_bytes = None if budget is None else parse_size(budget)
     training = settings.training
     data = _random_shards(settings) if shards is None else shards
