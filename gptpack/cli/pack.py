@@ -167,9 +167,9 @@ def command(
         strict=strict,
         codecs=codec or PackConfig().codecs,
     )
-    seconds: dict[str, float] = {}
-    began = time.perf_counter()
+    seconds, began = dict[str, float](), time.perf_counter()
     loaded = load_checkpoint(checkpoint, load_recipe(find_recipe(model)).model if model else None)
+    config.check_names(loaded.weights)
     identity = identity_of(loaded, tokenizer, data)
     provenance = {"checkpoint_sha256": file_sha256(checkpoint), "step": loaded.step}
     request = Request(

@@ -1,6 +1,7 @@
 """How a pack quantizes and codes: methods by pattern of names, the trellis, damping, codecs."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -46,6 +47,19 @@ class PackConfig:
         for pattern, factor in self.step_factors:
             if not (math.isfinite(factor) and factor > 0):
                 raise ConfigError(f"step factor {factor} for '{pattern}' must be positive")
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Whether every pattern is of some use to a model of these tensors.
+
+        Raises:
+            ConfigError: one matches none of them.
+        """
+        for pattern, _ in (*self.methods, *self.step_factors):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    f"'{pattern}' matches no tensor of this model; names are such as "
+                    f"{next(iter(names), 'none')}"
+                )
 
     def method_of(self, name: str) -> str:
         """The method of a matrix of this name."""

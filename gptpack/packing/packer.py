@@ -7,7 +7,6 @@ bytes. Which slope fits is found in search.py. Nothing here writes a file; the c
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
 from gptpack.checkpoint import Checkpoint
 from gptpack.config import TokenizerIdentity
-from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
+from gptpack.errors import BudgetError, CheckpointError, QuantError
 from gptpack.model.gpt import GPT, state_problem
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.progress import Progress, silent
@@ -238,12 +237,7 @@ def take_apart(
         code_bytes=code_bytes,
         provenance=dict(provenance or {}),
     )
-    for pattern, _ in (*config.methods, *config.step_factors):
-        if not any(fnmatchcase(name, pattern) for name in weights):
-            raise ConfigError(
-                f"'{pattern}' matches no tensor of this model; names are such as "
-                f"{next(iter(weights))}"
-            )
+    config.check_names(weights)
     calibrated = []
     for name, values in weights.items():
         method = config.method_of(name)
