@@ -59,7 +59,7 @@ def main() -> None:
         results = side_by_side(
             lambda job, states=states: job.quantize(states),
             jobs,
-            cost=lambda job: job.cost,
+            cost=lambda job: job.weight.size * job.factor.columns,
             threads=options.threads,
         )
         seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gptpack.errors import GptpackError
+from gptpack.errors import ConfigError, GptpackError
 
 
 def check_writable(path: str | Path, error: type[GptpackError] = GptpackError) -> None:
@@ -28,6 +28,30 @@ def check_writable(path: str | Path, error: type[GptpackError] = GptpackError) -
         raise error(
             f"{path}: cannot write in {directory}: {cause.strerror}; choose another directory"
         ) from cause
+
+
+def check_target(path: str | Path, kind: str, *starts: bytes) -> None:
+    """Whether a file that takes long to make may be written to `path`, asked before it is made.
+
+    Args:
+        kind: what the file will be, in words.
+        starts: with what files of that kind start; others are not replaced.
+
+    Raises:
+        ConfigError: a directory, or a file of another kind, stands there.
+        GptpackError: the directory takes no files.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ConfigError(f"{path} is a directory; name a file in it")
+    if target.exists():
+        with target.open("rb") as file:
+            found = file.read(max(map(len, starts)))
+        if found and not found.startswith(starts):
+            raise ConfigError(
+                f"{path} exists and is no {kind}; it stays as it is: choose another name"
+            )
+    check_writable(target)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from gptpack.artifact.header import (
     parse_header,
 )
 from gptpack.artifact.layout import (
-    MAGIC,
     PREAMBLE_BYTES,
     Preamble,
     most_header_bytes,
@@ -29,10 +28,10 @@ from gptpack.artifact.layout import (
 from gptpack.artifact.plan import TensorEntry, plan_sections
 from gptpack.artifact.reader import decode_header, read_sections
 from gptpack.artifact.weights import weights_sha256
-from gptpack.atomic import check_writable, replacing
+from gptpack.atomic import replacing
 from gptpack.codec.sections import Array, codec_names, encode_streams
 from gptpack.config import ModelConfig, TokenizerIdentity
-from gptpack.errors import ArtifactError, ConfigError
+from gptpack.errors import ArtifactError
 from gptpack.quant.types import METHODS, PackedTensor
 
 
@@ -203,26 +202,6 @@ def summarize(path: str | Path, data: bytes) -> ArtifactSummary:
         weights_sha256=header.weights_sha256,
         sections=header.sections,
     )
-
-
-def check_target(path: str | Path) -> None:
-    """Whether an artifact may be written to `path`, asked before hours of work are put into it.
-
-    Raises:
-        ConfigError: something else than an artifact stands there.
-        GptpackError: the directory takes no files.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise ConfigError(f"{path} is a directory; name a file in it")
-    if target.exists():
-        with target.open("rb") as file:
-            start = file.read(len(MAGIC))
-        if start and start != MAGIC:
-            raise ConfigError(
-                f"{path} exists and is no packed file; it stays as it is: choose another name"
-            )
-    check_writable(target)
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:

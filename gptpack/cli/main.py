@@ -99,8 +99,8 @@ def group() -> None:
 
 def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     """Run the command line and exit with its status; `command` is put before the arguments."""
-    # torch's threads on a CPU wait for each other by spinning, thirty times the work where another
-    # program has one of the cores (docs/log.md, 2026-11-25); torch reads this when it is imported
+    # torch's threads on a CPU wait for each other by spinning, which takes twice to forty times as
+    # long where other programs run (docs/log.md, 2026-11-25); read when torch is imported
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = sys.argv[1:] if arguments is None else arguments
     if command is not None:

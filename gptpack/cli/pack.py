@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from gptpack.artifact.layout import MAGIC
+from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
 from gptpack.cli.pack_job import Job, Request, code_size, identity_of
@@ -139,7 +141,7 @@ def command(
       gptpack pack checkpoint.pt --curve curve.csv --data shards/
       gptpack pack final_model.pt --model golf-1060 --tokenizer tok.model --budget 16MiB
     """
-    from gptpack.artifact.writer import check_target, write_atomic
+    from gptpack.artifact.writer import write_atomic
     from gptpack.checkpoint import load_checkpoint
     from gptpack.cli.pack_curve import parse_bits, write_curve
     from gptpack.config import load_recipe, parse_size
@@ -158,7 +160,7 @@ def command(
         raise ConfigError("--plan writes no --curve, and --tune-seconds goes with --tune")
     target = output or checkpoint.with_suffix(".gptpack")
     if curve is None and not plan:
-        check_target(target)
+        check_target(target, "packed file", MAGIC)
     points = parse_bits(curve_bits)
     config = PackConfig(
         methods=_methods(methods),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gptpack.cli.console import note, progress_bars
-from gptpack.errors import ConfigError, GptpackError
+from gptpack.errors import GptpackError
 
 if TYPE_CHECKING:
     from gptpack.report.runs import Packed
@@ -33,14 +33,13 @@ def command(paths: tuple[Path, ...], output: Path, title: str) -> None:
       gptpack report runs/a -o report.html
       gptpack report runs/a runs/b other.gptpack -o compared.html
     """
-    from gptpack.atomic import replacing
+    from gptpack.atomic import check_target, replacing
     from gptpack.report.figures import graph_objects
     from gptpack.report.page import render
     from gptpack.report.runs import gather
 
     graph_objects()
-    if output.exists() and b"<!doctype html>" not in output.read_bytes()[:64].lower():
-        raise ConfigError(f"{output} exists and is no page; it stays as it is: choose another name")
+    check_target(output, "page", b"<!doctype html>", b"<!DOCTYPE html>")
     with progress_bars() as progress:
         progress("read and decode", 0, 0)
         sources = gather(paths)

@@ -205,8 +205,3 @@ class Job:
         return quantize_trellis(
             *steps, states=states, row_weight=self.row_weight, stretch=self.stretch
         )
-
-    @property
-    def cost(self) -> int:
-        """What quantizing takes, up to a factor."""
-        return int(np.size(self.weight)) * self.factor.columns

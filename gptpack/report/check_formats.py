@@ -48,10 +48,15 @@ def failures(result: Result) -> list[tuple[Checked, str]]:
     """Each failure with its artifact, in words that say what to do."""
     found = []
     for checked in result.artifacts:
-        said = f" {plain(checked.limits.message)}" if checked.limits.message else ""
+        said = _said(checked)
         for outcome in checked.failures:
             found.append((checked, f"{outcome.rule}: {plain(outcome.text)}.{said}"))
     return found
+
+
+def _said(checked: Checked) -> str:
+    """What the configuration adds to each failure of an artifact."""
+    return f" {plain(checked.limits.message)}" if checked.limits.message else ""
 
 
 def skipped(result: Result) -> list[str]:
@@ -109,8 +114,7 @@ def to_junit(result: Result) -> str:
         )
         text = plain(outcome.text)
         if outcome.state == "fail":
-            if checked.limits.message:
-                text += f" {plain(checked.limits.message)}"
+            text += _said(checked)
             ElementTree.SubElement(case, "failure", message=text, type=outcome.rule).text = text
         elif outcome.state == "skip":
             ElementTree.SubElement(case, "skipped", message=text)

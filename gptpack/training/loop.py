@@ -107,13 +107,15 @@ def train(
     """
     if recipe.compression.target_bytes and foresight is None:
         raise ConfigError("compression.target_bytes needs somebody who knows the packer: foresight")
+    check_writable(output / CHECKPOINT, CheckpointError)
     run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels, foresight)
-    check_writable(run.path, CheckpointError)
-    if resume:
-        run.restore()
-    elif run.path.exists():
-        raise ConfigError(f"{run.path} exists; continue it with --resume or choose another folder")
     try:
+        if resume:
+            run.restore()
+        elif run.path.exists():
+            raise ConfigError(
+                f"{run.path} exists; continue it with --resume or choose another folder"
+            )
         return run.until_done(progress)
     finally:
         run.batches.close()
