@@ -3,7 +3,7 @@
     python benchmarks/bench_training.py --recipe seq4096 --set training.batch_tokens=196608
     python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn --kernels on off
     python benchmarks/bench_training.py --recipe golf-1060 --attention cudnn \\
-        --kernels on no-mix_norm+add_norm no-mlp on
+        --kernels on no-split_heads no-mlp on
 
 `no-NAME+NAME` leaves these operations of gptpack/ops.py to torch and the others to kernels: a
 kernel earns its place if the step is slower without it. `on` at both ends says how far the clock
@@ -34,8 +34,6 @@ from gptpack.training.distributed import ranks
 from gptpack.training.loop import Run
 
 OPERATIONS = (
-    "mix_norm",
-    "add_norm",
     "split_heads",
     "mlp",
     "head_losses",

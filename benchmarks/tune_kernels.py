@@ -45,40 +45,6 @@ def drawn(case: Case) -> list[torch.Tensor]:
     return [x.detach() for x in case.inputs(torch.bfloat16, "cuda", drawn_on="cuda")]
 
 
-def residual_norm(tokens: int) -> Iterator[Trial]:
-    module, op = kernel("residual_norm"), torch.ops.gptpack
-    x, x0, mix = drawn(kernel_cases.mix_norm(tokens // 2048, 2048, 512))
-    tiles = list(itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8)))
-    table = module.TILES
-    setting = table["forward"]
-    yield (
-        "mix_norm forward: tokens, warps",
-        setting,
-        tiles,
-        entry(table, "forward"),
-        lambda: op.mix_norm(x, x0, mix, 0.5, EPS),
-    )
-    yield (
-        "add_norm backward: tokens, warps",
-        table["add backward"],
-        tiles,
-        entry(table, "add backward"),
-        lambda: op.add_norm_backward(x, x0, x, 0.5, EPS),
-    )
-
-    def choose(setting: Setting) -> None:
-        table["mix backward"], module.WAVES = setting[:2], setting[2]
-
-    some = [(*tile, waves) for tile in tiles if tile[0] <= 8 for waves in (2, 4, 8, 16)]
-    yield (
-        "mix_norm backward: tokens, warps, waves",
-        (*table["mix backward"], module.WAVES),
-        some,
-        choose,
-        lambda: op.mix_norm_backward(x, x0, x, x0, mix, 0.5, EPS),
-    )
-
-
 def heads(tokens: int) -> Iterator[Trial]:
     module, op = kernel("heads"), torch.ops.gptpack
     case = kernel_cases.split_heads(tokens // 2048, 2048, 8, 4, 64, 16, extra=False)
@@ -158,7 +124,6 @@ def cross_entropy(tokens: int) -> Iterator[Trial]:
 
 
 TRIALS = {
-    "residual_norm": residual_norm,
     "heads": heads,
     "mlp": mlp,
     "cross_entropy": cross_entropy,

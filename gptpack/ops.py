@@ -20,7 +20,7 @@ from gptpack.errors import ConfigError, MissingDependencyError
 
 Kernels = Literal["auto", "on", "off"]
 
-MODULES = ("cross_entropy", "heads", "mlp", "residual_norm")
+MODULES = ("cross_entropy", "heads", "mlp")
 OLDEST = (8, 0)
 """Compute capability from which tensor cores know bfloat16."""
 
@@ -90,27 +90,6 @@ def rotate(x: Tensor, tables: Tables) -> Tensor:
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     rotated = (first * cos + second * sin, second * cos - first * sin)
     return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
-
-
-def mix_norm(
-    x: Tensor, x0: Tensor, mix: Tensor, scale: float, *, kernels: bool
-) -> tuple[Tensor, Tensor]:
-    """``y = mix[0] x + mix[1] x0`` and ``scale rms_norm(y)``; all ``[B, T, W]``, mix ``[2, W]``."""
-    if kernels:
-        y, h = torch.ops.gptpack.mix_norm(x, x0, mix, scale, NORM_EPS)
-        return y, h
-    weights = mix.to(x.dtype)
-    y = weights[0] * x + weights[1] * x0
-    return y, rms_norm(y) * scale
-
-
-def add_norm(x: Tensor, branch: Tensor, scale: float, *, kernels: bool) -> tuple[Tensor, Tensor]:
-    """``y = x + branch`` and ``scale rms_norm(y)``; all ``[B, T, W]``."""
-    if kernels:
-        y, h = torch.ops.gptpack.add_norm(x, branch, scale, NORM_EPS)
-        return y, h
-    y = x + branch
-    return y, rms_norm(y) * scale
 
 
 def scaled_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,31 +56,6 @@ def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, scale: f
     return drawn.to(dtype).requires_grad_()
 
 
-def mix_norm(batch: int, length: int, width: int) -> Case:
-    def make(generator, dtype):
-        x, x0 = (normal(generator, dtype, batch, length, width) for _ in range(2))
-        return [x, x0, normal(generator, torch.float32, 2, width)]
-
-    def run(inputs, *, kernels):
-        return ops.mix_norm(*inputs, 0.5, kernels=kernels)
-
-    size = 2 * batch * length * width
-    stages = ((4 * size, 0), (6 * size, 0))
-    return Case("mix_norm", f"{batch * length:,} x {width}", make, run, stages)
-
-
-def add_norm(batch: int, length: int, width: int) -> Case:
-    def make(generator, dtype):
-        return [normal(generator, dtype, batch, length, width) for _ in range(2)]
-
-    def run(inputs, *, kernels):
-        return ops.add_norm(*inputs, 0.5, kernels=kernels)
-
-    size = 2 * batch * length * width
-    stages = ((4 * size, 0), (4 * size, 0))
-    return Case("add_norm", f"{batch * length:,} x {width}", make, run, stages)
-
-
 def split_heads(
     batch: int, length: int, heads: int, kv_heads: int, width: int, dims: int, *, extra: bool
 ) -> Case:
@@ -163,11 +138,6 @@ def head_losses(batch: int, length: int, width: int, vocab: int) -> Case:
 def small_cases() -> list[Case]:
     """Sizes of 1, and sizes that are no multiple of a block on each axis."""
     return [
-        mix_norm(1, 1, 1),
-        mix_norm(2, 13, 40),
-        mix_norm(1, 7, 520),
-        add_norm(1, 1, 1),
-        add_norm(2, 13, 40),
         split_heads(1, 1, 1, 1, 2, 2, extra=False),
         split_heads(2, 5, 4, 2, 16, 16, extra=True),
         split_heads(1, 11, 6, 3, 20, 6, extra=False),
@@ -188,8 +158,6 @@ def golf_cases(tokens: int = 4096) -> list[Case]:
     batch = max(1, tokens // 2048)
     length = min(tokens, 2048)
     return [
-        mix_norm(batch, length, 512),
-        add_norm(batch, length, 512),
         split_heads(batch, length, 8, 4, 64, 16, extra=False),
         split_heads(batch, length, 8, 4, 64, 64, extra=True),
         mlp(batch, length, 512, 1536, 0.5),

@@ -26,18 +26,6 @@ def each_token(function, *tensors):
     )
 
 
-def mix_norm(x, x0, mix, scale):
-    def token(x, x0, _):
-        y = mix[0] * x + mix[1] * x0
-        return y, scale * norm(y)
-
-    return each_token(token, x, x0)
-
-
-def add_norm(x, branch, scale):
-    return each_token(lambda x, branch, _: (x + branch, scale * norm(x + branch)), x, branch)
-
-
 def rotated(x, position, cos, sin):
     """Channel i of the first half of the rotated ones turns with channel i of the second."""
     pairs = cos.shape[-1]

@@ -97,14 +97,6 @@ def test_inputs_are_not_modified_and_gradients_may_be_broadcast(case, device, dt
 
 TWINS = [
     (
-        kernel_cases.mix_norm(2, 3, 6),
-        lambda x, x0, mix: reference_kernels.mix_norm(x, x0, mix, 0.5),
-    ),
-    (
-        kernel_cases.add_norm(2, 3, 6),
-        lambda x, branch: reference_kernels.add_norm(x, branch, 0.5),
-    ),
-    (
         kernel_cases.split_heads(2, 3, 4, 2, 6, 4, extra=True),
         lambda x, gain, cos, sin, extra: reference_kernels.split_heads(
             x, gain, cos, sin, extra, 4, 2

@@ -68,7 +68,6 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.kernels = False
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         self.parallel = layer >= config.layers - config.parallel_layers
         self.attn = CausalSelfAttention(config, layer)
@@ -100,8 +99,8 @@ class Block(nn.Module):
         if last is not None:
             x, other, h_other = x[:, -last:], other[:, -last:], h_other[:, -last:]
         if not self.parallel:
-            x, h = ops.add_norm(x, attention, self.norm_scale, kernels=self.kernels)
-            return Lanes(x + self.mlp(h, self.mlp_scale))
+            x = x + attention
+            return Lanes(x + self.mlp(self._normed(x), self.mlp_scale))
         mlp = self.mlp(h_other, self.mlp_scale)
         if self.post_lambdas is None:
             return Lanes(x + attention + mlp)
@@ -113,4 +112,9 @@ class Block(nn.Module):
 
     def _mixed(self, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         """The stream with the embedding mixed in, and its norm."""
-        return ops.mix_norm(x, x0, self.resid_mix, self.norm_scale, kernels=self.kernels)
+        mix = self.resid_mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0
+        return x, self._normed(x)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x) * self.norm_scale

@@ -115,7 +115,7 @@ class GPT(nn.Module):
         self.kernels = chosen.startswith("on")
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.kernels = block.attn.kernels = block.mlp.kernels = self.kernels
+            block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
     def _ntk_base(self, length: int) -> float:
