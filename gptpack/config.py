@@ -325,6 +325,9 @@ class TrainingConfig:
     """The learning rate stays at this share of its peak or above."""
     recurrence_start: float = 0.0
     """Share of the run from which the model's recurrent layers run more than once; 1: never."""
+    dropout: float = 0.0
+    """Share of the numbers of each layer's attention and MLP outputs that training leaves out, anew
+    in each step; the others grow in turn. Srivastava et al. 2014."""
     qat_start: float = 1.0
     """Share of the run from which the forward pass sees quantized weights; 1: never."""
     compile_warmup_steps: int = 3
@@ -349,6 +352,8 @@ class TrainingConfig:
         for name in ("warmdown_fraction", "lr_floor", "recurrence_start", "qat_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must lie in [0, 1)")
         if self.warmdown_fraction and self.warmdown_steps:
             raise ConfigError(
                 f"warmdown_fraction={self.warmdown_fraction} and "

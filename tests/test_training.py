@@ -16,8 +16,9 @@ import torch
 from gptpack.checkpoint import load_checkpoint
 from gptpack.config import Loader, Recipe, TokenizerIdentity, load_recipe
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
+from gptpack.model.gpt import GPT
 from gptpack.training.distributed import Ranks, ranks
-from gptpack.training.loop import Run, train
+from gptpack.training.loop import Run, generator_seed, train
 
 TINY = [
     "model.layers=2",
@@ -191,9 +192,11 @@ def test_a_batch_that_is_not_whole_windows_is_refused(tmp_path):
         train(tiny("training.batch_tokens=100"), shards(), tmp_path / "run", CPU)
 
 
-@pytest.mark.parametrize("loader", get_args(Loader))
-def test_a_resumed_run_goes_on_with_the_windows_it_would_have_had(tmp_path, loader):
-    recipe = tiny(f"data.loader={loader}", "model.bos=0")
+@pytest.mark.parametrize(
+    "override", [*(f"data.loader={loader}" for loader in get_args(Loader)), "training.dropout=0.2"]
+)
+def test_a_resumed_run_goes_on_with_the_windows_and_draws_it_would_have_had(tmp_path, override):
+    recipe = tiny(override, "model.bos=0")
     data = np.array_split(shards()[0], 5)
     going, resumed = (Run(recipe, data, tmp_path, CPU, None, "auto", None) for _ in range(2))
     for _ in range(5):
@@ -207,6 +210,26 @@ def test_a_resumed_run_goes_on_with_the_windows_it_would_have_had(tmp_path, load
     weights = (run.model.state_dict() for run in (going, resumed))
     for a, b in zip(*(state.values() for state in weights), strict=True):
         assert torch.equal(a, b)
+
+
+def test_dropout_is_in_training_and_not_in_what_is_kept(tmp_path):
+    inputs = torch.from_numpy(shards()[0][: 4 * 16].astype(np.int64)).view(4, 16)
+    run = Run(tiny("training.dropout=0.3"), shards(), tmp_path, CPU, None, "auto", None)
+    for _ in range(3):
+        run.update(0.0)
+    run.save(0.0)
+    run.batches.close()
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+    kept = GPT(checkpoint.model)
+    kept.load_state_dict(checkpoint.weights)
+    with torch.no_grad():
+        assert run.model(inputs, inputs) != run.model(inputs, inputs)
+        assert kept(inputs, inputs) == kept(inputs, inputs)
+
+
+def test_ranks_and_steps_leave_out_what_no_other_does():
+    seeds = [generator_seed(seed, s, r) for seed in (0, 1337) for s in range(50) for r in range(8)]
+    assert len(set(seeds)) == len(seeds)
 
 
 RUN = """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack import ops
@@ -68,6 +69,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.dropout = 0.0
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         self.parallel = layer >= config.layers - config.parallel_layers
         self.attn = CausalSelfAttention(config, layer)
@@ -96,12 +98,13 @@ class Block(nn.Module):
         x, h = self._mixed(lanes.first, x0)
         other, h_other = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
         attention = self.attn(h, tables, value_embedding, self.attn_scale, mask, last=last)
+        attention = self._thinned(attention)
         if last is not None:
             x, other, h_other = x[:, -last:], other[:, -last:], h_other[:, -last:]
         if not self.parallel:
             x = x + attention
-            return Lanes(x + self.mlp(self._normed(x), self.mlp_scale))
-        mlp = self.mlp(h_other, self.mlp_scale)
+            return Lanes(x + self._thinned(self.mlp(self._normed(x), self.mlp_scale)))
+        mlp = self._thinned(self.mlp(h_other, self.mlp_scale))
         if self.post_lambdas is None:
             return Lanes(x + attention + mlp)
         residual, post = self.resid_lambdas.to(x.dtype), self.post_lambdas.to(x.dtype)
@@ -115,6 +118,9 @@ class Block(nn.Module):
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
         return x, self._normed(x)
+
+    def _thinned(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout) if self.dropout else branch
 
     def _normed(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x) * self.norm_scale

@@ -118,6 +118,12 @@ class GPT(nn.Module):
             block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
+    def use_dropout(self, share: float) -> None:
+        """Leave out so much of what layers add, whatever the mode (`TrainingConfig.dropout`)."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.dropout = share
+
     def _ntk_base(self, length: int) -> float:
         """The configuration's base for sequences of `length`."""
         config = self.config

@@ -47,8 +47,7 @@ class TrainResult:
     """Training clock: compile time and compile warm-up are not in it."""
     compile_seconds: float
     loss_nats: float | None
-    """Of the last step; None where a finished run was resumed and there was none."""
-    """Mean training loss of the last step."""
+    """Mean training loss of the last step; None where a finished run was resumed: it had none."""
     peak_memory_bytes: int
     """CUDA memory at its peak; 0 on CPU."""
     attention: str
@@ -64,6 +63,11 @@ class TrainResult:
     """Steps whose passes saw quantized weights."""
     look_seconds: float = 0.0
     """Seconds of the clock that measuring the packer's steps took."""
+
+
+def generator_seed(seed: int, step: int, rank: int) -> int:
+    """What torch's generators start a rank's part of a step from."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
 class Taken(NamedTuple):
@@ -159,6 +163,7 @@ class Run:
         self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
+        self.model.use_dropout(recipe.training.dropout)
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
         if self.compiled:
             self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
@@ -193,6 +198,9 @@ class Run:
         The parts of all ranks add up to the gradients of the mean loss, and to that loss.
         """
         inputs, targets = self.batches.get(step)
+        if self.recipe.training.dropout:
+            # what is left out follows from the step, so that a resumed run leaves out the same
+            torch.manual_seed(generator_seed(self.recipe.training.seed, step, self.ranks.rank))
         micro = self.micro_batch()
         total = torch.zeros((), device=self.ranks.device)
         for start in range(0, len(inputs), micro):
