@@ -70,11 +70,21 @@ def test_every_commands_help_has_an_example(name, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["--nosuch"], ["train", "--nosuch"]])
-def test_usage_errors_end_with_status_2_on_stderr(arguments, capsys):
+def test_usage_errors_are_one_line_on_stderr_and_status_2(arguments, capsys):
     assert invoke(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "nosuch" in captured.err
+    (line,) = captured.err.splitlines()
+    assert "nosuch" in line
+    command = " ".join(["gptpack", *arguments[:-1]])
+    assert line.startswith(f"{command}: ")
+    assert line.endswith(f"; see: {command} --help")
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_a_group_alone_shows_its_help_with_status_2(arguments, capsys):
+    assert invoke(*arguments) == 2
+    assert "Commands:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

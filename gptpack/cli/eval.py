@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from gptpack.cli.console import progress_bars
-from gptpack.cli.options import DEVICE, FINITE
+from gptpack.cli.options import COUNT, DEVICE, FINITE, Finite
 from gptpack.report.inspect import recorded_quality
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     help="Also score a sliding window that moves by so many.",
 )
-@click.option("--context", default=0, help="Tokens of a window. [default: the model's]")
+@click.option("--context", type=COUNT, default=0, help="Tokens of a window. [default: the model's]")
 @click.option(
     "--rope",
     type=click.Choice(["model", "none", "ntk", "yarn"]),
@@ -68,9 +68,16 @@ PATH = click.Path(path_type=Path)
     help="Also with test-time training: sgd:lr=0.002,epochs=3 or lora:rank=8 or sweep. Repeats.",
 )
 @click.option("--ngram", is_flag=True, help="Also blended with n-grams of the text scored so far.")
-@click.option("--limit-tokens", default=0, help="Score the first so many targets; 0: all.")
-@click.option("--time-limit", default=0.0, help="Stop so many seconds after the process began.")
-@click.option("--batch-tokens", default=0, help="Tokens at once; 0: by device.")
+@click.option(
+    "--limit-tokens", type=COUNT, default=0, help="Score the first so many targets; 0: all."
+)
+@click.option(
+    "--time-limit",
+    type=Finite(min=0),
+    default=0.0,
+    help="Stop so many seconds after the process began; 0: never.",
+)
+@click.option("--batch-tokens", type=COUNT, default=0, help="Tokens at once; 0: by device.")
 @click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option(
     "--compile",
@@ -136,9 +143,6 @@ def command(
     from gptpack.evaluation.text import Text
     from gptpack.training.distributed import ranks
 
-    for name, value in (("--context", context), ("--time-limit", time_limit)):
-        if value < 0:
-            raise ConfigError(f"{name} {value} must not be negative")
     settings = _settings(adaptations)
     clock = Clock(time_limit, age=process_age())
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
@@ -147,6 +151,8 @@ def command(
             clock.add(phase, seconds)
         config = source.model.config
         window = context or config.context
+        if stride is not None and stride > window:
+            raise ConfigError(f"--stride {stride} must not be above the context of {window}")
         attention = source.model.use_attention("auto")
         positions = source.model.use_rope(rope, window)
         _check(source.model, settings, window)

@@ -116,8 +116,8 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        _show(error)
+        sys.exit(ConfigError.exit_status)
     except (click.Abort, KeyboardInterrupt) as stopped:
         where = f" at: {stopped}" if str(stopped) else ""
         click.echo(f"gptpack: interrupted{where}; nothing unfinished has a final name", err=True)
@@ -141,3 +141,13 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
             f"gptpack: this needs {package}, which is not installed; see: gptpack doctor", err=True
         )
         sys.exit(MissingDependencyError.exit_status)
+
+
+def _show(error: click.ClickException) -> None:
+    """One line on stderr; a group without a subcommand shows its help instead."""
+    message = error.format_message().rstrip(".")
+    asked = getattr(error, "ctx", None)
+    where = asked.command_path if asked is not None else "gptpack"
+    if "\n" not in message:
+        message = f"{where}: {message}; see: {where} --help"
+    click.echo(message, err=True)
