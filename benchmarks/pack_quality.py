@@ -227,7 +227,9 @@ def plot(rows: list[Row], limit: list[tuple[float, float]], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), marker="o", label=method)
     shown = [point for point in limit if 1.5 < point[0] < 5]
     axes.plot(*zip(*shown, strict=True), "k--", label="rate-distortion bound (predicted loss)")
-    axes.set(xlabel="coded bits per matrix weight", ylabel="rise in bits per byte", yscale="log")
+    axes.set(xlabel="coded bits per matrix weight", ylabel="rise in bits per byte")
+    # tuning towards the text can end below the checkpoint that it began with
+    axes.set_yscale("symlog", linthresh=1e-3)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")

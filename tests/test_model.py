@@ -382,32 +382,3 @@ def test_the_model_is_one_graph_whatever_is_asked(last):
     targets = tokens[:, -last:]
     with torch.inference_mode():
         torch.testing.assert_close(losses(tokens, targets), model.token_losses(tokens, targets))
-
-
-def test_dropout_leaves_out_its_share_of_what_a_layer_adds_and_keeps_its_mean():
-    model = GPT(ModelConfig(**SMALL | {"layers": 1, "parallel_layers": 1}))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(3))
-    tokens = torch.arange(8).view(1, 8)
-    added = []
-    model.blocks[0].register_forward_hook(lambda block, inputs, lanes: added.append(lanes.first))
-
-    def layer(share):
-        model.use_dropout(share)
-        model.hidden(tokens)
-        return added.pop()
-
-    with torch.no_grad():
-        torch.manual_seed(0)
-        whole = layer(0.0)
-        draws = torch.stack([layer(0.25) for _ in range(2000)])
-        # both branches left out: what was there before the layer
-        mix = model.blocks[0].resid_mix
-        before = (mix[0] + mix[1]) * torch.nn.functional.rms_norm(
-            model.tok_emb.weight[tokens], (24,)
-        )
-    assert torch.equal(layer(0.0), whole)
-    spread = draws.std(0) / 2000**0.5
-    assert ((draws.mean(0) - whole).abs() < 5 * spread).all()
-    untouched = torch.isclose(draws, before, atol=1e-6).float().mean()
-    assert untouched == pytest.approx(0.25**2, abs=0.002)

@@ -18,7 +18,7 @@ from gptpack.config import Loader, Recipe, TokenizerIdentity, load_recipe
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.model.gpt import GPT
 from gptpack.training.distributed import Ranks, ranks
-from gptpack.training.loop import Run, generator_seed, train
+from gptpack.training.loop import Run, train
 
 TINY = [
     "model.layers=2",
@@ -223,13 +223,10 @@ def test_dropout_is_in_training_and_not_in_what_is_kept(tmp_path):
     kept = GPT(checkpoint.model)
     kept.load_state_dict(checkpoint.weights)
     with torch.no_grad():
-        assert run.model(inputs, inputs) != run.model(inputs, inputs)
+        with_draw = run.model(inputs, inputs)
+        run.dropout.draw(99)
+        assert run.model(inputs, inputs) != with_draw
         assert kept(inputs, inputs) == kept(inputs, inputs)
-
-
-def test_ranks_and_steps_leave_out_what_no_other_does():
-    seeds = [generator_seed(seed, s, r) for seed in (0, 1337) for s in range(50) for r in range(8)]
-    assert len(set(seeds)) == len(seeds)
 
 
 RUN = """

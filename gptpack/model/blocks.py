@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack import ops
@@ -69,7 +68,6 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.dropout = 0.0
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         self.parallel = layer >= config.layers - config.parallel_layers
         self.attn = CausalSelfAttention(config, layer)
@@ -93,18 +91,27 @@ class Block(nn.Module):
         mask: Mask | None = None,
         *,
         last: int | None = None,
+        thinned: Callable[[Tensor, int], Tensor] | None = None,
     ) -> Lanes:
-        """Lanes and `x0` ``[B, T, W]``; out likewise, or ``[B, last, W]`` of the last positions."""
+        """Lanes and `x0` ``[B, T, W]``; out likewise, or ``[B, last, W]`` of the last positions.
+
+        `thinned` leaves out some of attention's (0) and of the MLP's output (1).
+        """
         x, h = self._mixed(lanes.first, x0)
         other, h_other = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
         attention = self.attn(h, tables, value_embedding, self.attn_scale, mask, last=last)
-        attention = self._thinned(attention)
+        if thinned is not None:
+            attention = thinned(attention, 0)
         if last is not None:
             x, other, h_other = x[:, -last:], other[:, -last:], h_other[:, -last:]
         if not self.parallel:
             x = x + attention
-            return Lanes(x + self._thinned(self.mlp(self._normed(x), self.mlp_scale)))
-        mlp = self._thinned(self.mlp(h_other, self.mlp_scale))
+            h_other = self._normed(x)
+        mlp = self.mlp(h_other, self.mlp_scale)
+        if thinned is not None:
+            mlp = thinned(mlp, 1)
+        if not self.parallel:
+            return Lanes(x + mlp)
         if self.post_lambdas is None:
             return Lanes(x + attention + mlp)
         residual, post = self.resid_lambdas.to(x.dtype), self.post_lambdas.to(x.dtype)
@@ -118,9 +125,6 @@ class Block(nn.Module):
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
         return x, self._normed(x)
-
-    def _thinned(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout) if self.dropout else branch
 
     def _normed(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x) * self.norm_scale

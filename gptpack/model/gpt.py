@@ -9,6 +9,7 @@ those of the reference, so its checkpoints load (gptpack/checkpoint.py).
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError
 from gptpack.model.attention import choose_backend
 from gptpack.model.blocks import Block, Lanes
+from gptpack.model.dropout import Dropout
 from gptpack.model.layers import (
     BigramHash,
     Embedding,
@@ -54,6 +56,7 @@ class GPT(nn.Module):
         self.rope_dims = config.rope_dims or config.head_width
         self.looped = True
         self.kernels = False
+        self.dropout: Dropout | None = None
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -118,11 +121,11 @@ class GPT(nn.Module):
             block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
-    def use_dropout(self, share: float) -> None:
-        """Leave out so much of what layers add, whatever the mode (`TrainingConfig.dropout`)."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.dropout = share
+    def use_dropout(self, share: float) -> Dropout | None:
+        """Leave out so much of what layers add, in either mode; returns what draws it."""
+        layers, device = len(self.config.layer_order()), self.tok_emb.weight.device
+        self.dropout = Dropout(share, layers, device) if share else None
+        return self.dropout
 
     def _ntk_base(self, length: int) -> float:
         """The configuration's base for sequences of `length`."""
@@ -192,7 +195,10 @@ class GPT(nn.Module):
                 asking = None
             elif asking is not None and mask is not None:
                 mask = mask[:, :, -asking:]
-            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking)
+            thinned = None
+            if self.dropout is not None:
+                thinned = partial(self.dropout, position)
+            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking, thinned=thinned)
             if position < encoders:
                 skips.append(lanes)
         x = rms_norm(lanes.mean())

@@ -65,11 +65,6 @@ class TrainResult:
     """Seconds of the clock that measuring the packer's steps took."""
 
 
-def generator_seed(seed: int, step: int, rank: int) -> int:
-    """What torch's generators start a rank's part of a step from."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
-
-
 class Taken(NamedTuple):
     """A step that was launched; its tensors may still be on their way."""
 
@@ -163,7 +158,7 @@ class Run:
         self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
-        self.model.use_dropout(recipe.training.dropout)
+        self.dropout = self.model.use_dropout(recipe.training.dropout)
         self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
         if self.compiled:
             self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
@@ -198,12 +193,13 @@ class Run:
         The parts of all ranks add up to the gradients of the mean loss, and to that loss.
         """
         inputs, targets = self.batches.get(step)
-        if self.recipe.training.dropout:
-            # what is left out follows from the step, so that a resumed run leaves out the same
-            torch.manual_seed(generator_seed(self.recipe.training.seed, step, self.ranks.rank))
         micro = self.micro_batch()
         total = torch.zeros((), device=self.ranks.device)
         for start in range(0, len(inputs), micro):
+            if self.dropout is not None:
+                # a resumed run leaves out the same, and no window what another one does
+                window = step * self.sequences + self.share.start + start
+                self.dropout.draw((self.recipe.training.seed * 1_000_003 + window) % 2**63)
             loss = self.loss(inputs[start : start + micro], targets[start : start + micro])
             weighted = loss * (micro / self.sequences)
             weighted.backward()  # type: ignore[no-untyped-call]

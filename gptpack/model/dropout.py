@@ -1,0 +1,60 @@
+"""Which numbers of a layer's outputs a step of training leaves out: a hash of where they stand.
+
+torch's dropout draws each number by Philox, some hundred integer operations, and again in
+backward: at width 512 a sixth of a whole step on an H100 (docs/log.md, 2026-11-25). A hash of a
+number's index and two random words takes a dozen, which torch.compile fuses into the addition to
+the residual stream, and nothing has to be stored for backward.
+"""
+
+import torch
+from torch import Tensor, nn
+
+WORD = 0x7FFFFFFF
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
+"""Of lowbias32, the hash of two rounds with the least bias that a search found, as signed numbers.
+Wellons 2018, https://nullprogram.com/blog/2018/07/31/"""
+
+
+class Dropout(nn.Module):
+    """Leaves out a share of what each layer's attention and MLP add; the rest grows in turn.
+
+    Srivastava et al. 2014. `draw` chooses what is left out until the next draw; a copy of the
+    model's weights knows nothing of it.
+    """
+
+    seeds: Tensor
+
+    def __init__(self, share: float, layers: int, device: torch.device) -> None:
+        super().__init__()
+        self.share = share
+        zeros = torch.zeros(layers, 2, 2, dtype=torch.int32, device=device)
+        self.register_buffer("seeds", zeros, persistent=False)
+        """Two words for each of a layer's two branches, ``[layers, 2, 2]``."""
+
+    def draw(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        words = torch.randint(0, WORD, self.seeds.shape, dtype=torch.int32, generator=generator)
+        self.seeds.copy_(words)
+
+    def forward(self, layer: int, branch: Tensor, index: int) -> Tensor:
+        """`branch` of any shape without the share of its numbers that the draw leaves out.
+
+        Args:
+            layer: place in the order of layers.
+            index: 0 for attention's output, 1 for the MLP's.
+        """
+        words = hashed(branch.numel(), self.seeds[layer, index]).view(branch.shape)
+        return torch.where(words < round(self.share * WORD), 0.0, branch / (1 - self.share))
+
+
+def hashed(count: int, seeds: Tensor) -> Tensor:
+    """`count` words of 31 random bits that follow from the two int32 `seeds`, int32 ``[count]``."""
+    word = torch.arange(count, dtype=torch.int32, device=seeds.device) ^ seeds[0]
+    word = _shifted(word, 16) * MULTIPLIERS[0]
+    word = _shifted(word, 15) * MULTIPLIERS[1]
+    return (_shifted(word, 16) ^ seeds[1]) & WORD
+
+
+def _shifted(word: Tensor, bits: int) -> Tensor:
+    """``word ^ (word >> bits)``, shifting in zeros."""
+    return word ^ ((word >> bits) & (2 ** (32 - bits) - 1))
