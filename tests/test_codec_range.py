@@ -25,14 +25,13 @@ from gptpack.codec.range import (
     PLAIN,
     SMALL,
     TRELLIS,
-    TableStepper,
     decode_codes,
     decode_small,
     encode_codes,
     encode_small,
     estimate_bits,
-    trace_parities,
 )
+from gptpack.codec.stepper import TableStepper, trace_parities
 from gptpack.codec.stream import HEADER, LIMIT, Reader, Writer
 from gptpack.codec.tables import (
     PRECISION,

@@ -32,7 +32,8 @@ class OfCodes:
 
     def encode(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
         _need_constriction()
-        from gptpack.codec.range import TableStepper, encode_codes, encode_small, trace_parities
+        from gptpack.codec.range import encode_codes, encode_small
+        from gptpack.codec.stepper import TableStepper, trace_parities
 
         del layout
         if arrays[0].ndim == 1:
@@ -48,7 +49,8 @@ class OfCodes:
 
     def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
         _need_constriction()
-        from gptpack.codec.range import TableStepper, decode_codes, decode_small
+        from gptpack.codec.range import decode_codes, decode_small
+        from gptpack.codec.stepper import TableStepper
 
         if layout != "row":
             raise ArtifactError(f"codec range has no layout {layout}")
