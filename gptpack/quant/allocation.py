@@ -270,19 +270,24 @@ def solve_delta(
     start: float,
     weights: int,
     finest: float,
+    coarsest: float | None = None,
     tolerance: float = 1e-3,
     most: int = 12,
 ) -> Solution | None:
     """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
 
     Positions are log2 delta. The first step is a weight's one bit per halving, later ones follow
-    the sizes seen: beyond them until two enclose the target, then between those two. The coarsest
-    is 4096 times `start` and decides whether there is a solution. Stops within `tolerance` of the
-    target, at `finest`, or after `most` sizes. Deterministic as `size_at` is.
+    the sizes seen: beyond them until two enclose the target, then between those two. Stops within
+    `tolerance` of the target, at `finest`, or after `most` sizes. Deterministic as `size_at` is.
+
+    Args:
+        start: where the search begins, between `finest` and `coarsest`.
+        coarsest: decides whether there is a solution; 4096 times `start` by default.
     """
     lowest = float(np.log2(finest))
     position = float(np.log2(max(start, finest)))
-    highest = position + 12
+    highest = position + 12 if coarsest is None else float(np.log2(coarsest))
+    position = min(position, highest)
     # aim a little under the target: over it a size is of no use
     aim = max(1.0, (1 - tolerance / 3) * target_bytes)
     over: tuple[float, int] | None = None
