@@ -232,7 +232,7 @@ def _fit_last(
         size_at,
         target,
         start=delta,
-        weights=packer.weights,
+        octave_bits=packer.weights,
         finest=delta / 2,
         tolerance=HELD_BACK,
     )

@@ -4,6 +4,7 @@ While it searches, what codes will take is computed from their frequency tables,
 it ends with is coded, and if that does not fit after all, the search goes on with codes in full.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,9 +13,11 @@ from gptpack.errors import BudgetError, QuantError
 from gptpack.packing.packer import UNLIMITED, Packed, Packer, check_budget, grid_bits
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import solve_delta
+from gptpack.quant.rates import rate_of
 from gptpack.quant.types import PackedTensor
 
 FIRST_DELTA = 1e-4
+GUESSES = 6
 FINEST_DELTA = 2e-6
 """Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
 COARSEST_DELTA = 4096 * FIRST_DELTA
@@ -63,18 +66,42 @@ class Search:
         self.progress("search steps", self.sizes, 0)
         return size
 
-    def run(self, start: float) -> Tried | None:
-        """The finest that was found to fit; None if the coarsest does not."""
+    def run(self, start: float, octave_bits: float) -> Tried | None:
+        """The finest that was found to fit; None if the coarsest does not.
+
+        Args:
+            octave_bits: what halving `start` costs.
+        """
         solution = solve_delta(
             self.size_at,
             self.target,
             start=start,
-            weights=self.packer.weights,
+            octave_bits=octave_bits,
             finest=FINEST_DELTA,
             coarsest=COARSEST_DELTA,
             tolerance=self.packer.config.tolerance,
         )
         return None if solution is None else self.finest
+
+
+def expected_step(packer: Packer, target: int) -> tuple[float, float]:
+    """The step whose file should have `target` bytes, and the bits that halving it should cost."""
+    weights = packer.weights
+    rate = rate_of(packer.matrices, packer.config.step_factor_of, row_power=packer.config.row_power)
+    fixed = sum(array.nbytes for t in packer.fixed.values() for array in t.arrays.values())
+    bits = 8 * (target - fixed)
+    lowest, highest = math.log2(FINEST_DELTA), math.log2(COARSEST_DELTA)
+    position = math.log2(FIRST_DELTA)
+    for _ in range(GUESSES):
+        position += (rate(2.0**position) - bits) / weights
+        position = min(max(position, lowest), highest)
+    if position == lowest:
+        # so fine that codes may not be storable
+        return FIRST_DELTA, weights
+    # sums of floats may end otherwise on other machines or threads, the start shall not
+    position = round(position * 1024) / 1024
+    slope = 4 * (rate(2.0 ** (position - 0.125)) - rate(2.0 ** (position + 0.125)))
+    return 2.0**position, max(slope, weights / 16)
 
 
 def pack_to_budget(
@@ -110,12 +137,13 @@ def pack_to_budget(
     else:
         target = int(bits * packer.weights / 8)
     search = Search(packer=packer, measure=measure, target=target, progress=progress)
-    found = search.run(FIRST_DELTA)
+    start, octave_bits = expected_step(packer, target)
+    found = search.run(start, octave_bits)
     encoded = None if found is None else packer.encode(found.coded)
     if encoded is None or measure(encoded) > target:
         # a draft may be off by some bytes
         search = replace(search, draft=False, finest=None, coarsest=None)
-        found = search.run(COARSEST_DELTA if found is None else found.delta)
+        found = search.run(COARSEST_DELTA if found is None else found.delta, octave_bits)
         encoded = None if found is None else packer.encode(found.coded)
     if found is not None and encoded is not None:
         return packer.packed(encoded, delta=found.delta, predicted_nats=found.loss_nats)
