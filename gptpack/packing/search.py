@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gptpack.artifact.writer import EncodedSections
+from gptpack.codec.trellis import GAIN_DECIBELS
 from gptpack.errors import BudgetError, QuantError
 from gptpack.packing.packer import UNLIMITED, Packed, Packer, check_budget, grid_bits
 from gptpack.progress import Progress, silent
@@ -87,7 +88,13 @@ class Search:
 def expected_step(packer: Packer, target: int) -> tuple[float, float]:
     """The step whose file should have `target` bytes, and the bits that halving it should cost."""
     weights = packer.weights
-    rate = rate_of(packer.matrices, packer.config.step_factor_of, row_power=packer.config.row_power)
+    config = packer.config
+    rate = rate_of(
+        packer.matrices,
+        config.step_factor_of,
+        row_power=config.row_power,
+        noise=10 ** (-GAIN_DECIBELS[max(packer.states.values())] / 10) / 12,
+    )
     fixed = sum(array.nbytes for t in packer.fixed.values() for array in t.arrays.values())
     bits = 8 * (target - fixed)
     lowest, highest = math.log2(FINEST_DELTA), math.log2(COARSEST_DELTA)
