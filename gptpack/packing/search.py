@@ -19,6 +19,7 @@ from gptpack.quant.types import PackedTensor
 
 FIRST_DELTA = 1e-4
 GUESSES = 6
+"""Of where a search begins; each takes a bit a weight for an octave and leaves a few percent."""
 FINEST_DELTA = 2e-6
 """Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
 COARSEST_DELTA = 4096 * FIRST_DELTA
