@@ -22,12 +22,11 @@ import zstandard
 
 from gptpack.codec.contexts import class_range, fit_scales
 from gptpack.codec.range import (
-    TableStepper,
     decode_codes,
     encode_codes,
     estimate_bits,
-    trace_parities,
 )
+from gptpack.codec.stepper import TableStepper, trace_parities
 
 T = TypeVar("T")
 Matrix = npt.NDArray[np.float32]

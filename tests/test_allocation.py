@@ -245,7 +245,7 @@ class Watched:
 
 def solve(size_at, target, **settings):
     return solve_delta(
-        size_at, target, **{"start": 1e-4, "weights": WEIGHTS, "finest": FINEST} | settings
+        size_at, target, **{"start": 1e-4, "octave_bits": WEIGHTS, "finest": FINEST} | settings
     )
 
 

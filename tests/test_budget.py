@@ -16,10 +16,12 @@ from gptpack.artifact.layout import MAGIC
 from gptpack.artifact.reader import decode_artifact
 from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli.main import run
+from gptpack.cli.pack_proof import Proof
 from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.model.gpt import GPT
+from gptpack.progress import silent
 
 CONFIG = ModelConfig(vocab=300, layers=2, width=96, heads=4, kv_heads=2, mlp_hidden=256, context=32)
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=300, bos=1)
@@ -84,6 +86,34 @@ def test_the_command_proves_in_a_fresh_process_what_it_reports(place, tmp_path):
     assert found["plain"]["bpb"] == report["after"]["plain"]["bpb"]
     assert found["recorded"]["bpb"] == pytest.approx(found["plain"]["bpb"], abs=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["code.py", "m.gptpack"]
+
+
+@pytest.mark.slow
+def test_a_proof_that_was_got_ready_early_is_that_of_the_file(place, tmp_path):
+    settings = {"model": None, "stride": None, "limit_tokens": 640, "device": "cpu"}
+    made = ["--budget", "400KB", "--method", "int8", "-o", str(tmp_path / "first.gptpack")]
+    assert gptpack(place, *made).returncode == 0
+    file = (tmp_path / "first.gptpack").read_bytes()
+    found = []
+    for early in (True, False):
+        with Proof(place / "c.pt", place, tmp_path / "m.gptpack", early=early, **settings) as proof:
+            assert (proof.waiting is not None) is early
+            # the second file has no process waiting for it
+            found += [proof.of(file, progress=silent)["after"]["plain"]["bpb"] for _ in range(2)]
+    assert len(set(found)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["first.gptpack"]
+    with Proof(place / "c.pt", place, tmp_path / "m.gptpack", early=True, **settings) as proof:
+        waiting = proof.waiting.process
+    assert waiting.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_a_file_ends_when_nobody_can_send_it(place):
+    words = ["eval", "none.gptpack", "--data", str(place), "--wait", "--device", "cpu"]
+    command = [sys.executable, "-m", "gptpack", *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b""
 
 
 @pytest.mark.slow

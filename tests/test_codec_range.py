@@ -25,14 +25,13 @@ from gptpack.codec.range import (
     PLAIN,
     SMALL,
     TRELLIS,
-    TableStepper,
     decode_codes,
     decode_small,
     encode_codes,
     encode_small,
     estimate_bits,
-    trace_parities,
 )
+from gptpack.codec.stepper import TableStepper, side_by_side, trace_parities
 from gptpack.codec.stream import HEADER, LIMIT, Reader, Writer
 from gptpack.codec.tables import (
     PRECISION,
@@ -328,6 +327,40 @@ def test_codes_are_smaller_than_with_a_general_compressor() -> None:
     assert len(encode_codes([codes])) < 0.92 * len(general)
 
 
+@given(matrices, st.sampled_from([8, 3]))
+@settings(deadline=None)
+def test_parities_traced_at_once_are_those_of_row_after_row(
+    codes: npt.NDArray[np.int32], states: int
+) -> None:
+    table = np.random.default_rng(states).integers(0, states, (states, 2))
+    stepper = TableStepper(table)
+    parity_C = stepper.start(codes.shape[1])
+    expected = np.zeros(codes.shape, dtype=np.uint8)
+    for row, symbols in enumerate(codes):
+        expected[row] = parity_C
+        parity_C = stepper.step(symbols)
+    assert np.array_equal(trace_parities(codes, TableStepper(table)), expected)
+
+
+def test_matrices_side_by_side_step_as_each_does_alone() -> None:
+    """Whatever their tables are, one of an odd number of states among them."""
+    rng = np.random.default_rng(0)
+    tables = [EIGHT, rng.integers(0, 3, (3, 2)), EIGHT, rng.integers(0, 5, (5, 2))]
+    codes = [rng.integers(-4, 5, (9, columns)) for columns in (2, 4, 1, 6)]
+    together = side_by_side([TableStepper(table) for table in tables], [2, 4, 1, 6])
+    for row in range(9):
+        if row == 5:
+            together.keep(np.repeat([True, False, True, True], [2, 4, 1, 6]))
+            del tables[1], codes[1]
+        found = together.step(np.concatenate([matrix[row] for matrix in codes]))
+        if row < 8:
+            alone = [
+                trace_parities(matrix, TableStepper(table))[row + 1]
+                for matrix, table in zip(codes, tables, strict=True)
+            ]
+            assert np.array_equal(found, np.concatenate(alone))
+
+
 def test_knowing_the_parity_saves_bytes() -> None:
     codes = trellis_codes((256, 512))
     parity = trace_parities(codes, TableStepper(EIGHT))
@@ -337,6 +370,12 @@ def test_knowing_the_parity_saves_bytes() -> None:
 def test_matrices_share_their_tables() -> None:
     codes = [gaussian_codes((32, 48), seed=seed)[0] for seed in range(8)]
     assert len(encode_codes(codes)) < sum(len(encode_codes([matrix])) for matrix in codes) - 250
+
+
+def test_the_estimate_is_the_size_to_some_bytes_however_many_codes_there_are() -> None:
+    codes = [gaussian_codes((512, 1024), rms=rms)[0] for rms in (0.8, 2.4, 9.0)]
+    size = 8 * len(encode_codes(codes))
+    assert abs(estimate_bits(codes) - size) < 128
 
 
 @pytest.mark.parametrize("rms", [0.05, 0.4, 2.4, 60.0, 4000.0])

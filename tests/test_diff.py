@@ -279,7 +279,7 @@ def test_a_tensor_is_charged_what_its_codes_cost(tmp_path):
 
 @pytest.mark.parametrize("trellis", [False, True])
 def test_bits_of_matrices_are_those_of_their_payload(trellis):
-    from gptpack.codec.range import TableStepper, trace_parities
+    from gptpack.codec.stepper import TableStepper, trace_parities
     from gptpack.codec.trellis import state_table
 
     draw = np.random.default_rng(1)

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from gptpack.codec.range import (
-    TableStepper,
     decode_codes,
     decode_small,
     encode_codes,
     encode_small,
-    trace_parities,
 )
+from gptpack.codec.stepper import TableStepper, trace_parities
 from gptpack.codec.stream import HEADER
 from gptpack.codec.trellis import POLYNOMIALS, state_table
 from gptpack.config import ModelConfig, to_dict

@@ -169,6 +169,29 @@ def test_a_larger_budget_never_predicts_a_worse_loss():
     assert losses[0] > 10 * losses[-1]
 
 
+@pytest.mark.parametrize("delta", [3e-5, 1e-3])
+def test_a_draft_is_as_large_as_the_file_or_a_few_bytes_larger(delta):
+    packer = case(width=144, layers=3, vocab=256).packer()
+    coded, _ = packer.quantize(delta)
+    assert 0 <= packer.size(packer.draft(coded)) - packer.size(packer.encode(coded)) <= 64
+
+
+def test_drafts_that_are_wrong_cost_time_and_no_bytes(monkeypatch):
+    chosen = case(width=144, layers=3, vocab=256)
+    budget = int(chosen.packer().weights * 2.5 / 8)
+    right = len(chosen.pack(budget).file(QUALITY))
+    with pytest.raises(BudgetError) as raised:
+        chosen.pack(1000)
+    least = named_budget(raised.value)
+    for error in (-2000, 10**6):
+        monkeypatch.setattr(
+            "gptpack.codec.range.estimate_bits", lambda *_, error=error, **__: 8 * (budget + error)
+        )
+        assert budget // 1000 + 64 > budget - len(chosen.pack(budget).file(QUALITY)) >= 0
+        assert len(chosen.pack(least).file(QUALITY)) <= least
+    assert budget // 1000 + 64 > budget - right >= 0
+
+
 def test_code_takes_its_bytes_from_the_file():
     budget = size_at(case(), 1e-4)
     alone, with_code = case().pack(budget), case().pack(budget, code_bytes=1500)

@@ -65,12 +65,13 @@ class ArtifactSummary:
 
 
 def encode_sections(
-    tensors: Sequence[PackedTensor], codecs: Sequence[str] | str = "auto"
+    tensors: Sequence[PackedTensor], codecs: Sequence[str] | str = "auto", *, draft: bool = False
 ) -> EncodedSections:
     """Code the tensors' arrays; each section by the smallest of `codecs` and their layouts.
 
     Args:
         codecs: names of codecs, one of them, or ``auto`` (`gptpack.codec.sections.AUTO`).
+        draft: only the sizes matter. Zeros stand for the codes, and the weights are not hashed.
 
     Raises:
         ArtifactError: arrays that are not those of the tensor's method, or not finite values.
@@ -90,7 +91,7 @@ def encode_sections(
             before[member][plan.array.name] = array
     sections = []
     offset = 0
-    streams = encode_streams(jobs, names)
+    streams = encode_streams(jobs, names, draft=draft)
     for plan, stream in zip(plans, streams, strict=True):
         sections.append(
             SectionEntry(
@@ -108,7 +109,7 @@ def encode_sections(
         tensors=entries,
         sections=tuple(sections),
         data=tuple(stream.data for stream in streams),
-        weights_sha256=weights_sha256(tensors),
+        weights_sha256=weights_sha256([] if draft else tensors),
     )
 
 

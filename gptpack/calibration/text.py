@@ -6,6 +6,7 @@ budget would be met by fitting the very text that proves the file.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,7 @@ def calibrate(
     batch: int,
     seed: int,
     cache: Path | None = None,
+    background: Executor | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """`collect`, or what an earlier call with the same weights and tokens left in `cache`.
@@ -97,6 +99,7 @@ def calibrate(
     Args:
         cache: folder of the cached file, whose name is a hash of everything that matters; None
             keeps nothing. Only the main rank writes.
+        background: writes that file; None makes the caller wait for it.
     """
     path = None
     if cache is not None:
@@ -120,9 +123,10 @@ def calibrate(
         progress=progress,
     )
     if path is not None and ranks.main:
-        # a folder that takes no file costs the next run some seconds, and this one nothing
-        with suppress(GptpackError):
+        if background is None:
             _write(path, found)
+        else:
+            background.submit(_write, path, found)
     return found
 
 
@@ -134,7 +138,8 @@ def _write(path: Path, calibration: Calibration) -> None:
         arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
         arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
     arrays[DIGEST] = _digest(arrays)
-    with replacing(path) as file:
+    # a folder that takes no file costs the next run some seconds, and this one nothing
+    with suppress(GptpackError), replacing(path) as file:
         file.write(save(arrays))
 
 

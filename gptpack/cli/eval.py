@@ -1,5 +1,6 @@
 """`gptpack eval`: a packed file, a tokenizer and shards -> bits per byte, and nothing else."""
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -88,6 +89,7 @@ PATH = click.Path(path_type=Path)
     help="torch.compile; auto: on CUDA, where it pays.",
 )
 @click.option("--max-bpb", type=FINITE, help="End with status 1 if bits per byte are above.")
+@click.option("--wait", is_flag=True, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--output", type=PATH, help="Also write the JSON to this file.")
 def command(
@@ -109,6 +111,7 @@ def command(
     device: str,
     compiled: "Compile",
     max_bpb: float | None,
+    wait: bool,
     as_json: bool,
     output: Path | None,
 ) -> None:
@@ -144,8 +147,11 @@ def command(
     from gptpack.training.distributed import ranks
 
     settings = _settings(adaptations)
-    clock = Clock(time_limit, age=process_age())
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
+        age = process_age()
+        if wait:
+            _wait_for_file(here.device)
+        clock = Clock(time_limit, age=age)
         source = _open(path, here.device, model)
         for phase, seconds in source.seconds.items():
             clock.add(phase, seconds)
@@ -196,6 +202,22 @@ def command(
         raise LimitError(
             f"{path}: {last.bpb:.6f} bits per byte ({last.metric}), {max_bpb} at most are allowed"
         )
+
+
+def _wait_for_file(device: "torch.device") -> None:
+    """Get ready, then stay until a line on standard input says that the file is there.
+
+    A packer starts its proof like this, hidden from users, while it works. If it ends without a
+    line, so does this process.
+    """
+    import torch
+
+    import gptpack.evaluation.scoring
+    import gptpack.reload  # noqa: F401
+
+    torch.zeros(1, device=device)
+    if not sys.stdin.readline():
+        raise SystemExit(1)
 
 
 def _settings(adaptations: tuple[str, ...]) -> dict[str, "Settings"]:

@@ -17,10 +17,15 @@ _ERRORS: dict[int, type[GptpackError]] = {3: ArtifactError, 4: MissingDependency
 
 
 class FreshEvaluation:
-    """A running ``gptpack eval``; `result` waits for it."""
+    """A running ``gptpack eval``; `result` waits for it.
 
-    def __init__(self, path: Path, process: "subprocess.Popen[str]", output: Path) -> None:
-        self.path, self.process, self.output = path, process, output
+    One that waits for its file begins with it when its result is asked for.
+    """
+
+    def __init__(
+        self, path: Path, process: "subprocess.Popen[str]", output: Path, *, waits: bool
+    ) -> None:
+        self.path, self.process, self.output, self.waits = path, process, output, waits
 
     def result(self) -> dict[str, Any]:
         """What it found, as its JSON.
@@ -28,7 +33,8 @@ class FreshEvaluation:
         Raises:
             GptpackError: the evaluation failed; says what it said.
         """
-        said = (self.process.communicate()[1] or "").strip().splitlines()
+        errors = self.process.communicate("\n" if self.waits else None)[1]
+        said = (errors or "").strip().splitlines()
         if status := self.process.returncode:
             error = _ERRORS.get(status, GptpackError)
             raise error(
@@ -50,9 +56,11 @@ def fresh_evaluation(
     limit_tokens: int = 0,
     device: str = "auto",
     quiet: bool = False,
+    wait: bool = False,
 ) -> Iterator[FreshEvaluation]:
     """Start ``gptpack eval PATH --data DATA ...``; it ends with the block at the latest.
 
+    With `wait` it only gets ready until its result is asked for, and there need not be a PATH yet.
     Whatever torchrun set in the environment is left out: the process is one rank of its own.
     """
     with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
@@ -65,25 +73,28 @@ def fresh_evaluation(
             command += ["--model", model]
         if stride is not None:
             command += ["--stride", str(stride)]
+        if wait:
+            command += ["--wait"]
         if limit_tokens:
             command += ["--limit-tokens", str(limit_tokens)]
         environment = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE if quiet else None,
             text=True,
         )
         try:
-            yield FreshEvaluation(path, process, output)
+            yield FreshEvaluation(path, process, output, waits=wait)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
+            for stream in (process.stdin, process.stderr):
+                if stream is not None:
+                    stream.close()
 
 
 def evaluate_in_fresh_process(path: Path, data: Path, **settings: Any) -> dict[str, Any]:

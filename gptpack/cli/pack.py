@@ -1,6 +1,7 @@
 """`gptpack pack`: a checkpoint -> one file that fits the budget, proved before it gets its name."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -190,14 +191,17 @@ def command(
         Proof(
             checkpoint,
             data if here.main and not plan else None,
+            curve.with_suffix(".gptpack") if curve is not None else target,
             model=model,
+            stride=stride if curve is None else None,
             tokenizer=tokenizer,
             limit_tokens=eval_tokens,
             device=device,
             early=here.device.type == "cuda",
         ) as proof,
+        ThreadPoolExecutor(1) as background,
     ):
-        job = Job(loaded, request, here, progress)
+        job = Job(loaded, request, here, progress, background)
         if config.calibrated:
             provenance |= job.calibrate()
             seconds["calibrate"] = time.perf_counter() - began
@@ -221,7 +225,7 @@ def command(
             return
         file = packed.file()
         began = time.perf_counter()
-        scores = proof.of(file, target, stride=stride, progress=progress)
+        scores = proof.of(file, progress=progress)
         if scores:
             seconds["prove"] = time.perf_counter() - began
             file = packed.file(quality(scores))

@@ -57,7 +57,7 @@ def write_curve(
             "bits": grid_bits(packed.encoded),
             "bytes": len(file),
         }
-        scores = proof.of(file, path.with_suffix(".gptpack"), progress=job.progress)
+        scores = proof.of(file, progress=job.progress)
         if scores:
             before, after = (scores[when]["plain"] for when in ("before", "after"))
             bpb_per_nat = before["bpb"] / before["nats_per_token"]

@@ -1,6 +1,7 @@
 """What `gptpack pack` needs besides the packer: the model, its calibration text, its tokenizer."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +39,16 @@ class Job:
     """The model that is packed, on its device, with what calibration and tuning need of it."""
 
     def __init__(
-        self, checkpoint: "Checkpoint", request: Request, ranks: "Ranks", progress: Progress
+        self,
+        checkpoint: "Checkpoint",
+        request: Request,
+        ranks: "Ranks",
+        progress: Progress,
+        background: Executor,
     ) -> None:
+        """What nobody waits for, such as writing Hessians, is given to `background`."""
         self.checkpoint, self.request, self.ranks = checkpoint, request, ranks
-        self.progress = progress
+        self.progress, self.background = progress, background
         self.sensitivities: Mapping[str, Sensitivity] = {}
         self.model: GPT | None = None
 
@@ -66,7 +73,7 @@ class Job:
 
         request, shape = self.request, self.checkpoint.model
         device = self.ranks.device
-        model = GPT(shape)
+        model = GPT(shape, seed=None)
         if problem := state_problem(model, self.checkpoint.weights):
             raise CheckpointError(f"the checkpoint does not fit its model: {problem}")
         model.load_state_dict(self.checkpoint.weights)
@@ -92,6 +99,7 @@ class Job:
             batch=max(1, (32768 if device.type == "cuda" else 2048) // context),
             seed=request.seed,
             cache=request.cache,
+            background=self.background,
             progress=self.progress,
         )
         self.sensitivities = found.sensitivities

@@ -4,30 +4,38 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from gptpack.cli.fresh import FreshEvaluation, evaluate_in_fresh_process, fresh_evaluation
+from gptpack.cli.fresh import FreshEvaluation, fresh_evaluation
 from gptpack.progress import Progress
 
 
 class Proof:
     """The checkpoint is scored once, on CUDA while the packer works; files as they are made.
 
-    On a CPU both would want the same cores, so the checkpoint waits until the first file is there.
+    The process for the first file then starts early too, and has everything but the file when that
+    is there. On a CPU all would want the same cores, so they wait until the first file is there.
     """
 
     def __init__(
         self,
         checkpoint: Path,
         data: Path | None,
+        target: Path,
         *,
         model: str | None,
+        stride: int | None,
         early: bool,
         **settings: Any,
     ) -> None:
-        """`data` None proves nothing; `settings` are those of `fresh_evaluation`."""
+        """Files are scored next to where `target` will be.
+
+        `data` None proves nothing; `settings` are those of `fresh_evaluation`.
+        """
         self.checkpoint, self.data, self.model = checkpoint, data, model
-        self.settings, self.early = settings, early
+        self.candidate = target.with_name(f".{target.name}.unproved")
+        self.stride, self.settings, self.early = stride, settings, early
         self.stack = ExitStack()
         self.running: FreshEvaluation | None = None
+        self.waiting: FreshEvaluation | None = None
         self.found: dict[str, Any] | None = None
 
     def _start(self, data: Path) -> FreshEvaluation:
@@ -38,7 +46,15 @@ class Proof:
     def __enter__(self) -> "Proof":
         if self.early and self.data is not None:
             self.running = self._start(self.data)
+            self.waiting = self._of_file(self.data, wait=True)
         return self
+
+    def _of_file(self, data: Path, *, wait: bool) -> FreshEvaluation:
+        return self.stack.enter_context(
+            fresh_evaluation(
+                self.candidate, data, stride=self.stride, quiet=True, wait=wait, **self.settings
+            )
+        )
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
@@ -56,10 +72,8 @@ class Proof:
             self.found = self.running.result()
         return self.found
 
-    def of(
-        self, file: bytes, target: Path, *, progress: Progress, stride: int | None = None
-    ) -> dict[str, Any]:
-        """Scores ``before`` and ``after`` of a file that does not have its final name `target` yet.
+    def of(self, file: bytes, *, progress: Progress) -> dict[str, Any]:
+        """Scores ``before`` and ``after`` of a file that does not have its final name yet.
 
         Nothing where there is no data to prove it on.
         """
@@ -68,14 +82,13 @@ class Proof:
         if self.data is None:
             return {}
         before = self.before(progress)
-        candidate = target.with_name(f".{target.name}.unproved")
+        candidate = self.candidate
         made = [folder for folder in candidate.parents if not folder.exists()]
         try:
             write_atomic(candidate, file)
             progress("score the file", 0, 0)
-            after = evaluate_in_fresh_process(
-                candidate, self.data, stride=stride, quiet=True, **self.settings
-            )
+            after = (self.waiting or self._of_file(self.data, wait=False)).result()
+            self.waiting = None
         finally:
             with suppress(OSError):
                 candidate.unlink()

@@ -1,15 +1,20 @@
 """The context coder as a codec of sections: integer codes, and the small arrays beside them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.codec.contexts import Parity
 from gptpack.codec.trellis import POLYNOMIALS, state_table
 from gptpack.errors import ArtifactError, MissingDependencyError
 
 Array = npt.NDArray[Any]
+
+DRAFT_SPARE = 24
+"""Bytes that an estimate is raised by, so that it is no less than what is made."""
 
 
 class OfCodes:
@@ -32,23 +37,27 @@ class OfCodes:
 
     def encode(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
         _need_constriction()
-        from gptpack.codec.range import TableStepper, encode_codes, encode_small, trace_parities
+        from gptpack.codec.range import encode_codes, encode_small
 
         del layout
         if arrays[0].ndim == 1:
             return encode_small(np.concatenate(arrays))
-        states = _states(slots)
-        if not states:
-            return encode_codes(arrays)
-        parities = [
-            trace_parities(array, TableStepper(state_table(count)))
-            for array, count in zip(arrays, states, strict=True)
-        ]
-        return encode_codes(arrays, parities=parities)
+        return encode_codes(arrays, parities=_parities(slots, arrays))
+
+    def draft(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
+        """As many bytes as `encode` makes of matrices, or `DRAFT_SPARE` more; zeros, in a third of
+        the time."""
+        _need_constriction()
+        from gptpack.codec.range import estimate_bits
+
+        del layout
+        bits = estimate_bits(arrays, parities=_parities(slots, arrays))
+        return bytes(math.ceil(bits / 8) + DRAFT_SPARE)
 
     def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
         _need_constriction()
-        from gptpack.codec.range import TableStepper, decode_codes, decode_small
+        from gptpack.codec.range import decode_codes, decode_small
+        from gptpack.codec.stepper import TableStepper
 
         if layout != "row":
             raise ArtifactError(f"codec range has no layout {layout}")
@@ -67,6 +76,16 @@ class OfCodes:
             shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
             found = decode_codes(stored, shapes, steppers=steppers or None)
         return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]
+
+
+def _parities(slots: "Sequence[Any]", arrays: Sequence[Array]) -> list[Parity] | None:
+    """Of each code; None if there is no trellis."""
+    from gptpack.codec.stepper import TableStepper, trace_parities
+
+    states = _states(slots)
+    pairs = zip(arrays, states, strict=True) if states else ()
+    found = [trace_parities(array, TableStepper(state_table(count))) for array, count in pairs]
+    return found or None
 
 
 def _need_constriction() -> None:

@@ -38,7 +38,9 @@ def _bits(
     codes: Codes, plan: Plan, matrix: int, bits_BP: npt.NDArray[np.float64], parity: Parity | None
 ) -> float:
     values = codes.astype(np.int64).ravel()
-    books = plan.books(matrix, slice(None), parity)
+    books = plan.books([matrix], slice(None)).ravel()
+    if parity is not None:
+        books += parity.ravel()
     offsets, sizes = values - plan.book.lows[books], plan.book.sizes[books].astype(np.int64)
     inside = (offsets >= 0) & (offsets < sizes)
     total = float(bits_BP[books, np.where(inside, offsets, sizes)].sum())

@@ -153,15 +153,19 @@ def codec_names(codecs: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(name for name in SECTION_CODECS if name in wanted)
 
 
+def large_codes(slots: Sequence[Slot]) -> bool:
+    """Whether these are matrices of 16-bit codes, 64 KiB or more in all."""
+    codes = all(len(slot.shape) == 2 and slot.dtype == np.dtype("<i2") for slot in slots)
+    return codes and sum(slot.raw_bytes for slot in slots) >= 1 << 16
+
+
 def worth_trying(codecs: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
     """`codecs`, or the context coder alone for a large section of matrices that are its own.
 
     On 16-bit codes general codecs are slower by minutes and larger by tenths of a bit per code
     (docs/log.md).
     """
-    own = all(len(slot.shape) == 2 and slot.dtype == np.dtype("<i2") for slot in slots)
-    own = own and sum(slot.raw_bytes for slot in slots) >= 1 << 16
-    return ("range",) if own and "range" in codecs else codecs
+    return ("range",) if large_codes(slots) and "range" in codecs else codecs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +178,10 @@ class EncodedStream:
 
 
 def encode_streams(
-    sections: Sequence[tuple[Sequence[Slot], Sequence[Array]]], codecs: Sequence[str]
+    sections: Sequence[tuple[Sequence[Slot], Sequence[Array]]],
+    codecs: Sequence[str],
+    *,
+    draft: bool = False,
 ) -> list[EncodedStream]:
     """Each section's smallest stream over `codecs` and their layouts; the first of equals.
 
@@ -184,6 +191,7 @@ def encode_streams(
     Args:
         codecs: from `codec_names`. Tried on as many threads as there are cores; the libraries
             release the interpreter lock.
+        draft: large sections of code matrices are not coded; zeros stand for their bytes.
 
     Raises:
         MissingDependencyError: a codec's library is not installed.
@@ -194,7 +202,10 @@ def encode_streams(
             slots, arrays = sections[index]
 
             def job(codec: SectionCodec, layout: str) -> Callable[[], EncodedStream]:
-                pending = pool.submit(codec.encode, slots, arrays, layout)
+                encode = codec.encode
+                if draft and isinstance(codec, OfCodes) and large_codes(slots):
+                    encode = codec.draft
+                pending = pool.submit(encode, slots, arrays, layout)
                 return lambda: EncodedStream(codec=codec.name, layout=layout, data=pending.result())
 
             for name in worth_trying(names, slots):

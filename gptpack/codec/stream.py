@@ -12,6 +12,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.codec.contexts import Codes
 from gptpack.codec.tables import (
     CENTRE_MAX,
     CURVATURE_MAX,
@@ -73,23 +74,38 @@ class Writer:
         books = np.zeros(values.size, dtype=np.uint16)
         self.symbols((values - centre).astype(np.int32), books, Book([parametric(shape)]))
 
-    def symbols(self, values: Symbols, books: Books, book: Book) -> None:
+    def symbols(self, values: Codes, books: Books, book: Book) -> None:
         """Code `values`, each by table ``books[i]`` of `book`: table by table, in stable order."""
-        order = np.argsort(books, kind="stable")
-        counts = np.bincount(books, minlength=len(book.models))
-        sizes = np.repeat(book.sizes, counts)
-        offsets = values[order] - np.repeat(book.lows, counts)
+        self.rows(values[None], books[None], book)
+
+    def rows(self, values_BN: Codes, books_BN: Books, book: Book) -> None:
+        """What `symbols` does, for one row after the other."""
+        order_BN = np.argsort(books_BN, axis=1, kind="stable")
+        height, tables = len(books_BN), len(book.models)
+        line_BN = books_BN + tables * np.arange(height)[:, None]
+        counts = np.bincount(line_BN.ravel(), minlength=height * tables)
+        sizes = np.repeat(np.tile(book.sizes, height), counts)
+        offsets = np.take_along_axis(values_BN, order_BN, 1).ravel().astype(np.int32)
+        offsets -= np.repeat(np.tile(book.lows, height), counts)
         # Negative offsets are large as unsigned numbers.
         inside = offsets.view(np.uint32) < sizes.view(np.uint32)
         places = np.where(inside, offsets, sizes)
+        width = books_BN.shape[1]
+        inside_B: npt.NDArray[np.bool_] = np.all(inside.reshape(height, width), axis=1)
         stop = 0
-        for index in np.flatnonzero(counts).tolist():
-            start, stop = stop, stop + int(counts[index])
-            self._coder.encode(places[start:stop], book.models[index])
-        if not inside.all():
-            outside = offsets[~inside].astype(np.int64)
-            beyond = outside - sizes[~inside]
-            self._folded(np.where(outside < 0, -2 * outside - 1, 2 * beyond))
+        for row, counts_P in enumerate(counts.reshape(height, tables)):
+            for index in np.flatnonzero(counts_P).tolist():
+                start, stop = stop, stop + int(counts_P[index])
+                self._coder.encode(places[start:stop], book.models[index])
+            if not inside_B[row]:
+                outside = slice(row * width, stop)
+                self._escapes(offsets[outside], sizes[outside], ~inside[outside])
+
+    def _escapes(self, offsets: Symbols, sizes: Symbols, outside: npt.NDArray[np.bool_]) -> None:
+        """Code how far beyond their tables the values are that no table holds."""
+        distances = offsets[outside].astype(np.int64)
+        beyond = distances - sizes[outside]
+        self._folded(np.where(distances < 0, -2 * distances - 1, 2 * beyond))
 
     def _folded(self, values: Ints) -> None:
         """Code non-negative integers: the lengths of value + 1, then their lower bits."""

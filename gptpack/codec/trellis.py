@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.codec.stepper import TableStepper
 from gptpack.errors import QuantError
 
 POLYNOMIALS: dict[int, tuple[int, int]] = {
@@ -78,13 +79,9 @@ def decode_trellis(symbols: npt.NDArray[Any], states: int) -> npt.NDArray[np.int
     symbols_RC = symbols.astype(np.int32)
     if states == 1:
         return symbols_RC
-    polynomials(states)
-    points_RC = np.empty_like(symbols_RC)
-    state_C = np.zeros(symbols_RC.shape[1], np.int32)
-    for row, symbols_C in enumerate(symbols_RC):
-        points_RC[row] = 2 * symbols_C + (state_C & 1)
-        state_C = next_states(state_C, symbols_C, states)
-    return points_RC
+    symbols_RC *= 2
+    symbols_RC += TableStepper(state_table(states)).trace(symbols)
+    return symbols_RC
 
 
 def state_table(states: int) -> npt.NDArray[np.int32]:

@@ -117,7 +117,7 @@ class PackerForesight:
         packer = self.packer
         assert packer is not None, "look comes first"
         coded, _ = packer.quantize(delta)
-        encoded = packer.encode(coded)
+        encoded = packer.draft(coded)
         stored = sum(s.stored_bytes for s in encoded.sections if s.name in CODES)
         states = self.config.states if max(packer.states.values()) > 1 else 1
         return Outlook(

@@ -179,6 +179,10 @@ class Packer:
     def encode(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
         return encode_sections(self.tensors(coded), self.config.codecs)
 
+    def draft(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
+        """As large as `encode` would make it, or a few bytes larger, and of no other use."""
+        return encode_sections(self.tensors(coded), self.config.codecs, draft=True)
+
     def packed(
         self, encoded: EncodedSections, *, delta: float | None, predicted_nats: float
     ) -> Packed:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptpack.artifact.writer import EncodedSections
 from gptpack.calibration.collect import collect
 from gptpack.errors import QuantError
 from gptpack.model.gpt import GPT
@@ -219,26 +218,24 @@ def _fit_last(
     """The last group at the step that takes up what the others leave of the budget, if any does."""
     _refresh_floats(packer, student)
     target = int((packer.budget_bytes - packer.code_bytes) * (1 - HELD_BACK)) - HELD_BACK_BYTES
-    seen: dict[float, tuple[dict[str, PackedTensor], float, EncodedSections]] = {}
+    seen: dict[float, tuple[dict[str, PackedTensor], float]] = {}
 
     def size_at(step: float) -> int:
         try:
             tensors, loss = packer.quantize(step)
         except QuantError:
             return UNLIMITED  # finer than the first search went, codes may not be storable
-        encoded = packer.encode({**coded, **tensors})
-        seen[step] = (tensors, loss, encoded)
-        return packer.size(encoded)
+        seen[step] = (tensors, loss)
+        return packer.size(packer.draft({**coded, **tensors}))
 
     solution = solve_delta(
         size_at,
         target,
         start=delta,
-        weights=packer.weights,
+        octave_bits=packer.weights,
         finest=delta / 2,
         tolerance=HELD_BACK,
     )
     if solution is None:
         return None
-    tensors, loss, _ = seen[solution.delta]
-    return tensors, loss
+    return seen[solution.delta]

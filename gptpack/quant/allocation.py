@@ -268,21 +268,27 @@ def solve_delta(
     target_bytes: int,
     *,
     start: float,
-    weights: int,
+    octave_bits: float,
     finest: float,
+    coarsest: float | None = None,
     tolerance: float = 1e-3,
     most: int = 12,
 ) -> Solution | None:
     """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
 
-    Positions are log2 delta. The first step is a weight's one bit per halving, later ones follow
-    the sizes seen: beyond them until two enclose the target, then between those two. The coarsest
-    is 4096 times `start` and decides whether there is a solution. Stops within `tolerance` of the
-    target, at `finest`, or after `most` sizes. Deterministic as `size_at` is.
+    Positions are log2 delta. The first step is by `octave_bits`, later ones follow the sizes
+    seen: beyond them until two enclose the target, then between those two. Stops within
+    `tolerance` of the target, at `finest`, or after `most` sizes. Deterministic as `size_at` is.
+
+    Args:
+        start: where the search begins, between `finest` and `coarsest`.
+        octave_bits: what halving `start` is expected to cost; a bit for each weight at high rates.
+        coarsest: decides whether there is a solution; 4096 times `start` by default.
     """
     lowest = float(np.log2(finest))
     position = float(np.log2(max(start, finest)))
-    highest = position + 12
+    highest = position + 12 if coarsest is None else float(np.log2(coarsest))
+    position = min(position, highest)
     # aim a little under the target: over it a size is of no use
     aim = max(1.0, (1 - tolerance / 3) * target_bytes)
     over: tuple[float, int] | None = None
@@ -308,7 +314,7 @@ def solve_delta(
         if over is not None and best is not None:
             position = _between(over, best, aim, run=run if fits else -run)
         else:
-            move = (size - aim) * 8 / weights if last is None else _beyond(last, here, aim)
+            move = (size - aim) * 8 / octave_bits if last is None else _beyond(last, here, aim)
             position = highest if run >= most // 2 else min(max(position + move, lowest), highest)
         last = here
     if best is None:

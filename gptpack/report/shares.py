@@ -71,7 +71,7 @@ def _range_bits(
     artifact: Artifact, plan: SectionPlan, arrays: Sequence[Array], stored: bytes
 ) -> list[float]:
     from gptpack.codec.costs import matrix_bits
-    from gptpack.codec.range import TableStepper, trace_parities
+    from gptpack.codec.stepper import TableStepper, trace_parities
 
     states = [artifact.tensors[member].parameters.get("states") for member in plan.members]
     parities = [
