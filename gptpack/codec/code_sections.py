@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.contexts import Parity
+from gptpack.codec.stepper import Parity, TableStepper, trace_parities
 from gptpack.codec.trellis import POLYNOMIALS, state_table
 from gptpack.errors import ArtifactError, MissingDependencyError
 
@@ -57,7 +57,6 @@ class OfCodes:
     def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
         _need_constriction()
         from gptpack.codec.range import decode_codes, decode_small
-        from gptpack.codec.stepper import TableStepper
 
         if layout != "row":
             raise ArtifactError(f"codec range has no layout {layout}")
@@ -80,8 +79,6 @@ class OfCodes:
 
 def _parities(slots: "Sequence[Any]", arrays: Sequence[Array]) -> list[Parity] | None:
     """Of each code; None if there is no trellis."""
-    from gptpack.codec.stepper import TableStepper, trace_parities
-
     states = _states(slots)
     pairs = zip(arrays, states, strict=True) if states else ()
     found = [trace_parities(array, TableStepper(state_table(count))) for array, count in pairs]

@@ -16,10 +16,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.codec.stepper import Codes, Parity
 from gptpack.codec.tables import PLACES, REACH_MAX, Ints
-
-Codes = npt.NDArray[np.integer]
-Parity = npt.NDArray[np.uint8]
 
 GRID = 6
 """Classes per octave of scale; 4 to 8 are within 0.0006 bit of each other."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.contexts import Codes, Parity
 from gptpack.codec.range import PLAIN, TRELLIS, Plan
+from gptpack.codec.stepper import Codes, Parity
 from gptpack.codec.stream import Reader, escape_bits
 
 

@@ -21,15 +21,13 @@ import numpy.typing as npt
 
 from gptpack.codec.contexts import (
     CLASSES_MAX,
-    Codes,
-    Parity,
     Scales,
     class_range,
     count_values,
     fit_scales,
     merge_classes,
 )
-from gptpack.codec.stepper import TableStepper, side_by_side
+from gptpack.codec.stepper import Codes, Parity, TableStepper, side_by_side
 from gptpack.codec.stream import (
     LIMIT,
     Book,

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.contexts import Codes, Parity
-
+Codes = npt.NDArray[np.integer]
+Parity = npt.NDArray[np.uint8]
 Bits = npt.NDArray[np.integer]
 States = npt.NDArray[np.intp]
 

@@ -12,7 +12,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.contexts import Codes
+from gptpack.codec.stepper import Codes
 from gptpack.codec.tables import (
     CENTRE_MAX,
     CURVATURE_MAX,
