@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.stepper import Parity, TableStepper, trace_parities
-from gptpack.codec.trellis import POLYNOMIALS, state_table
+from gptpack.codec.stepper import TableStepper
+from gptpack.codec.trellis import POLYNOMIALS, parities_of, state_table
 from gptpack.errors import ArtifactError, MissingDependencyError
 
 Array = npt.NDArray[Any]
@@ -42,7 +42,7 @@ class OfCodes:
         del layout
         if arrays[0].ndim == 1:
             return encode_small(np.concatenate(arrays))
-        return encode_codes(arrays, parities=_parities(slots, arrays))
+        return encode_codes(arrays, parities=parities_of(arrays, _states(slots)))
 
     def draft(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
         """As many bytes as `encode` makes of matrices, or `DRAFT_SPARE` more; zeros, in a third of
@@ -51,7 +51,7 @@ class OfCodes:
         from gptpack.codec.range import estimate_bits
 
         del layout
-        bits = estimate_bits(arrays, parities=_parities(slots, arrays))
+        bits = estimate_bits(arrays, parities=parities_of(arrays, _states(slots)))
         return bytes(math.ceil(bits / 8) + DRAFT_SPARE)
 
     def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
@@ -75,14 +75,6 @@ class OfCodes:
             shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
             found = decode_codes(stored, shapes, steppers=steppers or None)
         return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]
-
-
-def _parities(slots: "Sequence[Any]", arrays: Sequence[Array]) -> list[Parity] | None:
-    """Of each code; None if there is no trellis."""
-    states = _states(slots)
-    pairs = zip(arrays, states, strict=True) if states else ()
-    found = [trace_parities(array, TableStepper(state_table(count))) for array, count in pairs]
-    return found or None
 
 
 def _need_constriction() -> None:

@@ -12,12 +12,13 @@ register with feedback: Ungerboeck 1982, "Channel coding with multilevel/phase s
 as a quantizer, Marcellin and Fischer 1990, "Trellis coded quantization".
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.stepper import TableStepper
+from gptpack.codec.stepper import Codes, Parity, TableStepper
 from gptpack.errors import QuantError
 
 POLYNOMIALS: dict[int, tuple[int, int]] = {
@@ -42,6 +43,11 @@ GAIN_DECIBELS: dict[int, float] = {
     256: 1.33,
 }
 """Less noise than rounding with the same symbols at a high rate; 1.53 is the limit."""
+
+
+def noise_of(states: int) -> float:
+    """Variance of an error at a high rate, in squared steps: 1/12 for rounding (1 state)."""
+    return float(10 ** (-GAIN_DECIBELS[states] / 10) / 12)
 
 
 def polynomials(states: int) -> tuple[int, int]:
@@ -88,3 +94,9 @@ def state_table(states: int) -> npt.NDArray[np.int32]:
     """The state after each state and lowest bit of a symbol, ``[S, 2]``."""
     state_S = np.arange(states, dtype=np.int32)
     return np.stack([next_states(state_S, np.full_like(state_S, bit), states) for bit in (0, 1)], 1)
+
+
+def parities_of(codes: Sequence[Codes], states: Sequence[int]) -> list[Parity] | None:
+    """The parity of each code of matrices of so many states; None if there is no trellis."""
+    pairs = zip(codes, states, strict=True) if states else ()
+    return [TableStepper(state_table(count)).trace(matrix) for matrix, count in pairs] or None

@@ -195,9 +195,7 @@ class GPT(nn.Module):
                 asking = None
             elif asking is not None and mask is not None:
                 mask = mask[:, :, -asking:]
-            thinned = None
-            if self.dropout is not None:
-                thinned = partial(self.dropout, position)
+            thinned = partial(self.dropout, position) if self.dropout is not None else None
             lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking, thinned=thinned)
             if position < encoders:
                 skips.append(lanes)

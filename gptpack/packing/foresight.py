@@ -18,21 +18,15 @@ from torch import Tensor
 
 from gptpack.calibration.collect import collect
 from gptpack.checkpoint import Checkpoint
-from gptpack.codec.trellis import GAIN_DECIBELS
+from gptpack.codec.trellis import noise_of
 from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import QuantError
 from gptpack.model.gpt import GPT
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.packing.packer import UNLIMITED, Packer, on_grid, take_apart
 from gptpack.quant.allocation import Matrix
-from gptpack.quant.grids import scale_values
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import (
-    COLUMN_SCALES_PER_OCTAVE,
-    ROW_SCALES_PER_OCTAVE,
-    PackedTensor,
-    dequantize,
-)
+from gptpack.quant.types import PackedTensor, dequantize, grid_steps
 from gptpack.training.distributed import Ranks
 
 STATES = 8
@@ -125,13 +119,12 @@ class PackerForesight:
             steps={m.name: _steps(m, coded[m.name]) for m in packer.matrices},
             coded_bits=8.0 * stored,
             other_bytes=packer.size(encoded) - stored,
-            noise=10 ** (-GAIN_DECIBELS[states] / 10) / 12,
+            noise=noise_of(states),
         )
 
 
 def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
-    row_R = scale_values(coded.arrays["row_scales"], per_octave=ROW_SCALES_PER_OCTAVE)
-    column_C = scale_values(coded.arrays["column_scales"], per_octave=COLUMN_SCALES_PER_OCTAVE)
+    row_R, column_C = grid_steps(coded.arrays["row_scales"], coded.arrays["column_scales"])
     step_RC = row_R[:, None] * column_C
     before_C = np.square(matrix.weight / step_RC).mean(0)
     after_C = np.square(dequantize(coded) / step_RC).mean(0)

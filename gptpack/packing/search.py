@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gptpack.artifact.writer import EncodedSections
-from gptpack.codec.trellis import GAIN_DECIBELS
+from gptpack.codec.trellis import noise_of
 from gptpack.errors import BudgetError, QuantError
 from gptpack.packing.packer import UNLIMITED, Packed, Packer, check_budget, grid_bits
 from gptpack.progress import Progress, silent
@@ -94,7 +94,7 @@ def expected_step(packer: Packer, target: int) -> tuple[float, float]:
         packer.matrices,
         config.step_factor_of,
         row_power=config.row_power,
-        noise=10 ** (-GAIN_DECIBELS[max(packer.states.values())] / 10) / 12,
+        noise=noise_of(max(packer.states.values())),
     )
     fixed = sum(array.nbytes for t in packer.fixed.values() for array in t.arrays.values())
     bits = 8 * (target - fixed)

@@ -22,12 +22,13 @@ import torch
 
 from gptpack.errors import QuantError
 from gptpack.quant.factor import Factor, factorize
-from gptpack.quant.grids import quantize_scale, scale_values, stretches
+from gptpack.quant.grids import quantize_scale, stretches
 from gptpack.quant.trellis import Job
 from gptpack.quant.types import (
     COLUMN_SCALES_PER_OCTAVE,
     ROW_SCALES_PER_OCTAVE,
     PackedTensor,
+    grid_steps,
     values_of_points,
 )
 from gptpack.quant.workers import side_by_side
@@ -162,8 +163,7 @@ def quantize_matrices(
     def coded(matrix: Matrix) -> Coded:
         own = delta if isinstance(delta, float) else delta[matrix.name]
         rows, columns = grid_indexes(matrix, own, row_power=row_power)
-        row_step = scale_values(rows, per_octave=ROW_SCALES_PER_OCTAVE)
-        column_step = scale_values(columns, per_octave=COLUMN_SCALES_PER_OCTAVE)
+        row_step, column_step = grid_steps(rows, columns)
         job = Job(
             weight=matrix.weight,
             factor=matrix.factor,

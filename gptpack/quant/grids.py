@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.trellis import GAIN_DECIBELS
+from gptpack.codec.trellis import noise_of
 from gptpack.errors import QuantError
 
 RESOLUTIONS = (1, 2, 4, 8, 16, 32, 64)
@@ -92,7 +92,7 @@ def stretches(
     rate-distortion bound at 1.6 bits as at 5, and leaves nothing to reconstruction points per
     symbol (benchmarks/gaussian_gap.py). It shrinks weights, as any estimate of least squares does.
     """
-    noise = 10 ** (-GAIN_DECIBELS[states] / 10) / 12
+    noise = noise_of(states)
     scaled_RC = weight.astype(np.float64) / row_step[:, None]
     power_C = np.mean(scaled_RC**2, axis=0) / column_step.astype(np.float64) ** 2
     return 1 + noise / np.maximum(power_C, noise / (MAX_STRETCH - 1))

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 
 from gptpack.quant.allocation import ROW_POWER, Matrix, grid_indexes
-from gptpack.quant.grids import scale_values
-from gptpack.quant.types import COLUMN_SCALES_PER_OCTAVE, ROW_SCALES_PER_OCTAVE
+from gptpack.quant.types import grid_steps
 from gptpack.quant.workers import side_by_side
 
 Floats = npt.NDArray[np.float64]
@@ -101,11 +100,8 @@ def _powers(matrix: Matrix, own: float) -> _Powers:
 
 
 def _steps(matrix: Matrix, delta: float, row_power: float) -> tuple[Floats, Floats]:
-    rows, columns = grid_indexes(matrix, delta, row_power=row_power)
-    return (
-        scale_values(rows, per_octave=ROW_SCALES_PER_OCTAVE).astype(np.float64),
-        scale_values(columns, per_octave=COLUMN_SCALES_PER_OCTAVE).astype(np.float64),
-    )
+    row_R, column_C = grid_steps(*grid_indexes(matrix, delta, row_power=row_power))
+    return row_R.astype(np.float64), column_C.astype(np.float64)
 
 
 def rate_of(

@@ -115,11 +115,18 @@ def _grid(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     return values_of_points(tensor, decode_trellis(tensor.arrays["codes"], states))
 
 
+def grid_steps(rows: Array, columns: Array) -> tuple[Array, Array]:
+    """Row and column steps, float32, of their indexes."""
+    return (
+        scale_values(rows, per_octave=ROW_SCALES_PER_OCTAVE),
+        scale_values(columns, per_octave=COLUMN_SCALES_PER_OCTAVE),
+    )
+
+
 def values_of_points(tensor: PackedTensor, points_RC: Array) -> npt.NDArray[np.float32]:
     """``point * row scale * column scale``, the row scale halved where there is a trellis."""
     states = int(tensor.parameters.get("states", 1))
-    row_R = scale_values(tensor.arrays["row_scales"], per_octave=ROW_SCALES_PER_OCTAVE)
-    column_C = scale_values(tensor.arrays["column_scales"], per_octave=COLUMN_SCALES_PER_OCTAVE)
+    row_R, column_C = grid_steps(tensor.arrays["row_scales"], tensor.arrays["column_scales"])
     if states > 1:
         row_R = row_R * np.float32(0.5)
     values: npt.NDArray[np.float32] = (

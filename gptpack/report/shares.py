@@ -14,7 +14,7 @@ from gptpack.artifact.header import SectionEntry
 from gptpack.artifact.plan import SectionPlan, plan_sections
 from gptpack.artifact.reader import Artifact, decode_artifact, read_header, read_sections
 from gptpack.codec.sections import Array
-from gptpack.codec.trellis import state_table
+from gptpack.codec.trellis import parities_of
 from gptpack.errors import GptpackError
 from gptpack.report.inspect import InspectReport, report_on
 
@@ -71,15 +71,10 @@ def _range_bits(
     artifact: Artifact, plan: SectionPlan, arrays: Sequence[Array], stored: bytes
 ) -> list[float]:
     from gptpack.codec.costs import matrix_bits
-    from gptpack.codec.stepper import TableStepper, trace_parities
 
-    states = [artifact.tensors[member].parameters.get("states") for member in plan.members]
-    parities = [
-        trace_parities(array, TableStepper(state_table(int(count))))
-        for array, count in zip(arrays, states, strict=True)
-        if count is not None
-    ]
-    return matrix_bits(stored, arrays, parities=parities or None)
+    parameters = [artifact.tensors[member].parameters for member in plan.members]
+    states = [int(one["states"]) for one in parameters if "states" in one]
+    return matrix_bits(stored, arrays, parities=parities_of(arrays, states))
 
 
 def entropy_bits(codes: Array) -> float:
