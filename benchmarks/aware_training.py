@@ -23,7 +23,7 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,10 @@ FIELDS = (
 )
 
 
-def gptpack(*arguments: str) -> dict[str, Any]:
+def gptpack(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What a command reports by --json."""
     command = [sys.executable, "-m", "gptpack", *arguments, "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
