@@ -7,28 +7,23 @@
 
 All runs make --steps steps, whatever the recipe's clock says, on the same text in the same order
 for a seed, so differences are those at equal steps. What a part costs in time stands beside: the
-tenth percentile of the milliseconds of a step, near to a step that has the device to itself, for
---at-once runs share each GPU (one compiles while the other trains). `plain` runs for every seed,
-other arms for the first of --seeds alone unless --again names them; its spread over seeds is what a
-difference has to be held against. Writes OUTPUT/ablations.csv as runs end and keeps what is there
-already; prints the table last.
+tenth percentile of the milliseconds of a step. `plain` runs for every seed, other arms for the
+first of --seeds alone unless --again names them; its spread over seeds is what a difference has to
+be held against. Several GPUs take a run each; --at-once puts more on one, where a step of two then
+takes longer than two steps (docs/log.md, 2026-11-28). Writes OUTPUT/ablations.csv as runs end and
+keeps what is there already; prints the table last.
 """
 
 import argparse
-import csv
 import json
-import os
 import statistics
-import subprocess
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
-from aware_training import gptpack
+from side_by_side import Table, gptpack, overrides, parse, spread
 
 from gptpack.training.loop import METRICS
 
@@ -70,7 +65,9 @@ ARMS: dict[str, list[str]] = {
 FIELDS = ("arm", "seed", "steps", "parameters", "bpb", "loss_nats", "milliseconds")
 
 
-def run(options: argparse.Namespace, arm: str, seed: int, gpu: int | None) -> dict[str, Any]:
+def run(
+    options: argparse.Namespace, arm: str, seed: int, environment: Mapping[str, str]
+) -> dict[str, Any]:
     """Train an arm and score it: a row of the table."""
     folder = options.output / f"{arm}-{seed}"
     settings = [
@@ -83,8 +80,7 @@ def run(options: argparse.Namespace, arm: str, seed: int, gpu: int | None) -> di
     ]
     words = ["train", "--recipe", options.recipe, "--data", str(options.data)]
     words += ["--output", str(folder), "--eval-tokens", str(options.eval_tokens)]
-    words += ["--attention", options.attention, *(w for s in settings for w in ("--set", s))]
-    environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+    words += ["--attention", options.attention, *overrides(settings)]
     result = gptpack(*words, environment=environment)
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     ends = [float(json.loads(line)["seconds"]) for line in lines]
@@ -100,7 +96,7 @@ def run(options: argparse.Namespace, arm: str, seed: int, gpu: int | None) -> di
     }
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def compared(rows: list[dict[str, Any]]) -> list[str]:
     """Differences to the plain run of the same seed, best first, and plain's own spread."""
     plain = {str(row["seed"]): float(row["bpb"]) for row in rows if row["arm"] == "plain"}
     if not plain:
@@ -130,70 +126,28 @@ def asked(options: argparse.Namespace, known: set[tuple[str, str]]) -> Iterator[
                 yield arm, seed
 
 
-def measure(options: argparse.Namespace, rows: list[dict[str, Any]], file: TextIO) -> list[str]:
-    """Add to `rows` and `file` what is asked for and not there, on all devices; what failed."""
-    writer = csv.DictWriter(file, FIELDS)
-    waiting = asked(options, {(row["arm"], str(row["seed"])) for row in rows})
-    if not rows:
-        writer.writeheader()
-    lock = threading.Lock()
-    failures: list[str] = []
-    start = time.monotonic()
-
-    def work(gpu: int | None) -> None:
-        while not options.seconds or time.monotonic() - start < options.seconds:
-            with lock:
-                arm, seed = next(waiting, ("", 0))
-            if not arm:
-                return
-            try:
-                row = run(options, arm, seed, gpu)
-            except subprocess.CalledProcessError as error:
-                failures.append(f"{arm}, seed {seed}: training ended with {error.returncode}")
-                continue
-            with lock:
-                writer.writerow(row)
-                file.flush()
-                rows.append(row)
-                print("  ".join(str(row[key]) for key in FIELDS), flush=True)
-
-    places = (options.gpus or [None]) * options.at_once
-    threads = [threading.Thread(target=work, args=(place,)) for place in places]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return failures
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    gpus = list(range(torch.cuda.device_count()))
-    parser.add_argument("--recipe", default="golf-best" if gpus else "tiny")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipe", default="golf-best" if torch.cuda.is_available() else "tiny")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--set", nargs="*", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1337, 1338])
     parser.add_argument("--again", nargs="*", choices=ARMS, default=[], help="for all seeds")
-    parser.add_argument("--gpus", nargs="*", type=int, default=gpus, help="[default: all]")
-    parser.add_argument("--at-once", type=int, default=2 if gpus else 1, help="runs on each GPU")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--eval-tokens", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=0.0, help="start no run after so many")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "ablations.csv"
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    with path.open("a", encoding="utf-8", newline="") as file:
-        failures = measure(options, rows, file)
-    print("\n".join([*table(rows), *failures]))
+    parser.add_argument("--output", type=Path, default=Path("ablations"))
+    options = parse(parser)
+    table = Table(options.output / "ablations.csv", FIELDS)
+    known = {(row["arm"], str(row["seed"])) for row in table.rows}
+
+    def work(job: tuple[str, int], environment: dict[str, str]) -> None:
+        table.add(run(options, *job, environment))
+
+    failures = spread(asked(options, known), work, options)
+    print("\n".join([*compared(table.rows), *failures]))
 
 
 if __name__ == "__main__":

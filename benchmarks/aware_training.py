@@ -17,15 +17,14 @@ and seed trains for 300 seconds and is packed three times; choose a few by --arm
 """
 
 import argparse
-import csv
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from side_by_side import Table, gptpack, overrides, parse, spread
 
 TARGET = "TARGET"
 ARMS: dict[str, list[str]] = {
@@ -57,6 +56,7 @@ FIELDS = (
     "bpb_before",
     "bpb_after",
     "penalty_bpb",
+    "sliding_bpb",
     "predicted_bytes",
     "steps",
     "train_seconds",
@@ -64,59 +64,60 @@ FIELDS = (
 )
 
 
-def gptpack(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a command reports by --json."""
-    command = [sys.executable, "-m", "gptpack", *arguments, "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
-
-
-def trained(options: argparse.Namespace, arm: str, seed: int) -> tuple[Path, dict[str, Any]]:
+def trained(
+    options: argparse.Namespace, arm: str, seed: int, environment: Mapping[str, str]
+) -> tuple[Path, dict[str, Any]]:
     """The checkpoint of an arm, and what training reported of it; made if it is not there."""
     folder = options.output / f"{arm}-{seed}"
     report = folder / "train.json"
     if not report.exists():
         settings = [f"training.seed={seed}", *options.set, *(s for s in ARMS[arm] if s != TARGET)]
         command = ["train", "--recipe", options.recipe, "--data", str(options.data), "--no-eval"]
-        command += ["--output", str(folder), *(w for s in settings for w in ("--set", s))]
+        command += ["--output", str(folder), *overrides(settings)]
         if TARGET in ARMS[arm]:
             command += ["--target-bytes", options.budget[0]]
-        said = gptpack(*command)
+        said = gptpack(*command, environment=environment)
         report.write_text(json.dumps(said), encoding="utf-8")
     return folder / "checkpoint.pt", json.loads(report.read_text(encoding="utf-8"))
 
 
-def measure(options: argparse.Namespace, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
-    """A row for each arm, seed and size that is not known yet."""
+def measure(
+    options: argparse.Namespace, table: Table, arm: str, seed: int, environment: Mapping[str, str]
+) -> None:
+    """Add a row for each size of an arm and seed that is not known yet."""
+    known = {(r["arm"], str(r["seed"]), r["ask"]) for r in table.rows}
     asks = [("--budget", size) for size in options.budget]
     asks += [("--bits", f"{bits:g}") for bits in options.bits]
-    for seed in options.seeds:
-        for arm in options.arms:
-            for option, size in asks:
-                if (arm, str(seed), f"{option} {size}") in known:
-                    continue
-                checkpoint, run = trained(options, arm, seed)
-                command = ["pack", str(checkpoint), option, size, "--data", str(options.data)]
-                command += ["-o", str(checkpoint.with_name(f"{size}.gptpack"))]
-                command += ["--eval-tokens", str(options.eval_tokens), "--tune", options.tune]
-                packed = gptpack(*command)
-                before, after = (packed[when]["plain"]["bpb"] for when in ("before", "after"))
-                yield {
-                    "arm": arm,
-                    "seed": seed,
-                    "ask": f"{option} {size}",
-                    "bytes": packed["bytes"],
-                    "bits": round(packed["bits"], 4),
-                    "delta": packed["delta"],
-                    "bpb_before": round(before, 6),
-                    "bpb_after": round(after, 6),
-                    "penalty_bpb": round(after - before, 6),
-                    "predicted_bytes": run["predicted_bytes"],
-                    "steps": run["steps"],
-                    "train_seconds": round(run["seconds"], 1),
-                    "look_seconds": round(run["look_seconds"], 1),
-                }
+    for option, size in asks:
+        if (arm, str(seed), f"{option} {size}") in known:
+            continue
+        checkpoint, run = trained(options, arm, seed, environment)
+        command = ["pack", str(checkpoint), option, size, "--data", str(options.data)]
+        command += ["-o", str(checkpoint.with_name(f"{size}.gptpack"))]
+        command += ["--eval-tokens", str(options.eval_tokens), "--tune", options.tune]
+        if options.stride:
+            command += ["--stride", str(options.stride)]
+        packed = gptpack(*command, environment=environment)
+        before, after = (packed[when]["plain"]["bpb"] for when in ("before", "after"))
+        sliding = packed["after"]["sliding"]
+        table.add(
+            {
+                "arm": arm,
+                "seed": seed,
+                "ask": f"{option} {size}",
+                "bytes": packed["bytes"],
+                "bits": round(packed["bits"], 4),
+                "delta": packed["delta"],
+                "bpb_before": round(before, 6),
+                "bpb_after": round(after, 6),
+                "penalty_bpb": round(after - before, 6),
+                "sliding_bpb": round(sliding["bpb"], 6) if sliding else "",
+                "predicted_bytes": run["predicted_bytes"],
+                "steps": run["steps"],
+                "train_seconds": round(run["seconds"], 1),
+                "look_seconds": round(run["look_seconds"], 1),
+            }
+        )
 
 
 def compare(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -140,7 +141,6 @@ def compare(rows: list[dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--budget", nargs="+", default=["16MB"])
     parser.add_argument("--bits", nargs="*", type=float, default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1337, 1338])
@@ -148,25 +148,17 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--tune", choices=["none", "floats", "deep"], default="none")
     parser.add_argument("--eval-tokens", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    table = options.output / "aware.csv"
-    rows: list[dict[str, Any]] = []
-    if table.exists():
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    known = {(r["arm"], r["seed"], r["ask"]) for r in rows}
-    with table.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if not rows:
-            writer.writeheader()
-        for row in measure(options, known):
-            writer.writerow(row)
-            file.flush()
-            rows.append(row)
-            print("  ".join(f"{row[key]!s:>10}" for key in FIELDS), flush=True)
-    print("\n".join(compare(rows)))
+    parser.add_argument("--stride", type=int, default=0, help="also a sliding window")
+    parser.add_argument("--output", type=Path, default=Path("aware"))
+    options = parse(parser)
+    table = Table(options.output / "aware.csv", FIELDS)
+
+    def work(job: tuple[str, int], environment: dict[str, str]) -> None:
+        measure(options, table, *job, environment)
+
+    jobs = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    failures = spread(jobs, work, options)
+    print("\n".join([*compare(table.rows), *failures]))
 
 
 if __name__ == "__main__":

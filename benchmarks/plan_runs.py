@@ -16,16 +16,17 @@
 
 Every shape is trained for every length, with --set besides, and packed to every one of --bits;
 OUTPUT gets a line for each file, in the columns that the command reads. Lines that are there
-already are not measured again. The first call trains for 26 minutes and packs 27 files.
+already are not measured again. Several GPUs take a run each. The first call trains for 26 minutes
+of one and packs 27 files.
 """
 
 import argparse
-import csv
 import itertools
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-from aware_training import gptpack
+from side_by_side import Table, gptpack, overrides, parse, spread
 
 COLUMNS = ("recipe", "set", "tokens", "seconds", "gpus", "bpb_before", "bytes", "bpb_after")
 
@@ -33,39 +34,29 @@ COLUMNS = ("recipe", "set", "tokens", "seconds", "gpus", "bpb_before", "bytes", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--shapes", nargs="+", required=True, metavar="'KEY=VALUE ...'")
-    parser.add_argument("--lengths", nargs="+", required=True, metavar="'KEY=VALUE ...'")
+    parser.add_argument("--shapes", nargs="+", default=[], metavar="'KEY=VALUE ...'")
+    parser.add_argument("--lengths", nargs="+", default=[], metavar="'KEY=VALUE ...'")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--bits", nargs="+", type=float, default=[2.0, 2.5, 3.0])
     parser.add_argument("--eval-tokens", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    known: dict[str, int] = {}
-    if options.output.exists():
-        with options.output.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                known[row["set"]] = known.get(row["set"], 0) + 1
-    with options.output.open("a", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        if not known:
-            table.writeheader()
-        for shape, length in itertools.product(options.shapes, options.lengths):
-            settings = [*options.set, *shape.split(), *length.split()]
-            said = " ".join(settings)
-            if known.get(said, 0) >= len(options.bits):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                words = [word for setting in settings for word in ("--set", setting)]
-                words += ["--recipe", options.recipe, "--data", options.data, "--no-eval"]
-                run = gptpack("train", *words, "--output", folder)
-                for bits in options.bits:
-                    words = [f"{folder}/checkpoint.pt", "--bits", f"{bits:g}"]
-                    words += ["--data", options.data, "--eval-tokens", str(options.eval_tokens)]
-                    packed = gptpack("pack", *words)
-                    row = {
+    parser.add_argument("--output", type=Path, default=Path("runs.csv"))
+    options = parse(parser)
+    table = Table(options.output, COLUMNS)
+    known = Counter(row["set"] for row in table.rows)
+
+    def work(settings: list[str], environment: dict[str, str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["--recipe", options.recipe, "--data", str(options.data), "--no-eval"]
+            words += overrides(settings)
+            run = gptpack("train", *words, "--output", folder, environment=environment)
+            for bits in options.bits:
+                words = [f"{folder}/checkpoint.pt", "--bits", f"{bits:g}"]
+                words += ["--data", str(options.data), "--eval-tokens", str(options.eval_tokens)]
+                packed = gptpack("pack", *words, environment=environment)
+                table.add(
+                    {
                         "recipe": options.recipe,
-                        "set": said,
+                        "set": " ".join(settings),
                         "tokens": run["tokens"],
                         "seconds": round(run["seconds"], 2),
                         "gpus": 1,
@@ -73,9 +64,13 @@ def main() -> None:
                         "bytes": packed["bytes"],
                         "bpb_after": round(packed["after"]["plain"]["bpb"], 6),
                     }
-                    table.writerow(row)
-                    file.flush()
-                    print(*row.values(), flush=True)
+                )
+
+    pairs = itertools.product(options.shapes, options.lengths)
+    jobs = [[*options.set, *shape.split(), *length.split()] for shape, length in pairs]
+    jobs = [job for job in jobs if known[" ".join(job)] < len(options.bits)]
+    for failure in spread(jobs, work, options):
+        print(failure)
 
 
 if __name__ == "__main__":

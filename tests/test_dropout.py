@@ -86,6 +86,7 @@ def test_torch_compile_leaves_out_the_same():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
 def test_a_gpu_leaves_out_what_a_cpu_does():
     masks = []
     for device in ("cpu", "cuda"):

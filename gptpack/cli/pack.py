@@ -52,9 +52,10 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--tune-labels",
     type=Finite(min=0, max=1),
-    default=0.5,
+    default=0.0,
     show_default=True,
-    help="Share of the text itself, beside the unpacked model, in what --tune aims at.",
+    help="Share of the text itself, beside the unpacked model, in what --tune aims at; above 0 it "
+    "trains on, for better or worse.",
 )
 @click.option(
     "--tune-seconds",

@@ -48,8 +48,9 @@ class ProgressiveConfig:
     """Tokens of a tuning step."""
     matrix_lr: float = 3e-4
     scale_lr: float = 2e-3
-    labels: float = 0.5
-    """Share of the tuning loss that is the text's own next tokens (docs/log.md, 2026-11-24)."""
+    labels: float = 0.0
+    """Share of the tuning loss that is the text's own next tokens. Above 0 it trains on: a gain for
+    a checkpoint that was not trained out, a loss for one that was (docs/log.md, 2026-11-28)."""
     seconds: float = 0.0
     """Most seconds of all this after the first search, shared among the groups by their steps; 0
     has no limit. With one, two packs of a checkpoint need not be the same bytes."""
