@@ -231,7 +231,7 @@ def plot(rows: list[Row], limit: list[tuple[float, float]], path: Path) -> None:
     # tuning towards the text can end below the checkpoint that it began with
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=2)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
