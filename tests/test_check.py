@@ -415,6 +415,16 @@ def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):
     assert "bpb rise" not in out
 
 
+def test_no_limit_on_tokens_scores_all(run, world: World):  # noqa: F811
+    status, out, err = run(
+        world.artifact, "--bpb", "--data", world.data, "--tokens", 0, "--budget", "1MB", "--json"
+    )
+    assert status == 0, err
+    assert "scoring all tokens of" in err
+    whole = (len(world.tokens) - 1) // 32 * 32
+    assert json.loads(out)["artifacts"][0]["bpb"]["tokens"] == whole
+
+
 def test_a_file_that_is_damaged_is_not_scored(run, tmp_path, world: World):  # noqa: F811
     data = bytearray(world.artifact.read_bytes())
     data[-1] ^= 1

@@ -155,7 +155,8 @@ def _prover(folder: Path) -> Any:
     from gptpack.cli.fresh import evaluate_in_fresh_process
 
     def prove(path: Path, limits: Limits) -> dict[str, Any]:
-        note(f"{limits.label}: scoring {limits.tokens or 'all':,} tokens of {limits.data} ...")
+        tokens = f"{limits.tokens:,}" if limits.tokens else "all"
+        note(f"{limits.label}: scoring {tokens} tokens of {limits.data} ...")
         return evaluate_in_fresh_process(
             path,
             folder / limits.data,
