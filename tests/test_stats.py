@@ -250,6 +250,20 @@ def test_a_margin_may_be_in_nats(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ((1.0, "--below", 1), "1 run; a t-test needs at least 2"),
         ((1.0, 2.0, "--beats", 1, "--by", 0.1, "--unit", "nats"), "--tokens-per-byte"),
         (("nosuch.json", "--below", 1), "no such file"),
+        ((1.2, 1.21, "--below", 1.5, "--by", 0.5), "give --beats in place of --below"),
+        ((1.2, 1.21, "--below", 1.5, "--unit", "nats"), "give --beats in place of --below"),
+        ((1.2, 1.21, "--beats", 1.5, "--by", -5), "-5.0 is not in the range x>=0"),
+        ((1.2, 1.21, "--beats", 1.5, "--by", "nan"), "'nan' is not a finite number"),
+        ((1.2, 1.21, "--beats", 1, "--tokens-per-byte", 0), "0.0 is not in the range x>0"),
+        ((1.2, 1.21, "--beats", 1, "--tokens-per-byte", -3), "-3.0 is not in the range x>0"),
+        (
+            (3.27, 3.2701, "--metric", "nats", "--beats", 3.28, "--by", 0.005, "--unit", "bpb"),
+            "a margin in bpb cannot be taken from a threshold of nats",
+        ),
+        (
+            (179, 178, "--metric", "seconds", "--beats", 180, "--by", 1, "--unit", "nats"),
+            "a margin in nats cannot be taken from a threshold of seconds",
+        ),
     ],
 )
 def test_wrong_usage_ends_with_status_2(

@@ -121,4 +121,5 @@ def _rate(row: Any) -> float | None:
     nats, bpb = row.get("nats_per_token"), row.get("bpb")
     if not isinstance(nats, float) or not isinstance(bpb, float) or not nats:
         return None
-    return bpb * math.log(2) / nats
+    rate = bpb * math.log(2) / nats
+    return rate if 0 < rate < math.inf else None
