@@ -98,7 +98,7 @@ def load_check(path: Path) -> CheckConfig:
             f"{path}: cannot read it: {error.strerror}; name the artifacts, or write the limits "
             f"into {CONFIG}"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     table = values.get("check")
     if not isinstance(table, dict) or not isinstance(table.get("artifact"), list):
