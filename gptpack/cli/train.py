@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
-from gptpack.cli.options import COUNT, DEVICE, POSITIVE
+from gptpack.cli.options import COUNT, DEVICE, Finite
 
 if TYPE_CHECKING:
     from gptpack.config import Recipe, TokenizerIdentity
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gptpack.training.distributed import Ranks
     from gptpack.training.loop import TrainResult
 
+BITS = Finite(min=0, min_open=True, max=16)
+FLOPS = Finite(min=0, min_open=True, max=1e21)
 MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 """Training tokens of one look at the packer: a quarter of what `gptpack pack` calibrates with."""
 
@@ -40,9 +42,9 @@ MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
     "--eval-tokens", type=COUNT, default=0, show_default=True, help="Score so many; 0: all."
 )
 @click.option("--plan", "planned", is_flag=True, help="Say what the run will take, and stop.")
-@click.option("--bits", type=POSITIVE, help="--plan: bits of a weight in the file.  [default: 3]")
+@click.option("--bits", type=BITS, help="--plan: bits of a weight in the file.  [default: 3]")
 @click.option("--budget", metavar="SIZE", help="--plan: take the bits that this size allows.")
-@click.option("--flops", type=POSITIVE, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
+@click.option("--flops", type=FLOPS, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
