@@ -108,7 +108,7 @@ def _pack_seconds(folder: Path, sha256: str) -> float | None:
     for path in sorted(folder.glob("*.json")):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(report, dict) and report.get("sha256") == sha256:
             seconds = report.get("seconds")
