@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -216,6 +217,38 @@ def test_a_baseline_that_is_none_is_a_usage_error(run, tmp_path, text):
     status, _, err = run("m.gptpack", "--baseline", "gone.json")
     assert status == 2
     assert "--output main.json" in err
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("value", '"1.0"'),
+        ("value", "null"),
+        ("value", "[1]"),
+        ("value", "true"),
+        ("value", "1" + "0" * 400),
+        ("value", "9" * 5000),
+        ("value", "NaN"),
+        ("value", "Infinity"),
+        ("total_bytes", "Infinity"),
+        ("total_bytes", "NaN"),
+        ("total_bytes", '"many"'),
+        ("total_bytes", "1" + "0" * 400),
+        ("context", "[" * 100_000),
+    ],
+)
+def test_a_baseline_whose_figures_are_none_is_a_usage_error(run, tmp_path, place, text):
+    artifact(tmp_path / "m.gptpack", bpb=1.5)
+    assert run("m.gptpack", "--output", "main.json")[0] == 0
+    report, count = re.subn(
+        rf'"{place}": [\d.]+', f'"{place}": {text}', Path("main.json").read_text()
+    )
+    assert count
+    Path("main.json").write_text(report)
+    status, out, err = run("m.gptpack", "--baseline", "main.json", "--max-bpb-rise", 1, "--json")
+    assert (status, out) == (2, "")
+    assert "baseline main.json: not the JSON of 'gptpack check'" in err
+    assert err.count("\n") == 1
 
 
 CONFIG = """
