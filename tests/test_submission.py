@@ -325,6 +325,21 @@ BREAKS = {
 }
 
 
+@pytest.mark.parametrize("date", ["2026-W01-1", "20260101", "2026-1-1", "2026-02-30"])
+def test_a_date_is_written_with_year_month_and_day(copy: Path, date: str) -> None:
+    edit(copy, date=date)
+    assert rules(copy)["fields"] == (
+        "fail",
+        f"submission.json: date {date!r} is not YYYY-MM-DD",
+    )
+
+
+def test_a_date_that_is_none_is_refused_before_anything_runs(tmp_path: Path, capsys: Any) -> None:
+    options = ("--data", tmp_path, "--github-id", "x", "-o", tmp_path / "out", "--date", "foo")
+    assert gptpack("submission", tmp_path / "absent", *options) == 2
+    assert "'foo' does not match the format '%Y-%m-%d'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rule", BREAKS)
 def test_a_broken_rule_is_found(copy: Path, rule: str) -> None:
     before = rules(copy, record=[99.0])

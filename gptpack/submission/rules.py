@@ -193,8 +193,10 @@ def _fields(folder: Folder) -> Verdict:
     if wrong:
         return False, f"{FIGURES}: missing or of a wrong type: {', '.join(wrong)}"
     try:
-        datetime.date.fromisoformat(values["date"])
+        date = datetime.date.fromisoformat(values["date"]).isoformat()
     except ValueError:
+        date = ""
+    if date != values["date"]:  # weeks and dates without hyphens are ISO's too
         return False, f"{FIGURES}: date {values['date']!r} is not YYYY-MM-DD"
     return True, f"{FIGURES} has all {len(FIELDS)} fields"
 
