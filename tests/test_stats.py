@@ -102,6 +102,8 @@ def test_a_run_counts_once(tmp_path) -> None:
         ([1.0], {}, "1 run; a t-test needs at least 2"),
         ([1.0, 1.0, 1.0], {}, "all 3 figures are 1: runs of different seeds differ"),
         ([1.0, math.nan], {}, "nan is no figure"),
+        ([1e308, 1.5e308], {}, r"1e\+308 is no figure"),
+        ([1e-310, 2e-310], {}, "all 2 figures are 1.5e-310"),
         ([1.0, 2.0], {"alpha": 0.0}, r"alpha=0.0 must lie in \(0, 0.5\]"),
         ([1.0, 2.0], {"power": 1.0}, r"power=1.0 must lie in \(0, 1\)"),
     ],
@@ -179,6 +181,17 @@ def test_runs_that_measured_different_things_are_not_mixed(tmp_path: Path) -> No
 def test_files_without_figures_are_errors(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_runs([write(tmp_path / "x.json", content)])
+
+
+@pytest.mark.parametrize("place", ["[1.5, {}]", '{{"plain": {{"bpb": {}}}}}'])
+def test_an_integer_beyond_floats_is_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    file = write(tmp_path / "x.json", place.format("9" * 400))
+    assert run(capsys, file, 1.5, "--below", 2)[::2] == (
+        2,
+        "gptpack: inf is no figure to test\n",
+    )
 
 
 def test_what_is_neither_file_nor_number_is_an_error() -> None:

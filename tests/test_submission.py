@@ -434,6 +434,8 @@ def test_a_run_over_the_cap_is_refused_before_anything_runs(
         (["{empty}"], "no *.gptpack"),
         (["{run}", "1={run}"], "two runs have one seed"),
         (["{bare}"], "write SEED="),
+        (["\u00b2={bare}"], "no *.gptpack"),
+        (["9" * 19 + "={bare}"], "no *.gptpack"),
     ],
 )
 def test_runs_that_cannot_be_told_apart_or_read_are_usage_errors(
