@@ -325,6 +325,17 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, ema):
     assert steps == list(range(1, 401))
 
 
+def test_resuming_removes_what_killed_saves_left_and_nothing_else(tmp_path):
+    checkpoint = train(tiny("training.steps=2"), shards(), tmp_path, CPU).checkpoint
+    cut, other = tmp_path / ".gptpack-0a.tmp", tmp_path / ".gptpack-0b.tmp"
+    cut.write_bytes(checkpoint.read_bytes()[:1000])
+    other.write_bytes(b"a packed file that somebody writes")
+    train(tiny("training.steps=2"), shards(), tmp_path, CPU, resume=True)
+    assert not cut.exists()
+    assert other.exists()
+    assert checkpoint.exists()
+
+
 def test_without_torchrun_there_is_one_rank():
     with ranks("cpu") as here:
         assert (here.rank, here.world, here.main) == (0, 1, True)
