@@ -46,7 +46,9 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: not a number with one of the units, or not a whole number of bytes.
     """
-    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    # a comma that parts no three digits is a decimal one, and would be read as ten times as much
+    number = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?"
+    match = re.fullmatch(rf"\s*({number})\s*([A-Za-z]*)\s*", text)
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise ConfigError(f"size '{text}': write a number and a unit, such as 16MB or 16MiB")

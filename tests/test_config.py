@@ -51,6 +51,12 @@ def test_what_is_no_whole_number_of_bytes_is_refused_with_a_way_out(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["1,5MB", "1,50MB", "16,0000", "1234,567", "1,234,5KB", "1,,000"])
+def test_a_comma_that_parts_no_three_digits_is_refused(text):
+    with pytest.raises(ConfigError, match=r"such as 16MB or 16MiB"):
+        parse_size(text)
+
+
 @pytest.mark.parametrize("text", ["9" * 5000, "9" * 400 + "MB", "0." + "1" * 18])
 def test_a_size_of_more_digits_than_any_file_has_is_refused(text):
     with pytest.raises(ConfigError, match=r"^size of [\d,]+ digits: write at most 18 and a unit"):
