@@ -99,3 +99,17 @@ def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Ite
             os.fsync(parent)
         finally:
             os.close(parent)
+
+
+def remove_leftovers(path: str | Path, start: bytes) -> None:
+    """Delete what killed processes left of `replacing` beside `path`, if it begins with `start`.
+
+    Nobody can tell whether a process still writes one of those files, so that `start` must be what
+    only the caller's own files have.
+    """
+    for temporary in Path(os.path.realpath(path)).parent.glob(".gptpack-*.tmp"):
+        with suppress(OSError):
+            with open(temporary, "rb") as file:
+                found = file.read(len(start))
+            if found == start:
+                temporary.unlink()

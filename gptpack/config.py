@@ -34,6 +34,11 @@ UNITS = {
     "GIB": 2**30,
 }
 
+MOST_DIGITS = 18
+"""Of a size: all of them fit into 64 bits."""
+MOST_BITS = 63
+"""Of an integer setting, without its sign."""
+
 
 def parse_size(text: str) -> int:
     """Bytes that `text` stands for: ``16MB`` is 16,000,000 and ``16MiB`` is 16,777,216.
@@ -41,11 +46,18 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: not a number with one of the units, or not a whole number of bytes.
     """
-    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    # a comma that parts no three digits is a decimal one, and would be read as ten times as much
+    number = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?"
+    match = re.fullmatch(rf"\s*({number})\s*([A-Za-z]*)\s*", text)
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise ConfigError(f"size '{text}': write a number and a unit, such as 16MB or 16MiB")
     whole, _, fraction = match[1].replace(",", "").replace("_", "").partition(".")
+    if len(whole + fraction) > MOST_DIGITS:
+        raise ConfigError(
+            f"size of {len(whole + fraction):,} digits: write at most {MOST_DIGITS} and a unit, "
+            "such as 16MB or 16MiB"
+        )
     numerator = int(whole + fraction) * unit
     size_bytes, remainder = divmod(numerator, int(10 ** len(fraction)))
     if remainder:
@@ -137,6 +149,9 @@ class ModelConfig:
         self._check_order()
 
     def _check_parts(self) -> None:
+        for name in ("bigram_rows", "bigram_width", "value_embedding_width"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if (self.bigram_rows > 0) != (self.bigram_width > 0) or self.bigram_rows == 1:
             raise ConfigError("bigram_rows (at least 2) and bigram_width go together")
         if bool(self.value_embedding_layers) != (self.value_embedding_width > 0):
@@ -298,9 +313,12 @@ class DataConfig:
         for name in ("mix_shards_start", "mix_shards_end"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("mix_steps", "mix_power_start", "mix_power_end"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if self.mix_steps < 0:
+            raise ConfigError(f"mix_steps={self.mix_steps} must not be negative")
+        # higher powers of a large shard's blocks are beyond floats, and mix nothing any more
+        for name in ("mix_power_start", "mix_power_end"):
+            if not 0 <= getattr(self, name) <= 10:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 10]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -478,6 +496,10 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ConfigError(
+            f"{path} is an integer of {value.bit_length()} bits; it may have {MOST_BITS} and a sign"
+        )
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(typing.cast(type[Any], hint), value, path)
     if origin is Literal and value in typing.get_args(hint):
@@ -510,7 +532,8 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        # besides what is no TOML: integers of thousands of digits, and tables within tables
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not TOML: {error}") from error
     for override in overrides:
         dotted, found, text = override.partition("=")
@@ -519,7 +542,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             raise ConfigError(f"--set {override}: write table.key=value, such as model.layers=4")
         try:
             parsed = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             parsed = text.strip()
         section = values.setdefault(table, {})
         if not isinstance(section, dict):

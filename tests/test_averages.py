@@ -9,6 +9,7 @@ from test_training import CPU, shards, tiny
 
 from gptpack.checkpoint import load_checkpoint
 from gptpack.config import TokenizerIdentity
+from gptpack.model.gpt import GPT
 from gptpack.reload import load_model
 from gptpack.training.averages import Average
 from gptpack.training.loop import Run, TrainResult, train
@@ -107,6 +108,12 @@ def test_an_average_that_took_no_step_says_so(tmp_path):
     result = train(tiny("optimizer.swa_every=20"), shards(), tmp_path / "run", CPU)
     assert result.weights == "those of the last step, SWA had no step to take"
     assert load_checkpoint(result.checkpoint).training["raw"] is None
+
+
+@pytest.mark.parametrize(("setting", "name"), [("ema_decay=0.5", "EMA"), ("swa_every=1", "SWA")])
+def test_a_run_of_no_step_names_the_average_that_it_was_to_keep(setting, name):
+    average = Average(GPT(tiny().model, seed=0), tiny(f"optimizer.{setting}").optimizer)
+    assert average.told == f"those of the last step, {name} had no step to take"
 
 
 def test_which_weights_are_kept_is_told_in_words(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -218,6 +219,38 @@ def test_a_baseline_that_is_none_is_a_usage_error(run, tmp_path, text):
     assert "--output main.json" in err
 
 
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("value", '"1.0"'),
+        ("value", "null"),
+        ("value", "[1]"),
+        ("value", "true"),
+        ("value", "1" + "0" * 400),
+        ("value", "9" * 5000),
+        ("value", "NaN"),
+        ("value", "Infinity"),
+        ("total_bytes", "Infinity"),
+        ("total_bytes", "NaN"),
+        ("total_bytes", '"many"'),
+        ("total_bytes", "1" + "0" * 400),
+        ("context", "[" * 100_000),
+    ],
+)
+def test_a_baseline_whose_figures_are_none_is_a_usage_error(run, tmp_path, place, text):
+    artifact(tmp_path / "m.gptpack", bpb=1.5)
+    assert run("m.gptpack", "--output", "main.json")[0] == 0
+    report, count = re.subn(
+        rf'"{place}": [\d.]+', f'"{place}": {text}', Path("main.json").read_text()
+    )
+    assert count
+    Path("main.json").write_text(report)
+    status, out, err = run("m.gptpack", "--baseline", "main.json", "--max-bpb-rise", 1, "--json")
+    assert (status, out) == (2, "")
+    assert "baseline main.json: not the JSON of 'gptpack check'" in err
+    assert err.count("\n") == 1
+
+
 CONFIG = """
 [check]
 max_bpb = 2.0
@@ -299,6 +332,11 @@ def test_a_table_that_makes_no_sense_is_a_usage_error(tmp_path, text, words):
         (("m", "--bpb"), "name a folder of shards with --data"),
         (("m", "--output", "report.pdf"), ".json, .md, .xml"),
         (("m", "m"), "two artifacts are called"),
+        (("m", "--max-bpb", "inf"), "'inf' is not a finite number"),
+        (("m", "--max-bpb", "nan"), "'nan' is not a finite number"),
+        (("m", "--max-bpb-rise", "-inf"), "'-inf' is not a finite number"),
+        (("m", "--max-bpb-rise", "nan"), "'nan' is not a finite number"),
+        (("m", "--max-bpb", "-1"), "max_bpb=-1.0 must be positive"),
     ],
 )
 def test_options_that_make_no_sense_end_with_status_2(run, arguments, words):
@@ -413,6 +451,16 @@ def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):
     assert f"0.001000 above the limit of {limit}" in out
     assert "+0 bytes, +0.0000 bpb" in out
     assert "bpb rise" not in out
+
+
+def test_no_limit_on_tokens_scores_all(run, world: World):  # noqa: F811
+    status, out, err = run(
+        world.artifact, "--bpb", "--data", world.data, "--tokens", 0, "--budget", "1MB", "--json"
+    )
+    assert status == 0, err
+    assert "scoring all tokens of" in err
+    whole = (len(world.tokens) - 1) // 32 * 32
+    assert json.loads(out)["artifacts"][0]["bpb"]["tokens"] == whole
 
 
 def test_a_file_that_is_damaged_is_not_scored(run, tmp_path, world: World):  # noqa: F811

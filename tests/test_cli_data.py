@@ -88,6 +88,15 @@ def test_a_separator_may_be_written_with_escapes(
     assert json.loads(text)["train"]["documents"] == 2
 
 
+def test_a_separator_that_is_no_text_is_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--vocab", 290, "-o", tmp_path / "tok.model", "--separator", r"\ud800")
+    status, out, err = gptpack(capsys, "tokenizer", corpus, *options)
+    assert (status, out) == (2, "")
+    assert err == "gptpack: --separator \\ud800: surrogates not allowed\n"
+
+
 def test_an_existing_tokenizer_needs_force(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -452,6 +452,20 @@ def test_corrupt_missing_and_foreign_files_have_their_statuses(
         assert name in err
 
 
+def test_a_recipe_is_for_bare_state_dicts_only(world: World, tmp_path: Path, run: Any) -> None:
+    status, out, err = run(world.checkpoint, "--data", world.data, "--model", "golf-1060")
+    assert (status, out) == (2, "")
+    assert f"--model golf-1060 is for bare state dicts; {world.checkpoint} says its own" in err
+    config = world.config
+    names = ("vocab", "layers", "width", "heads", "kv_heads", "mlp_hidden", "context")
+    lines = [f"{name} = {getattr(config, name)}" for name in names]
+    (tmp_path / "r.toml").write_text("\n".join(["[model]", *lines]))
+    torch.save(world.model.state_dict(), tmp_path / "bare.pt")
+    options = ("--data", world.data, "--model", tmp_path / "r.toml", "--limit-tokens", 64)
+    status, _, err = run(tmp_path / "bare.pt", *options)
+    assert status == 0, err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -467,6 +481,9 @@ def test_corrupt_missing_and_foreign_files_have_their_statuses(
         (("--ttt", "sgd:chunk=16"), "chunk=16 holds no row of context=32"),
         (("--ttt", "lora"), "chunk=256 is longer than context=32"),
         (("--ttt", "lora:chunk=8,targets=nosuch"), "no linear layer named nosuch"),
+        (("--ttt", "lora:chunk=8,targets=tok_emb"), "no linear layer named tok_emb"),
+        (("--ttt", "lora:chunk=8,rank=17"), "have 16 rows or columns at most"),
+        (("--ttt", "lora:chunk=8,rank=1000000000"), "rank=1000000000 is no low rank"),
         (("--ttt", "sgd:freeze=3"), "freeze=3, but the model has 2 blocks"),
         (("--documents", "masked", "--tail", "drop"), "no common tail to drop"),
         (("--text", "x.txt"), "audited by decoding them"),

@@ -51,6 +51,18 @@ def test_what_is_no_whole_number_of_bytes_is_refused_with_a_way_out(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["1,5MB", "1,50MB", "16,0000", "1234,567", "1,234,5KB", "1,,000"])
+def test_a_comma_that_parts_no_three_digits_is_refused(text):
+    with pytest.raises(ConfigError, match=r"such as 16MB or 16MiB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "9" * 400 + "MB", "0." + "1" * 18])
+def test_a_size_of_more_digits_than_any_file_has_is_refused(text):
+    with pytest.raises(ConfigError, match=r"^size of [\d,]+ digits: write at most 18 and a unit"):
+        parse_size(text)
+
+
 @given(st.integers(0, 10**15))
 def test_a_plain_number_is_itself_with_and_without_separators(size_bytes):
     assert parse_size(str(size_bytes)) == parse_size(f"{size_bytes:,}B") == size_bytes
@@ -74,6 +86,8 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"vocab": 65537}, "16-bit"),
         ({"logit_softcap": 0.0}, "logit_softcap"),
         ({"bigram_rows": 100}, "go together"),
+        ({"bigram_rows": -5, "bigram_width": -5}, "bigram_rows=-5 must not be negative"),
+        ({"value_embedding_width": -5}, "value_embedding_width=-5 must not be negative"),
         ({"value_embedding_layers": (1,)}, "go together"),
         ({"value_embedding_layers": (9,), "value_embedding_width": 64}, r"lie in 0\.\.8"),
         ({"attention_gate_inputs": 513}, "0 to width=512"),
@@ -117,6 +131,7 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (DataConfig, "mix_shards_end", 0),
         (DataConfig, "mix_steps", -1),
         (DataConfig, "mix_power_start", -0.1),
+        (DataConfig, "mix_power_start", 200.0),
         (TrainingConfig, "batch_tokens", 0),
         (TrainingConfig, "steps", 0),
         (TrainingConfig, "seconds", -1.0),
@@ -234,11 +249,21 @@ def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
         ("[data]\nloader = 'random'\n", r"data\.loader='random' must be one of sequential"),
         ("model = 3\n", "model=3"),
         ("[model\n", "not TOML"),
+        (f"[model]\nlayers = 1{'0' * 22}\n", r"model\.layers is an integer of 74 bits"),
+        (f"[training]\nseconds = {'9' * 400}\n", r"training\.seconds is an integer of 1329 bits"),
+        (f"[model]\nlayers = {'9' * 5000}\n", "not TOML"),
+        (f"a = {'[' * 5000}\n", "not TOML"),
     ],
 )
 def test_a_wrong_recipe_names_the_setting(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("digits", [22, 400, 5000])
+def test_an_override_of_many_digits_is_refused_by_name(digits):
+    with pytest.raises(ConfigError, match=r"^training\.seconds"):
+        load_recipe(None, [f"training.seconds={'9' * digits}"])
 
 
 @pytest.mark.parametrize("override", ["model", "layers=4", "model.layers", "a.b.c=1", "=", ".=1"])

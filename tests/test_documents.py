@@ -109,6 +109,7 @@ def test_invalid_utf8_names_the_byte(tmp_path: Path) -> None:
     [
         ("{", "a.jsonl:3: not JSON"),
         ("[" * 100_000, "a.jsonl:3: not JSON: nested too deeply"),
+        ("9" * 5000, "a.jsonl:3: not JSON: Exceeds the limit"),
         ("[1]", "a.jsonl:3: no object"),
         ('{"body": "x"}', "a.jsonl:3: no string under 'text'"),
         ('{"text": 3}', "a.jsonl:3: no string under 'text'"),

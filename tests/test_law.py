@@ -199,11 +199,38 @@ def test_the_projects_own_runs_can_be_read():
     [
         ({"tokens": "many"}, r"line 2: tokens 'many' is not a positive number"),
         ({"bpb_before": -1}, r"line 2: bpb_before '-1' is not a positive number"),
+        ({"tokens": "inf"}, r"line 2: tokens 'inf' is not a positive number"),
+        ({"tokens": 1e308}, r"line 2: tokens '1e\+308' is no figure of a run"),
+        ({"tokens": 0.4}, r"line 2: tokens '0.4' is less than one"),
+        ({"bytes": 1e200}, r"line 2: bytes '1e\+200' is no figure of a run"),
+        ({"seconds": 1e-308, "gpus": 1e-308}, r"line 2: seconds '1e-308' is no figure of a run"),
+        ({"gpus": 1e200}, r"line 2: gpus '1e\+200' is no figure of a run"),
     ],
 )
 def test_a_value_that_is_no_number_is_named_with_its_line(tmp_path, change, wanted):
     with pytest.raises(DataError, match=wanted):
         read_runs(written(tmp_path / "runs.csv", [{**rows()[0], **change}]))
+
+
+def test_a_law_beyond_everything_that_can_be_is_an_error():
+    steep = [replace(r, gpu_seconds=r.tokens * (r.parameters / 1e5) ** 100) for r in made()]
+    with pytest.raises(DataError, match=r"a figure of e\^\d+; one of the runs' own figures"):
+        Law(steep).tokens_per_second(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seconds", "nan"], "'nan' is not a finite number"),
+        (["--seconds", "inf"], "inf is not in the range"),
+        (["--seconds", "1e308", "--gpus", "9"], "is not in the range 0<x<=1000000000"),
+        (["--seconds", "9", "--gpus", "9" * 400], "is not in the range 1<=x<=1000000"),
+    ],
+)
+def test_times_beyond_any_run_are_refused(options, message):
+    done = CliRunner().invoke(group, ["plan", "--budget", "60KB", *options])
+    assert done.exit_code == 2
+    assert message in done.output
 
 
 def test_a_file_without_the_columns_is_refused(tmp_path):

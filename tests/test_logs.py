@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_cli import invoke
 
 from gptpack.cli import main
 from gptpack.errors import DataError
@@ -273,6 +274,40 @@ def test_a_loss_that_is_no_number_is_said_and_written_as_null() -> None:
     found = log.to_dict()
     assert (found["plain"]["bpb"], found["plain"]["nats_per_token"]) == (None, None)
     json.dumps(found, allow_nan=False)
+
+
+FIGURES = "final_plain val_loss:2.0 val_bpb:1.2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{FIGURES} tokens:inf",
+        f"{FIGURES} tokens:nan",
+        f"{FIGURES} stride:1e999",
+        "final_plain val_loss:1e300 val_bpb:1e-300",
+        "val_tokens: 1000\nfinal_plain val_loss:1e300 val_bpb:1e-10",
+        "val_tokens: 1000\nfinal_plain val_loss:1e-10 val_bpb:1e300",
+        f"{FIGURES}\nstep:{'9' * 5000}/9 val_loss:1.0",
+        f"val_tokens: {'9' * 400}\n{FIGURES}",
+        f"Serialized model int8: {'9' * 5000} bytes\n{FIGURES}",
+        f"step:{'9' * 400}/9 val_loss:1.0 train_time:9ms step_avg:9ms\n{FIGURES}",
+        f"stopping_early: train_time: 9ms step: {'9' * 400}/9\n{FIGURES}",
+        "step:1/9 val_loss:1.0 train_time:infms step_avg:infms",
+        "step:1/9 val_loss:1.0 train_time:1e999ms step_avg:nanms",
+        f"{FIGURES} eval_time:infs",
+        f"total_eval_time: infms\n{FIGURES} eval_time:1e308s\n{FIGURES} eval_time:1e308s",
+    ],
+)
+def test_figures_that_nothing_can_have_are_no_trouble(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.log"
+    path.write_text(text)
+    assert invoke("log", str(path)) in (0, 1)
+    capsys.readouterr()
+    assert invoke("log", str(path), "--json") in (0, 1)
+    json.loads(capsys.readouterr().out)
 
 
 def test_an_empty_log_has_nothing() -> None:

@@ -102,6 +102,23 @@ def test_small_tables_forget_but_stay_causal() -> None:
     assert not np.array_equal(one.tokens, make_hints(tokens, SETTINGS).tokens)
 
 
+@pytest.mark.parametrize("kept", [32768, 32769, 65536, 131072])
+def test_hints_do_not_depend_on_how_much_text_follows(kept: int) -> None:
+    # Where tables grow, or would if their size went by the text's; many contexts share slots.
+    tokens = np.random.default_rng(3).integers(0, 64, 140_001).astype(np.uint16)
+    wide = NgramSettings(orders=(1, 2, 3, 4))
+    one, other = make_hints(tokens[: kept + 1], wide), make_hints(tokens, wide)
+    assert np.array_equal(one.tokens, other.tokens[:kept])
+    assert np.array_equal(one.buckets, other.buckets[:kept])
+
+
+def test_a_table_that_grew_remembers_what_it_knew() -> None:
+    phrase = np.arange(1, 30, dtype=np.uint16)
+    noise = np.random.default_rng(4).integers(100, 1000, 40_000).astype(np.uint16)
+    hints = make_hints(np.concatenate([phrase, noise, phrase]), NgramSettings(orders=(2, 4)))
+    assert hints.tokens[-24:].tolist() == phrase[-24:].tolist()
+
+
 def distributions(count: int, seed: int = 0) -> np.ndarray:
     """Log-probabilities ``[count, 32]`` of a network that is none."""
     logits = np.random.default_rng(seed).normal(0, 2, (count, 32))

@@ -14,10 +14,11 @@ from test_training import CPU, shards, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptpack.cli.train_plan import plan
-from gptpack.config import ModelConfig, Recipe
+from gptpack.config import ModelConfig, Recipe, load_recipe
 from gptpack.data.shards import write_shard
 from gptpack.errors import BudgetError, ConfigError
 from gptpack.model.gpt import GPT
+from gptpack.recipe_files import find_recipe
 from gptpack.training import plan as planning
 from gptpack.training.loop import Run
 from gptpack.training.plan import (
@@ -268,12 +269,23 @@ def test_a_plan_with_data_counts_epochs(loader, tmp_path, capsys):
         assert row in out
 
 
+def test_a_plan_of_more_seconds_than_floats_have_is_limited_by_its_steps(capsys):
+    command = ["train", "--recipe", "tiny", "--plan", "--flops", "1e21", "--device", "cpu"]
+    assert invoke(*command, "--set", "training.seconds=1e308", "--json") == 0
+    assert (
+        json.loads(capsys.readouterr().out)["steps"]
+        == load_recipe(find_recipe("tiny")).training.steps
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
         (["--plan", "--bits", "3", "--budget", "1MB"], 2, "exclude each other"),
-        (["--plan", "--bits", "0"], 2, "0 is not in the range x>0"),
-        (["--plan", "--flops", "-1"], 2, "is not in the range x>0"),
+        (["--plan", "--bits", "0"], 2, "0.0 is not in the range 0<x<=16"),
+        (["--plan", "--bits", "1e308"], 2, "1e+308 is not in the range 0<x<=16"),
+        (["--plan", "--flops", "-1"], 2, "is not in the range 0<x<=1e+21"),
+        (["--plan", "--flops", "1e308"], 2, "is not in the range 0<x<=1e+21"),
         (["--plan", "--bits", "nan"], 2, "is not a finite number"),
         (["--plan", "--budget", "3KB", "--flops", "1e9"], 1, "nothing is left"),
         (["--bits", "3", "--data", "x", "--output", "y"], 2, "go with --plan"),

@@ -240,6 +240,7 @@ def test_long_curves_are_means_of_equal_numbers_of_steps() -> None:
         ("", "has no rows"),
         ("size,score\n1,2\n", "has size, score"),
         ("bytes,bpb\nmany,2\n", "no number"),
+        ("bytes,bpb\n1,nan\n", "not finite"),
     ],
 )
 def test_a_curve_that_is_none_is_an_error(tmp_path: Path, text: str, words: str) -> None:
@@ -247,6 +248,21 @@ def test_a_curve_that_is_none_is_an_error(tmp_path: Path, text: str, words: str)
     with pytest.raises(DataError) as caught:
         read_curve(tmp_path / "c.csv", "c")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", ["NaN", "1e999", "9" * 400, "9" * 5000, "[" * 100_000, '"x"'])
+def test_metrics_that_are_no_numbers_are_an_error(tmp_path: Path, loss: str) -> None:
+    lines = [f'{{"step": 1, "loss_nats": {loss}}}', '{"step": 2, "loss_nats": 2.0}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 1 is not"):
+        gather([tmp_path])
+
+
+def test_reports_beside_a_run_with_figures_beyond_floats_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss_nats": 2.0}')
+    report = f'{{"steps": 1, "seconds": {"9" * 400}, "compile_seconds": 1e999}}'
+    (tmp_path / "train.json").write_text(report)
+    assert gather([tmp_path])[0].seconds == {}
 
 
 def test_sources_are_told_apart_by_their_names(runs: list[Path], tmp_path: Path) -> None:

@@ -134,7 +134,23 @@ def test_a_time_limit_stops_with_the_exact_share_scored(limit: float) -> None:
     assert score.nats == pytest.approx(float(losses[: score.tokens].sum()), rel=1e-6, abs=1e-12)
     assert score.to_dict()["share"] == score.tokens / 100
     assert (limit > 1) == (score.tokens > 0)
-    assert "only" in score.metric
+    assert score.metric.endswith(f"first {score.tokens / 100:.2%} only")
+
+
+def test_a_share_that_is_no_prefix_is_not_called_one() -> None:
+    # Batches of one shape go together: the short documents last, wherever they stand.
+    tokens = text_of_documents([200, 70, 200, 70, 200])
+    starts = np.flatnonzero(tokens == BOS)
+    plan = plan_windows(len(tokens), context=256, documents=starts)
+    forward = Forward(ToyModel(vocab=VOCAB), clock=Clock(6, now=Steps()))
+    options = {"shorten": True, "per_token": True, "batch_tokens": 256}
+    scorer = Scorer(forward, tokens, toy_bytes(VOCAB), plan, **options)  # type: ignore[arg-type]
+    assert not scorer.score(np.arange(len(plan)))
+    score = scorer.finish(tail="score", documents="masked")
+    assert score.losses is not None
+    assert np.isnan(score.losses[: score.tokens]).any()
+    assert score.metric.endswith(f"{score.tokens / plan.targets:.2%} only (not in order)")
+    assert "first" not in score.metric
 
 
 def test_a_limit_that_came_before_the_first_batch_leaves_figures_open() -> None:

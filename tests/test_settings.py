@@ -61,6 +61,8 @@ def test_the_brief_form_leaves_defaults_out() -> None:
         ("sgd:lr=0", "lr=0.0 must be above 0"),
         ("sgd:lr=nan", "lr=nan must be a finite number"),
         ("sgd:momentum=1", r"momentum=1.0 must lie in \[0, 1\)"),
+        ("sgd:chunk=2147483649", "chunk=2147483649 must be at most 2147483648"),
+        ("sgd:chunk=1" + "0" * 30, "sgd.chunk is an integer of 100 bits"),
         ("sgd:reset=-1", "reset=-1 must not be negative"),
         ("lora:beta2=1", r"beta2=1.0 must lie in \[0, 1\)"),
         ("lora:targets=c_q+", "write names joined by"),

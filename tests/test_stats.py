@@ -102,6 +102,8 @@ def test_a_run_counts_once(tmp_path) -> None:
         ([1.0], {}, "1 run; a t-test needs at least 2"),
         ([1.0, 1.0, 1.0], {}, "all 3 figures are 1: runs of different seeds differ"),
         ([1.0, math.nan], {}, "nan is no figure"),
+        ([1e308, 1.5e308], {}, r"1e\+308 is no figure"),
+        ([1e-310, 2e-310], {}, "all 2 figures are 1.5e-310"),
         ([1.0, 2.0], {"alpha": 0.0}, r"alpha=0.0 must lie in \(0, 0.5\]"),
         ([1.0, 2.0], {"power": 1.0}, r"power=1.0 must lie in \(0, 1\)"),
     ],
@@ -181,6 +183,17 @@ def test_files_without_figures_are_errors(tmp_path: Path, content: str, message:
         read_runs([write(tmp_path / "x.json", content)])
 
 
+@pytest.mark.parametrize("place", ["[1.5, {}]", '{{"plain": {{"bpb": {}}}}}'])
+def test_an_integer_beyond_floats_is_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    file = write(tmp_path / "x.json", place.format("9" * 400))
+    assert run(capsys, file, 1.5, "--below", 2)[::2] == (
+        2,
+        "gptpack: inf is no figure to test\n",
+    )
+
+
 def test_what_is_neither_file_nor_number_is_an_error() -> None:
     with pytest.raises(ValueError, match="nosuch: no such file, and no number"):
         read_runs(["nosuch"])
@@ -250,6 +263,20 @@ def test_a_margin_may_be_in_nats(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ((1.0, "--below", 1), "1 run; a t-test needs at least 2"),
         ((1.0, 2.0, "--beats", 1, "--by", 0.1, "--unit", "nats"), "--tokens-per-byte"),
         (("nosuch.json", "--below", 1), "no such file"),
+        ((1.2, 1.21, "--below", 1.5, "--by", 0.5), "give --beats in place of --below"),
+        ((1.2, 1.21, "--below", 1.5, "--unit", "nats"), "give --beats in place of --below"),
+        ((1.2, 1.21, "--beats", 1.5, "--by", -5), "-5.0 is not in the range x>=0"),
+        ((1.2, 1.21, "--beats", 1.5, "--by", "nan"), "'nan' is not a finite number"),
+        ((1.2, 1.21, "--beats", 1, "--tokens-per-byte", 0), "0.0 is not in the range x>0"),
+        ((1.2, 1.21, "--beats", 1, "--tokens-per-byte", -3), "-3.0 is not in the range x>0"),
+        (
+            (3.27, 3.2701, "--metric", "nats", "--beats", 3.28, "--by", 0.005, "--unit", "bpb"),
+            "a margin in bpb cannot be taken from a threshold of nats",
+        ),
+        (
+            (179, 178, "--metric", "seconds", "--beats", 180, "--by", 1, "--unit", "nats"),
+            "a margin in nats cannot be taken from a threshold of seconds",
+        ),
     ],
 )
 def test_wrong_usage_ends_with_status_2(

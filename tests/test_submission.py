@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -324,6 +325,21 @@ BREAKS = {
 }
 
 
+@pytest.mark.parametrize("date", ["2026-W01-1", "20260101", "2026-1-1", "2026-02-30"])
+def test_a_date_is_written_with_year_month_and_day(copy: Path, date: str) -> None:
+    edit(copy, date=date)
+    assert rules(copy)["fields"] == (
+        "fail",
+        f"submission.json: date {date!r} is not YYYY-MM-DD",
+    )
+
+
+def test_a_date_that_is_none_is_refused_before_anything_runs(tmp_path: Path, capsys: Any) -> None:
+    options = ("--data", tmp_path, "--github-id", "x", "-o", tmp_path / "out", "--date", "foo")
+    assert gptpack("submission", tmp_path / "absent", *options) == 2
+    assert "'foo' does not match the format '%Y-%m-%d'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rule", BREAKS)
 def test_a_broken_rule_is_found(copy: Path, rule: str) -> None:
     before = rules(copy, record=[99.0])
@@ -331,6 +347,49 @@ def test_a_broken_rule_is_found(copy: Path, rule: str) -> None:
     after = rules(copy, record=[99.0])
     assert before[rule][0] == "pass"
     assert after[rule][0] == "fail", after[rule]
+
+
+def replaced(path: Path, pattern: str, by: str) -> None:
+    text, count = re.subn(pattern, by, path.read_text())
+    assert count
+    path.write_text(text)
+
+
+FOREIGN = {
+    **{
+        f"seeds {seeds!r}": (lambda f, seeds=seeds: edit(f, seeds=seeds), "seeds")
+        for seeds in (5, None, "abc", {"1": 2}, ["\u0000"], [[1]], [True], ["../../x"], [1.5])
+    },
+    "deep JSON": (lambda f: (f / "submission.json").write_text("[" * 100_000), "logs"),
+    "requirements": (lambda f: (f / "requirements.txt").write_bytes(b"\xff"), "imports"),
+    "deep script": (lambda f: (f / "train_gpt.py").write_text("-" * 50_000 + "1"), "imports"),
+    "null in the script": (lambda f: (f / "train_gpt.py").write_text("x = 1\0"), "imports"),
+    **{
+        f"{pattern} -> {by[:9]}": (
+            lambda f, pattern=pattern, by=by: replaced(f / "train_seed1.log", pattern, by),
+            "logs",
+        )
+        for pattern, by in (
+            ("val_loss:[0-9.]+", "val_loss:1.2.3"),
+            ("val_bpb:[0-9.]+", "val_bpb:."),
+            ("all:[0-9.]+s", "all:1.2.3s"),
+            ("tokens:[0-9]+", "tokens:" + "9" * 400),
+            ("Code size: [0-9]+", "Code size: " + "9" * 5000),
+            ("seed:[0-9]+", "seed:" + "9" * 5000),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_of_others_making_breaks_rules_and_not_the_check(
+    copy: Path, capsys: Any, name: str
+) -> None:
+    change, rule = FOREIGN[name]
+    change(copy)
+    assert rules(copy)[rule][0] == "fail"
+    assert gptpack("submission", "check", copy, "--json") == 1
+    json.loads(capsys.readouterr().out)
 
 
 def test_figures_in_the_readme_are_held_to_the_logs(copy: Path) -> None:
@@ -375,6 +434,8 @@ def test_a_run_over_the_cap_is_refused_before_anything_runs(
         (["{empty}"], "no *.gptpack"),
         (["{run}", "1={run}"], "two runs have one seed"),
         (["{bare}"], "write SEED="),
+        (["\u00b2={bare}"], "no *.gptpack"),
+        (["9" * 19 + "={bare}"], "no *.gptpack"),
     ],
 )
 def test_runs_that_cannot_be_told_apart_or_read_are_usage_errors(

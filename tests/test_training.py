@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from test_cli import invoke
+from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.checkpoint import load_checkpoint
 from gptpack.config import Loader, Recipe, TokenizerIdentity, load_recipe
-from gptpack.errors import CheckpointError, ConfigError, TrainingError
+from gptpack.data.shards import write_shard
+from gptpack.errors import CheckpointError, ConfigError, GptpackError, TrainingError
 from gptpack.model.gpt import GPT
 from gptpack.training.distributed import Ranks, ranks
 from gptpack.training.loop import Run, train
@@ -179,6 +183,51 @@ def test_a_finished_run_that_is_resumed_has_no_loss_of_its_own(tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+@pytest.fixture
+def command(world: World, tmp_path: Path) -> list[str]:  # noqa: F811
+    """`gptpack train` of two steps on a folder with both splits."""
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    write_shard(data / "x_train_000000.bin", np.resize(world.tokens, 3000))
+    sets = [*TINY, f"model.vocab={world.config.vocab}", "training.steps=2"]
+    words = ["train", "--recipe", "tiny", "--data", str(data), "--output", str(tmp_path / "run")]
+    return [*words, "--device", "cpu", "--json", *(w for item in sets for w in ("--set", item))]
+
+
+@pytest.mark.parametrize(
+    ("absent", "options", "said"),
+    [
+        ("", ["--eval-tokens", "10"], "10 targets do not fill one context of 16"),
+        ("tokenizer.model", [], "no tokenizer beside the shards"),
+        ("*_val_*", [], "no shards named *_val_*.bin"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_before_it_is_trained(
+    command, tmp_path, capsys, absent, options, said
+):
+    for path in (tmp_path / "data").glob(absent or "nothing"):
+        path.unlink()
+    assert invoke(*command, *options) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "or pass --no-eval" in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_result_is_printed_even_where_its_scoring_fails(command, tmp_path, capsys, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise GptpackError("evaluation in a fresh process ended with status 2")
+
+    monkeypatch.setattr("gptpack.cli.fresh.evaluate_in_fresh_process", fail)
+    assert invoke(*command) == 2
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert printed["steps"] == 2
+    assert printed["validation"] is None
+    assert "ended with status 2" in captured.err
+    assert Path(printed["checkpoint"]).exists()
+
+
 def test_where_nothing_can_be_written_nothing_is_trained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is not a directory"):
@@ -274,6 +323,17 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, ema):
     assert all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 401))
+
+
+def test_resuming_removes_what_killed_saves_left_and_nothing_else(tmp_path):
+    checkpoint = train(tiny("training.steps=2"), shards(), tmp_path, CPU).checkpoint
+    cut, other = tmp_path / ".gptpack-0a.tmp", tmp_path / ".gptpack-0b.tmp"
+    cut.write_bytes(checkpoint.read_bytes()[:1000])
+    other.write_bytes(b"a packed file that somebody writes")
+    train(tiny("training.steps=2"), shards(), tmp_path, CPU, resume=True)
+    assert not cut.exists()
+    assert other.exists()
+    assert checkpoint.exists()
 
 
 def test_without_torchrun_there_is_one_rank():

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gptpack.cli.console import note, print_table
+from gptpack.cli.options import FINITE
 from gptpack.errors import ArtifactError, ConfigError, LimitError, MissingDependencyError
 from gptpack.report.check import Result, check, load_baseline
 from gptpack.report.check_formats import (
@@ -43,8 +44,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--config", type=PATH, help=f"TOML file with [check]. [default: {CONFIG}]")
 @click.option("--budget", help="Most bytes of a file and its code, such as 16MB or 16MiB.")
 @click.option("--code", multiple=True, help="File whose bytes count too; repeatable.")
-@click.option("--max-bpb", type=float, help="Most bits per byte, recorded or measured.")
-@click.option("--max-bpb-rise", type=float, help="Most bits per byte above the baseline.")
+@click.option("--max-bpb", type=FINITE, help="Most bits per byte, recorded or measured.")
+@click.option("--max-bpb-rise", type=FINITE, help="Most bits per byte above the baseline.")
 @click.option("--max-bytes-rise", help="Most bytes above the baseline, such as 10KB.")
 @click.option("--baseline", type=PATH, help="Report (JSON) of an earlier check, or an artifact.")
 @click.option("--bpb", "prove", is_flag=True, help="Measure the bits per byte; needs torch.")
@@ -155,7 +156,8 @@ def _prover(folder: Path) -> Any:
     from gptpack.cli.fresh import evaluate_in_fresh_process
 
     def prove(path: Path, limits: Limits) -> dict[str, Any]:
-        note(f"{limits.label}: scoring {limits.tokens or 'all':,} tokens of {limits.data} ...")
+        tokens = f"{limits.tokens:,}" if limits.tokens else "all"
+        note(f"{limits.label}: scoring {tokens} tokens of {limits.data} ...")
         return evaluate_in_fresh_process(
             path,
             folder / limits.data,

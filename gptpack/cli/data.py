@@ -219,8 +219,10 @@ def info_command(directory: Path, as_json: bool, quiet: bool) -> None:
 
 def _unescape(separator: str) -> str:
     try:
-        return separator.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
+        unescaped = separator.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        unescaped.encode()
+        return unescaped
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ConfigError(f"--separator {separator}: {error.reason}") from error
 
 

@@ -6,12 +6,13 @@ from typing import Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.options import Finite
 
 
 @click.command()
 @click.option("--budget", required=True, metavar="SIZE", help="Most bytes, such as 16MB.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), required=True)
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--seconds", type=Finite(min=0, min_open=True, max=10**9), required=True)
+@click.option("--gpus", type=click.IntRange(min=1, max=10**6), default=1, show_default=True)
 @click.option("--recipe", default="baseline", show_default=True, help="Whose proportions to keep.")
 @click.option(
     "--runs",

@@ -22,6 +22,8 @@ REACH = 2.0
 """Parameters and tokens may lie beyond those of the runs by this factor."""
 REACH_BITS = 0.5
 """Bits a weight may lie below those of the runs by so many: penalties triple within a bit."""
+LARGEST_FIGURE = 1e18
+"""No column of a run is above, or below its inverse."""
 
 
 def read_runs(path: Path) -> list[RunFigures]:
@@ -40,7 +42,7 @@ def read_runs(path: Path) -> list[RunFigures]:
     found = []
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
-        model = load_recipe(find_recipe(row["recipe"]), (row["set"] or "").split()).model
+        model = load_recipe(find_recipe(row["recipe"] or ""), (row["set"] or "").split()).model
         coded, kept = numbers_of(model)
         packed = bool(row["bytes"])
         found.append(
@@ -48,14 +50,10 @@ def read_runs(path: Path) -> list[RunFigures]:
                 name=f"{row['recipe']} {row['set'] or ''}".strip(),
                 parameters=coded + kept,
                 vocab=model.vocab,
-                tokens=round(_positive(row, "tokens", where)),
+                tokens=_whole(row, "tokens", where),
                 gpu_seconds=_positive(row, "seconds", where) * _positive(row, "gpus", where),
                 bpb_before=_positive(row, "bpb_before", where),
-                bits=(
-                    bits_allowed(coded, kept, round(_positive(row, "bytes", where)))
-                    if packed
-                    else 0.0
-                ),
+                bits=(bits_allowed(coded, kept, _whole(row, "bytes", where)) if packed else 0.0),
                 bpb_after=_positive(row, "bpb_after", where) if packed else 0.0,
             )
         )
@@ -69,6 +67,14 @@ def _positive(row: dict[str, str], name: str, where: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise DataError(f"{where}: {name} '{row[name]}' is not a positive number")
+    if not 1 / LARGEST_FIGURE <= value <= LARGEST_FIGURE:
+        raise DataError(f"{where}: {name} '{row[name]}' is no figure of a run")
+    return value
+
+
+def _whole(row: dict[str, str], name: str, where: str) -> int:
+    if not (value := round(_positive(row, name, where))):
+        raise DataError(f"{where}: {name} '{row[name]}' is less than one")
     return value
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from gptpack.cli.console import print_json, print_table
+from gptpack.cli.options import POSITIVE, Finite
 from gptpack.errors import ConfigError, LimitError
 from gptpack.report.samples import read_runs
 from gptpack.report.stats import Run, Verdict, judge, margin_in_bpb
@@ -16,7 +17,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": Tru
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--below", type=float, help="The mean has to be below this.")
 @click.option("--beats", type=float, help="The mean has to be below this by the margin --by.")
-@click.option("--by", "margin", type=float, default=0.0, show_default=True, help="The margin.")
+@click.option(
+    "--by", "margin", type=Finite(min=0), default=0.0, show_default=True, help="The margin."
+)
 @click.option(
     "--unit",
     type=click.Choice(["same", "bpb", "nats"]),
@@ -25,7 +28,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": Tru
     help="Of the margin; nats are turned into bits per byte where those are compared.",
 )
 @click.option("--metric", help="bpb, nats, seconds, or a path such as plain.bpb. [default: bpb]")
-@click.option("--tokens-per-byte", type=float, help="Of the text, for plain lists and --unit nats.")
+@click.option(
+    "--tokens-per-byte", type=POSITIVE, help="Of the text, for plain lists and --unit nats."
+)
 @click.option("--alpha", type=float, default=0.01, show_default=True, help="Level of the test.")
 @click.option("--power", type=float, default=0.8, show_default=True, help="What more runs are for.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
@@ -56,6 +61,8 @@ def command(
     """
     if (below is None) == (beats is None):
         raise ConfigError("give a threshold: either --below, or --beats and --by")
+    if below is not None and (margin or unit != "same"):
+        raise ConfigError("--by and --unit are a margin's; give --beats in place of --below")
     figures = read_runs(runs, metric or "bpb")
     if beats is not None:
         if tokens_per_byte is not None:
@@ -63,7 +70,7 @@ def command(
                 Run(name=run.name, value=run.value, tokens_per_byte=tokens_per_byte)
                 for run in figures
             ]
-        convert = unit == "nats" and (metric or "bpb").endswith("bpb")
+        convert = _converted(metric or "bpb", unit)
         threshold = beats - (margin_in_bpb(margin, figures) if convert else margin)
     else:
         assert below is not None
@@ -79,6 +86,17 @@ def command(
             f"a mean of {verdict.mean:.6g} is not below {threshold:.8g} beyond chance: "
             f"p = {verdict.p:.4g}, level {alpha:g}"
         )
+
+
+def _converted(metric: str, unit: str) -> bool:
+    """Whether a margin in `unit` is turned into bits per byte to compare figures of `metric`."""
+    of_bpb, of_nats = metric.endswith("bpb"), metric.endswith(("nats", "nats_per_token"))
+    if (unit == "bpb" and not of_bpb) or (unit == "nats" and not (of_bpb or of_nats)):
+        raise ConfigError(
+            f"--unit {unit}: a margin in {unit} cannot be taken from a threshold of {metric}; give "
+            "it in the unit of the figures"
+        )
+    return unit == "nats" and of_bpb
 
 
 def _print(figures: list[Run], verdict: Verdict) -> None:

@@ -81,7 +81,9 @@ def command() -> None:
 @click.option("--blurb", default="", help="A sentence on what it does.")
 @click.option("--track", default="10min_16mb", show_default=True, help="Of the contest.")
 @click.option("--hardware", default="", help="That training ran on, such as '8xH100 SXM'.")
-@click.option("--date", help="YYYY-MM-DD. [default: today]")
+@click.option(
+    "--date", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD", help="[default: today]"
+)
 @click.option("--stride", default=64, show_default=True, help="Of the sliding window; 0: none.")
 @click.option("--readable", is_flag=True, help="Ship the script as it reads, not the small form.")
 @click.option("--device", type=DEVICE, default="auto", show_default=True)
@@ -156,7 +158,7 @@ def _about(output: Path, given: dict[str, Any]) -> About:
         name=given["name"] or output.resolve().name,
         author=given["author"] or given["github_id"],
         github_id=given["github_id"],
-        date=given["date"] or datetime.date.today().isoformat(),
+        date=(given["date"] or datetime.datetime.now()).date().isoformat(),
         blurb=given["blurb"],
         track=given["track"],
         hardware=given["hardware"],

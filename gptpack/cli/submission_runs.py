@@ -34,6 +34,8 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """Runs a script in a process that refuses connections."""
+MOST_DIGITS = 18
+"""Of a seed; what has more is a file's name."""
 PROBE_CONTEXTS = 2
 """Windows of text that are exchanged to see whether scores depend on later tokens."""
 
@@ -61,11 +63,12 @@ def read_run(argument: str) -> Run:
     from gptpack.training.loop import CHECKPOINT, METRICS
 
     given, equals, rest = argument.partition("=")
-    path = Path(rest) if equals and given.isdigit() else Path(argument)
+    named = bool(equals) and given.isdecimal() and len(given) <= MOST_DIGITS
+    path = Path(rest) if named else Path(argument)
     folder = path if path.is_dir() else path.parent
     artifact = _packed(path)
     recipe: dict[str, Any] = {}
-    seed, seconds = (int(given) if equals and given.isdigit() else None), None
+    seed, seconds = (int(given) if named else None), None
     if (folder / CHECKPOINT).exists():
         checkpoint = load_checkpoint(folder / CHECKPOINT)
         recipe = to_dict(checkpoint.recipe) if checkpoint.recipe else {}
@@ -108,7 +111,7 @@ def _pack_seconds(folder: Path, sha256: str) -> float | None:
     for path in sorted(folder.glob("*.json")):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(report, dict) and report.get("sha256") == sha256:
             seconds = report.get("seconds")

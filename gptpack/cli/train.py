@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
-from gptpack.cli.options import COUNT, DEVICE, POSITIVE
+from gptpack.cli.options import COUNT, DEVICE, Finite
 
 if TYPE_CHECKING:
     from gptpack.config import Recipe, TokenizerIdentity
     from gptpack.data.batches import Tokens
+    from gptpack.errors import GptpackError
     from gptpack.quant.steps import Foresight
     from gptpack.training.distributed import Ranks
     from gptpack.training.loop import TrainResult
 
+BITS = Finite(min=0, min_open=True, max=16)
+FLOPS = Finite(min=0, min_open=True, max=1e21)
 MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 """Training tokens of one look at the packer: a quarter of what `gptpack pack` calibrates with."""
 
@@ -39,9 +42,9 @@ MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
     "--eval-tokens", type=COUNT, default=0, show_default=True, help="Score so many; 0: all."
 )
 @click.option("--plan", "planned", is_flag=True, help="Say what the run will take, and stop.")
-@click.option("--bits", type=POSITIVE, help="--plan: bits of a weight in the file.  [default: 3]")
+@click.option("--bits", type=BITS, help="--plan: bits of a weight in the file.  [default: 3]")
 @click.option("--budget", metavar="SIZE", help="--plan: take the bits that this size allows.")
-@click.option("--flops", type=POSITIVE, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
+@click.option("--flops", type=FLOPS, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     recipe: str,
@@ -81,7 +84,6 @@ def command(
       gptpack train --recipe golf-1060 --plan --budget 16MB
       torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
     """
-    from gptpack.cli.fresh import evaluate_in_fresh_process
     from gptpack.config import load_recipe, parse_size
     from gptpack.data.manifest import TOKENIZER
     from gptpack.data.shards import Shard, find_shards
@@ -126,6 +128,8 @@ def command(
     assert output is not None
     beside = data / TOKENIZER
     tokenizer = Tokenizer.load(beside).identity if beside.exists() else None
+    if evaluate:
+        _check_validation(settings, data, eval_tokens)
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
         result = train(
             settings,
@@ -142,17 +146,44 @@ def command(
         )
     if not here.main:
         return
-    score = None
-    if evaluate:
-        score = evaluate_in_fresh_process(
-            result.checkpoint, data, limit_tokens=eval_tokens, device=device, quiet=as_json
-        )
-    summary = {**asdict(result), "checkpoint": str(result.checkpoint), "validation": score}
+    scoring = (result.checkpoint, data, eval_tokens, device, as_json)
+    score, failure = _score(*scoring) if evaluate else (None, None)
     if as_json:
-        print_json(summary)
-        return
-    print_table(["training", ""], _rows(result, score))
-    note(f"checkpoint: {result.checkpoint}")
+        checkpoint = str(result.checkpoint)
+        print_json({**asdict(result), "checkpoint": checkpoint, "validation": score})
+    else:
+        print_table(["training", ""], _rows(result, score))
+        note(f"checkpoint: {result.checkpoint}")
+    if failure is not None:
+        raise failure
+
+
+def _check_validation(settings: "Recipe", data: Path, eval_tokens: int) -> None:
+    """Refuse before training what would keep its result from being scored."""
+    from gptpack.errors import GptpackError
+    from gptpack.evaluation.text import Text
+    from gptpack.evaluation.windows import plan_windows
+
+    model = settings.model
+    try:
+        text = Text.load(data, vocab=model.vocab, bos=model.bos, limit_tokens=eval_tokens)
+        plan_windows(len(text.tokens), context=model.context, limit_tokens=eval_tokens)
+    except GptpackError as error:
+        raise type(error)(f"validation after training: {error}; or pass --no-eval") from error
+
+
+def _score(
+    checkpoint: Path, data: Path, tokens: int, device: str, quiet: bool
+) -> "tuple[dict[str, Any] | None, GptpackError | None]":
+    """The validation of what was saved, or why there is none; what was trained is told first."""
+    from gptpack.cli.fresh import evaluate_in_fresh_process
+    from gptpack.errors import GptpackError
+
+    settings = {"limit_tokens": tokens, "device": device, "quiet": quiet}
+    try:
+        return evaluate_in_fresh_process(checkpoint, data, **settings), None
+    except GptpackError as error:
+        return None, error
 
 
 def _rows(result: "TrainResult", score: dict[str, Any] | None) -> list[list[str]]:

@@ -65,10 +65,12 @@ def _json_documents(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
     for number, (offset, line) in enumerate(_split(chunks, b"\n"), start=1):
         if not line.strip():
             continue
+        written = _decoded(path, line, offset)
         try:
-            record = json.loads(_decoded(path, line, offset))
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            record = json.loads(written)
+        except (ValueError, RecursionError) as error:
+            # an integer of thousands of digits is a ValueError of its own
+            reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
             raise DataError(f"{path}:{number}: not JSON: {reason}") from error
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):

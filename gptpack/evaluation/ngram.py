@@ -39,6 +39,10 @@ CONFIDENCE = (-6.0, -4.0, -2.0, 0.0, 2.0)
 """Log-odds of the hint under the network that part its classes."""
 PROBES = 4
 """Neighbouring slots that a context may stand in."""
+FIRST_TABLE_BITS = 16
+"""A table begins with 2^n slots for each order, and grows where it is half full at most."""
+TABLE_GROWTH_BITS = 2
+"""It grows by so many bits and is learned anew from the first token, a third more work at most."""
 NORMALISED = 1e-4
 """Largest deviation of a sum of float32 probabilities from one that is rounding."""
 
@@ -52,7 +56,7 @@ class NgramSettings:
     prior: float = 0.4
     """Newton steps start as if so much information had been seen at beta = 0."""
     table_bits: int = 24
-    """Each order remembers at most 2^n contexts, in fewer slots if the text is short."""
+    """Each order remembers at most 2^n contexts, in fewer slots early in the text."""
 
     def __post_init__(self) -> None:
         if not self.orders or self.orders[0] < 1 or list(self.orders) != sorted({*self.orders}):
@@ -82,11 +86,15 @@ class Hints:
 def make_hints(tokens: npt.NDArray[np.uint16], settings: NgramSettings) -> Hints:
     """The hint of each target of `tokens`, each from the tokens before it."""
     targets = len(tokens) - 1
-    bits = min(settings.table_bits, max(4, math.ceil(math.log2(2 * targets + 1))))
-    table = np.zeros((len(settings.orders), 1 << bits), np.uint64)
     hints = np.full(targets, -1, np.int32)
     buckets = np.full(targets, -1, np.int32)
-    _hints(tokens, np.array(settings.orders), table, hints, buckets)
+    first, bits = 0, min(settings.table_bits, FIRST_TABLE_BITS)
+    while first < targets:
+        # A size by the length of the text would let what is forgotten depend on later tokens.
+        stop = targets if bits == settings.table_bits else min(targets, 1 << (bits - 1))
+        table = np.zeros((len(settings.orders), 1 << bits), np.uint64)
+        _hints(tokens, np.array(settings.orders), table, first, hints[:stop], buckets[:stop])
+        first, bits = stop, min(bits + TABLE_GROWTH_BITS, settings.table_bits)
     return Hints(hints, buckets, len(settings.orders) * RELIABILITY * AGREEMENT)
 
 
@@ -136,9 +144,12 @@ def _followed(slot: Any, check: Any, token: int) -> Any:  # pragma: no cover
 
 @njit(nogil=True, cache=True)
 def _hints(
-    tokens: Array, orders: Array, table: Array, hints: Array, buckets: Array
+    tokens: Array, orders: Array, table: Array, first: int, hints: Array, buckets: Array
 ) -> None:  # pragma: no cover
-    """For target t, which follows token t: learn token t, then look up what follows it."""
+    """For target t, which follows token t: learn token t, then look up what follows it.
+
+    Targets before `first` have their hints already; only what they taught is wanted.
+    """
     found = np.empty(len(orders), np.int64)
     where = np.zeros(len(orders), np.int64)
     checks = np.zeros(len(orders), np.uint64)
@@ -157,7 +168,7 @@ def _hints(
                 if slot >> np.uint64(32) == checks[n]:
                     found[n] = np.int64((slot >> np.uint64(8)) & np.uint64(0xFFFFFF))
                     longest, reliable = n, np.int64(slot & np.uint64(0xFF))
-        if longest < 0:
+        if longest < 0 or t < first:
             continue
         others = agreeing = 0
         for n in range(longest):

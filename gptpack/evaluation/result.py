@@ -24,6 +24,9 @@ class Score:
     """Bytes of text that the scored targets stand for."""
     planned_tokens: int
     """Targets that there were to score; more than `tokens` if the time was up before."""
+    in_order: bool = True
+    """Whether the scored targets are then the first ones. Several ranks each begin a share of
+    their own, and masked documents go by their lengths."""
     context: int
     stride: int
     tail: Tail
@@ -67,7 +70,8 @@ class Score:
         if self.adaptation != "none":
             parts.append(self.adaptation)
         if not self.complete:
-            parts.append(f"first {self.tokens / self.planned_tokens:.2%} only")
+            share = f"{self.tokens / self.planned_tokens:.2%} only"
+            parts.append(f"first {share}" if self.in_order else f"{share} (not in order)")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -297,6 +297,7 @@ class Scorer:
             tokens=tokens,
             bytes=charged,
             planned_tokens=self.plan.targets,
+            in_order=self.ranks == 1 and documents == "packed",
             context=self.plan.context,
             stride=self.plan.stride,
             tail=tail,

@@ -78,6 +78,9 @@ class LoraSettings:
         return (self.alpha or self.rank) / self.rank
 
 
+LARGEST_COUNT = 2**31
+"""Of targets, rows, documents, epochs and the like; no text or patience has more."""
+
 Settings = SgdSettings | LoraSettings
 
 _KINDS: dict[str, type[SgdSettings] | type[LoraSettings]] = {
@@ -146,8 +149,11 @@ def _number(text: str) -> int | float | str:
 
 def _positive(settings: Settings, *names: str) -> None:
     for name in names:
-        if not getattr(settings, name) > 0:
-            raise ConfigError(f"{name}={getattr(settings, name)} must be above 0")
+        value = getattr(settings, name)
+        if not value > 0:
+            raise ConfigError(f"{name}={value} must be above 0")
+        if isinstance(value, int) and value > LARGEST_COUNT:
+            raise ConfigError(f"{name}={value} must be at most {LARGEST_COUNT}")
 
 
 def _not_negative(settings: Settings, *names: str) -> None:

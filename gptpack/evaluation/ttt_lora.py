@@ -36,10 +36,15 @@ HIDDEN = "hidden"
 
 
 def check_lora(model: nn.Module, settings: LoraSettings, context: int) -> None:
-    """Raises ConfigError if a chunk is longer than a context, or the model has no such layers."""
+    """Raises ConfigError if a chunk or the rank is too large, or the model has no such layers."""
     if settings.chunk > context:
         raise ConfigError(f"chunk={settings.chunk:,} is longer than context={context:,}")
-    find_layers(model, settings.targets.split("+"))
+    layers = find_layers(model, settings.targets.split("+"))
+    if settings.rank > (most := max(min(shape) for shape in layers.values())):
+        raise ConfigError(
+            f"rank={settings.rank} is no low rank: the matrices of {settings.targets} have {most} "
+            "rows or columns at most"
+        )
 
 
 def score_with_lora(
@@ -230,7 +235,9 @@ def find_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int
     found: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if name.rpartition(".")[2] in targets and isinstance(weight, Tensor) and weight.ndim == 2:
+        if name.rpartition(".")[2] not in targets or "Embedding" in type(module).__name__:
+            continue  # an embedding has a matrix too, but is given ids
+        if isinstance(weight, Tensor) and weight.ndim == 2:
             found[name] = (weight.shape[0], weight.shape[1])
     seen = {name.rpartition(".")[2] for name in found}
     if HIDDEN in targets:

@@ -24,6 +24,7 @@ SCHEMA = 1
 """Version of the JSON that `Result.to_dict` gives and `load_baseline` reads."""
 LARGEST_BASELINE_BYTES = 1 << 26
 LARGEST_SHOWN = 3
+MOST_BPB = 1000.0
 
 State = Literal["pass", "fail", "skip"]
 Prove = Callable[[Path, Limits], Mapping[str, Any]]
@@ -193,18 +194,23 @@ def load_baseline(path: Path, names: list[str]) -> dict[str, Past]:
         if values["schema_version"] != SCHEMA:
             raise ConfigError(f"baseline {path}: schema {values['schema_version']}, not {SCHEMA}")
         rows = [row for row in values["artifacts"] if row["total_bytes"] is not None]
-        return {
-            str(row["name"]): Past(
-                total_bytes=int(row["total_bytes"]), bpb=row["bpb"] and Bpb(**row["bpb"])
-            )
-            for row in rows
-        }
-    except (ValueError, LookupError, TypeError) as error:
+        return {str(row["name"]): _past(row) for row in rows}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
             f"baseline {path}: not the JSON of 'gptpack check' ({type(error).__name__}: {error})"
         ) from error
+
+
+def _past(row: Mapping[str, Any]) -> Past:
+    """One artifact of a report, which may hold anything; raises as a mapping does."""
+    total, bpb = row["total_bytes"], row["bpb"] and Bpb(**row["bpb"])
+    if type(total) is not int or not 0 <= total < 1 << 63:
+        raise ValueError("total_bytes is no number of bytes")
+    if bpb and (type(bpb.value) not in (int, float) or not 0 <= bpb.value < MOST_BPB):
+        raise ValueError("bpb.value is no number of bits per byte")
+    return Past(total_bytes=total, bpb=bpb or None)
 
 
 def _header(path: Path) -> tuple[InspectReport, int]:

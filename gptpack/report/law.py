@@ -27,6 +27,7 @@ SPARE = 3
 LEVELS = 3
 """Different parameters, and different tokens, that the runs must have."""
 CONFIDENCE = 0.95
+LARGEST_LOGARITHM = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +131,14 @@ class Law:
         return [*place, math.log(vocab)] if self.with_vocab else place
 
     def expect(self, *, parameters: int, tokens: float, vocab: int, bits: float) -> Expected:
-        """Bits per byte before and after packing."""
+        """Bits per byte before and after packing.
+
+        Raises:
+            DataError: they are beyond everything that can be.
+        """
         place = self._place(parameters, tokens, vocab)
         rate = _rate(bits, parameters, tokens)
-        before, penalty = math.exp(self.before.at(place)), math.exp(self.penalty.at(rate))
+        before, penalty = _exp(self.before.at(place)), _exp(self.penalty.at(rate))
         quantile = -t_quantile((1 - CONFIDENCE) / 2, self.before.spare)
         # errors of logarithms are shares
         scatter = math.hypot(before * self.before.error(place), penalty * self.penalty.error(rate))
@@ -141,7 +146,7 @@ class Law:
 
     def tokens_per_second(self, parameters: int) -> float:
         """Of training on one GPU."""
-        return math.exp(self.speed.at([math.log(parameters)]))
+        return _exp(self.speed.at([math.log(parameters)]))
 
     def misses(self) -> dict[str, float]:
         """By name of a packed run: the law of all other runs' files minus what was measured, bpb.
@@ -155,12 +160,11 @@ class Law:
                 continue
             others = [r for r in self.runs if not _same_training(r, run)]
             try:
-                law = Law(others)
+                expected = Law(others).expect(
+                    parameters=run.parameters, tokens=run.tokens, vocab=run.vocab, bits=run.bits
+                )
             except DataError:
                 continue
-            expected = law.expect(
-                parameters=run.parameters, tokens=run.tokens, vocab=run.vocab, bits=run.bits
-            )
             found[f"{run.name}, {run.bits:.2f} bits"] = expected.bpb_after - run.bpb_after
         return found
 
@@ -175,6 +179,16 @@ class Law:
         if self.penalty.coefficients[1] >= 0:
             found.append("more bits do not lower the penalty in these runs")
         return found
+
+
+def _exp(logarithm: float) -> float:
+    """A figure of the law; raises `DataError` where it is beyond everything that can be."""
+    if not logarithm <= LARGEST_LOGARITHM:
+        raise DataError(
+            f"the law through these runs gives a figure of e^{logarithm:.0f}; one of the runs' own "
+            "figures must be wrong"
+        )
+    return math.exp(logarithm)
 
 
 def _rate(bits: float, parameters: float, tokens: float) -> list[float]:

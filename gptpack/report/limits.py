@@ -56,9 +56,11 @@ class Limits:
         for name in ("tokens", "stride"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{where}: {name}={getattr(self, name)} must not be negative")
-        # a loss that gets smaller is no rise, so a negative limit asks for progress
-        if not self.max_bpb > 0 or math.isnan(self.max_bpb_rise):
+        if not self.max_bpb > 0:
             raise ConfigError(f"{where}: max_bpb={self.max_bpb} must be positive")
+        # a loss that gets smaller is no rise, so a negative limit asks for progress
+        if not self.max_bpb_rise > -math.inf:
+            raise ConfigError(f"{where}: max_bpb_rise={self.max_bpb_rise} must be a finite number")
         for name in ("budget", "max_bytes_rise"):
             if getattr(self, name):
                 parse_size(getattr(self, name))
@@ -96,7 +98,7 @@ def load_check(path: Path) -> CheckConfig:
             f"{path}: cannot read it: {error.strerror}; name the artifacts, or write the limits "
             f"into {CONFIG}"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     table = values.get("check")
     if not isinstance(table, dict) or not isinstance(table.get("artifact"), list):

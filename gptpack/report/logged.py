@@ -32,7 +32,9 @@ class LoggedScore:
     def tokens_per_byte(self) -> float | None:
         if not self.bpb or not 0 < self.nats < math.inf or not math.isfinite(self.bpb):
             return None
-        return self.bpb * math.log(2) / self.nats
+        rate = self.bpb * math.log(2) / self.nats
+        # beyond these, what divides by it is beyond floats
+        return rate if 1e-100 < rate < 1e100 else None
 
     @property
     def relative_error(self) -> float:

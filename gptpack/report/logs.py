@@ -39,6 +39,9 @@ _SECONDS = {
 _STOPPED = re.compile(rf"^stopping_early: .*train_time: ?{_NUMBER}(ms|s) step: ?(\d+)/(\d+)")
 OWN = re.compile(r"^gptpack:\S+ python:", re.MULTILINE)
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0, None: 1.0}
+MOST_DIGITS = 18
+"""Of a count; what a line states with more is passed over."""
+LONGEST_SECONDS = 1e12
 
 
 def read_log(path: str | Path) -> ReferenceLog:
@@ -79,13 +82,15 @@ def _take_step(log: ReferenceLog, line: str) -> bool:
     pairs = {name: (value, unit) for name, value, unit in _PAIR.findall(match[3])}
     if not pairs.keys() & {"train_loss", "val_loss"}:
         return False
-    log.steps, log.planned_steps = int(match[1]), int(match[2])
+    steps, planned = _count(match[1]), _count(match[2])
+    if steps is None or planned is None:
+        return False
+    log.steps, log.planned_steps = steps, planned
     if "train_time" in pairs:
-        value, unit = pairs["train_time"]
-        log.train_seconds = float(value) * _UNITS[unit]
+        log.train_seconds = _duration(*pairs["train_time"]) or 0.0
     if "step_avg" in pairs:
-        value, unit = pairs["step_avg"]
-        log.step_ms = float(value) * _UNITS[unit] * 1000
+        seconds = _duration(*pairs["step_avg"])
+        log.step_ms = None if seconds is None else 1000 * seconds
     if "val_loss" in pairs:
         loss, bpb = pairs["val_loss"][0], pairs.get("val_bpb", (None,))[0]
         log.scores.append(_score(f"step {log.steps}", "before", loss, bpb))
@@ -101,7 +106,7 @@ def _take_score(log: ReferenceLog, line: str) -> bool:
     pairs = {name: (value, unit) for name, value, unit in _PAIR.findall(rest.replace("=", ":"))}
     time = pairs.get("eval_time") or pairs.get("elapsed")
     counts = {
-        name: int(float(pairs[name][0])) if name in pairs else None
+        name: _whole(pairs[name][0]) if name in pairs else None
         for name in ("stride", "tokens", "bytes")
     }
     log.scores.append(
@@ -110,7 +115,7 @@ def _take_score(log: ReferenceLog, line: str) -> bool:
             _kind(label.lower()),
             loss,
             bpb,
-            seconds=float(time[0]) * _UNITS[time[1]] if time else None,
+            seconds=_duration(*time) if time else None,
             **counts,
         )
     )
@@ -136,7 +141,9 @@ def _take_size(log: ReferenceLog, line: str) -> bool:
     match = _SIZE.match(line)
     if not match:
         return False
-    what, how, size = match[1], match[2].strip(), int(match[3])
+    what, how, size = match[1], match[2].strip(), _count(match[3])
+    if size is None:
+        return False
     if what == "Code size":
         # Where both are printed, the compressed code is what counts and comes second.
         log.sizes["code"] = size
@@ -150,11 +157,30 @@ def _take_size(log: ReferenceLog, line: str) -> bool:
 
 def _take_facts(log: ReferenceLog, line: str) -> None:
     for name, pattern in _FACTS.items():
-        if match := pattern.search(line):
-            log.facts[name] = int(match[1])
+        if (match := pattern.search(line)) and (count := _count(match[1])) is not None:
+            log.facts[name] = count
     for name, pattern in _SECONDS.items():
-        if match := pattern.search(line):
-            log.seconds[name] = float(match[1]) * _UNITS[match[2]]
+        if (match := pattern.search(line)) and (seconds := _duration(*match.groups())) is not None:
+            log.seconds[name] = seconds
     if match := _STOPPED.match(line):
-        log.train_seconds = float(match[1]) * _UNITS[match[2]]
-        log.steps, log.planned_steps = int(match[3]), int(match[4])
+        steps, planned = _count(match[3]), _count(match[4])
+        if steps is not None and planned is not None:
+            log.train_seconds = _duration(match[1], match[2]) or 0.0
+            log.steps, log.planned_steps = steps, planned
+
+
+def _count(digits: str) -> int | None:
+    """A count; None where it has more digits than any."""
+    return int(digits) if len(digits) <= MOST_DIGITS else None
+
+
+def _whole(number: str) -> int | None:
+    """A count that may be written as a decimal number."""
+    value = float(number)
+    return int(value) if value < 10**MOST_DIGITS else None
+
+
+def _duration(number: str, unit: str | None) -> float | None:
+    """Seconds; None where they are not finite."""
+    seconds = float(number) * _UNITS[unit]
+    return seconds if seconds < LONGEST_SECONDS else None

@@ -21,12 +21,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise DataError(f"{path}: line {number} is not JSON") from error
         numbers = entry.values() if isinstance(entry, dict) else ("",)
-        if not all(type(value) in (int, float) for value in numbers) or "step" not in entry:
+        if not all(map(_is_finite, numbers)) or "step" not in entry:
             raise DataError(f"{path}: line {number} is not of a step: {line[:80]!r}")
         steps.append(entry)
     return steps
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value of a line is a number, and one that a float can be."""
+    return type(value) in (int, float) and abs(value) < 1e300

@@ -7,6 +7,7 @@ that is there and cannot be read is an error.
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from gptpack.report.shares import inspect_decoded
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+LONGEST_SECONDS = 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +145,9 @@ def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> Packed:
         if values not in proofs:  # the time of a proof is in that of packing
             seconds |= _phases(values.get("seconds"), "eval ")
         score = values.get("sliding")
-        if isinstance(score, dict) and type(score.get("bpb")) is float:
-            sliding = score["bpb"]
+        bpb = score.get("bpb") if isinstance(score, dict) else None
+        if type(bpb) is float and math.isfinite(bpb):
+            sliding = bpb
     checkpoint = path.with_name(CHECKPOINT)
     return Packed(
         name=name,
@@ -169,7 +172,7 @@ def _phases(values: Any, prefix: str) -> dict[str, float]:
     return {
         f"{prefix}{phase}": float(spent)
         for phase, spent in values.items()
-        if type(spent) in (int, float) and spent >= 0
+        if type(spent) in (int, float) and 0 <= spent < LONGEST_SECONDS
     }
 
 
@@ -213,6 +216,8 @@ def read_curve(path: Path, name: str) -> Curve:
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: a value is no number: {error}") from error
+    if not all(math.isfinite(value) for point in points for value in point.values()):
+        raise DataError(f"{path}: a value is not finite")
     return Curve(name=name, points=points)
 
 

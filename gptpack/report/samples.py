@@ -74,7 +74,7 @@ def _read(source: str, metric: str) -> Iterator[tuple[Run, str]]:
         if isinstance(entry, dict):
             yield _run(name, entry, metric)
         elif isinstance(entry, int | float) and not isinstance(entry, bool):
-            yield Run(name=name, value=float(entry)), ""
+            yield Run(name=name, value=_figure(entry)), ""
         else:
             raise DataError(f"{name}: neither a number nor a result")
 
@@ -94,7 +94,7 @@ def _run(name: str, result: dict[str, Any], metric: str) -> tuple[Run, str]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ConfigError(f"{name}: no figure '{metric}' ({'.'.join(path)})")
     row = result.get(path[0]) if len(path) > 1 else None
-    return Run(name=name, value=float(value), tokens_per_byte=_rate(row)), kind
+    return Run(name=name, value=_figure(value), tokens_per_byte=_rate(row)), kind
 
 
 def _path_of(result: dict[str, Any], metric: str) -> tuple[list[str], str]:
@@ -114,6 +114,14 @@ def _path_of(result: dict[str, Any], metric: str) -> tuple[list[str], str]:
     return [*path, METRICS[metric]], str(kind)
 
 
+def _figure(value: float) -> float:
+    """`value` as a float; infinite where it is an integer beyond those."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _rate(row: Any) -> float | None:
     """Tokens per byte of a row of a result."""
     if not isinstance(row, dict):
@@ -121,4 +129,5 @@ def _rate(row: Any) -> float | None:
     nats, bpb = row.get("nats_per_token"), row.get("bpb")
     if not isinstance(nats, float) or not isinstance(bpb, float) or not nats:
         return None
-    return bpb * math.log(2) / nats
+    rate = bpb * math.log(2) / nats
+    return rate if 0 < rate < math.inf else None

@@ -16,6 +16,8 @@ from gptpack.report.student_t import power_of, t_below
 
 MOST_RUNS = 10_000
 """More runs than this are not looked for."""
+LARGEST_FIGURE = 1e100
+"""Squares of larger ones are beyond floats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +75,12 @@ def judge(
         raise ConfigError(f"power={power} must lie in (0, 1)")
     if len(values) < 2:
         raise ConfigError(f"{len(values)} run; a t-test needs at least 2")
-    if wrong := [value for value in (*values, threshold) if not math.isfinite(value)]:
+    if wrong := [value for value in (*values, threshold) if not abs(value) < LARGEST_FIGURE]:
         raise ConfigError(f"{wrong[0]} is no figure to test")
     count = len(values)
     mean, sd = statistics.fmean(values), statistics.stdev(values)
     gap = threshold - mean
-    if sd == 0:
+    if sd == 0 or not abs(gap / sd) < LARGEST_FIGURE:
         raise ConfigError(
             f"all {count} figures are {mean:g}: runs of different seeds differ, and copies of one "
             "run show nothing"

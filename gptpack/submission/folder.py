@@ -37,7 +37,7 @@ class About:
     """That training ran on, such as ``8xH100 SXM``."""
 
 
-def log_name(seed: int) -> str:
+def log_name(seed: int | str) -> str:
     return f"train_seed{seed}.log"
 
 

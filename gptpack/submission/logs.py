@@ -17,27 +17,30 @@ from gptpack.errors import DataError
 MOST_STEPS = 500
 """Lines of a log for the steps of a run; evenly thinned, the last one included."""
 
+COUNT = r"[0-9]{1,18}"
+"""Further digits make a line one that says nothing."""
+NUMBER = rf"{COUNT}(?:\.[0-9]{{1,18}})?"
 FIELDS = {
-    "seed": r"^run:\S+ seed:(\d+)",
-    "steps": r"^training_done step:(\d+)",
-    "train_seconds": r"^training_done step:\d+ train_time:(\d+)ms",
-    "pack_seconds": r"^pack_time:(\d+)ms",
-    "model_bytes": r"^Serialized model: (\d+) bytes",
-    "code_bytes": r"^Code size: (\d+) bytes",
-    "total_bytes": r"^Total submission size: (\d+) bytes",
-    "parameters": r"^model_params:(\d+)",
-    "eval_seconds": r"^eval_seconds .*\ball:([0-9.]+)s",
+    "seed": rf"^run:\S+ seed:({COUNT})\b",
+    "steps": rf"^training_done step:({COUNT})\b",
+    "train_seconds": rf"^training_done step:\d+ train_time:({COUNT})ms",
+    "pack_seconds": rf"^pack_time:({COUNT})ms",
+    "model_bytes": rf"^Serialized model: ({COUNT}) bytes",
+    "code_bytes": rf"^Code size: ({COUNT}) bytes",
+    "total_bytes": rf"^Total submission size: ({COUNT}) bytes",
+    "parameters": rf"^model_params:({COUNT})\b",
+    "eval_seconds": rf"^eval_seconds .*\ball:({NUMBER})s",
     "artifact_sha256": r"^artifact:\S+ sha256:([0-9a-f]{64})",
     "adaptation": r"^adaptation:(\S+)",
     "torch": r"^gptpack:\S+ python:\S+ torch:(\S+)",
     "gptpack": r"^gptpack:(\S+)",
     "device": r"^gptpack:.* device:(.+) ranks:\d+$",
-    "ranks": r"^gptpack:.* ranks:(\d+)$",
+    "ranks": rf"^gptpack:.* ranks:({COUNT})$",
 }
 SCORE = re.compile(
-    r"^final_(?P<name>\w+)_exact val_loss:(?P<loss>[0-9.]+) val_bpb:(?P<bpb>[0-9.]+) "
-    r"tokens:(?P<tokens>\d+) bytes:(?P<bytes>\d+) context:(?P<context>\d+) "
-    r"stride:(?P<stride>\d+) eval_time:(?P<ms>\d+)ms$",
+    rf"^final_(?P<name>\w+)_exact val_loss:(?P<loss>{NUMBER}) val_bpb:(?P<bpb>{NUMBER}) "
+    rf"tokens:(?P<tokens>{COUNT}) bytes:(?P<bytes>{COUNT}) context:(?P<context>{COUNT}) "
+    rf"stride:(?P<stride>{COUNT}) eval_time:(?P<ms>{COUNT})ms$",
     re.MULTILINE,
 )
 

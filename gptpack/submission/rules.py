@@ -103,8 +103,18 @@ class Folder:
         }
 
     @property
+    def seeds(self) -> list[int | str]:
+        """What the logs are named after; empty where submission.json has no list of seeds."""
+        found = self.values.get("seeds")
+        return found if isinstance(found, list) and all(map(_is_seed, found)) else []
+
+    @property
     def is_record(self) -> bool:
         return self.values.get("track") == RECORD_TRACK
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) in (int, str) and bool(re.fullmatch(r"-?\w{1,20}", str(value)))
 
 
 def read_folder(path: Path) -> Folder:
@@ -128,16 +138,16 @@ def read_folder(path: Path) -> Folder:
             values = found
         else:
             problems.append(f"{FIGURES} is not an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{FIGURES}: {error}")
-    logs = []
-    seeds = values.get("seeds")
-    for seed in seeds if isinstance(seeds, list) else ():
+    logs: list[RunLog] = []
+    folder = Folder(path=path, files=files, values=values, logs=logs, problems=problems)
+    for seed in folder.seeds:
         try:
             logs.append(read_log(path / log_name(seed)))
         except DataError as error:
             problems.append(str(error))
-    return Folder(path=path, files=files, values=values, logs=logs, problems=problems)
+    return folder
 
 
 def check_folder(
@@ -165,7 +175,7 @@ def _named(rule: str, verdict: Verdict) -> Outcome:
 
 
 def _files(folder: Folder) -> Verdict:
-    wanted = {README, FIGURES, SCRIPT, *(log_name(seed) for seed in folder.values.get("seeds", ()))}
+    wanted = {README, FIGURES, SCRIPT, *map(log_name, folder.seeds)}
     if missing := sorted(wanted - folder.files.keys()):
         return False, f"missing: {', '.join(missing)}"
     if not any(name.endswith(".log") for name in folder.files):
@@ -183,8 +193,10 @@ def _fields(folder: Folder) -> Verdict:
     if wrong:
         return False, f"{FIGURES}: missing or of a wrong type: {', '.join(wrong)}"
     try:
-        datetime.date.fromisoformat(values["date"])
+        date = datetime.date.fromisoformat(values["date"]).isoformat()
     except ValueError:
+        date = ""
+    if date != values["date"]:  # weeks and dates without hyphens are ISO's too
         return False, f"{FIGURES}: date {values['date']!r} is not YYYY-MM-DD"
     return True, f"{FIGURES} has all {len(FIELDS)} fields"
 
@@ -234,16 +246,20 @@ OPTIONAL = frozenset({"brotli", "constriction", "kernels", "triton", "zstandard"
 """Packages that our script imports where an artifact, or an option by name, asks for them."""
 
 
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What Python's parser says to text that is none, or nested beyond what it can take."""
+
+
 def _imports(folder: Folder) -> Verdict:
     """Packages that are imported are named in requirements.txt."""
     source = _source(folder)
     try:
         found = third_party(imported_modules(source)) - own_modules(source)
-    except SyntaxError as error:
-        return False, f"{SCRIPT} is not Python: {error}"
+    except NO_PYTHON as error:
+        return False, f"{SCRIPT} is not Python: {str(error) or type(error).__name__}"
     try:
         text = (folder.path / REQUIREMENTS).read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         text = ""
     listed = {match[0].lower().replace("-", "_") for match in re.finditer(r"^[\w.-]+", text, re.M)}
     if unlisted := sorted(found - listed - OPTIONAL):
@@ -254,8 +270,8 @@ def _imports(folder: Folder) -> Verdict:
 def _network(folder: Folder) -> Verdict:
     try:
         names = imported_modules(_source(folder))
-    except SyntaxError as error:
-        return False, f"{SCRIPT} is not Python: {error}"
+    except NO_PYTHON as error:
+        return False, f"{SCRIPT} is not Python: {str(error) or type(error).__name__}"
     if reached := sorted(reaching(names, NETWORK | PROCESSES)):
         return False, f"{SCRIPT} imports {', '.join(reached[:5])}"
     return True, f"{SCRIPT} imports nothing that reaches a network or starts a process"
@@ -271,7 +287,7 @@ def _source(folder: Folder) -> str:
 def _logs(folder: Folder) -> Verdict:
     if folder.problems:
         return False, "; ".join(folder.problems[:3])
-    for log, seed in zip(folder.logs, folder.values.get("seeds", ()), strict=True):
+    for log, seed in zip(folder.logs, folder.seeds, strict=True):
         if log.seed != seed:
             return False, f"{log_name(seed)} is of seed {log.seed}"
         if log.total_bytes != log.model_bytes + log.code_bytes:
@@ -304,9 +320,9 @@ def _agree(folder: Folder) -> Verdict:
 
 
 def _seeds(folder: Folder) -> Verdict:
-    seeds = folder.values.get("seeds")
-    if not isinstance(seeds, list) or len(set(map(str, seeds))) != len(seeds):
-        return False, "seeds must be a list without repeats"
+    seeds = folder.seeds
+    if seeds != folder.values.get("seeds") or len(set(map(str, seeds))) != len(seeds):
+        return False, "seeds must be a list of numbers without repeats"
     results = folder.values.get("seed_results")
     if not isinstance(results, dict) or sorted(results) != sorted(map(str, seeds)):
         return False, "seed_results must have one entry for each seed"

@@ -52,4 +52,5 @@ class Average:
             return f"exponential average, decay {self.config.ema_decay:g}"
         if self.samples:
             return f"mean of the weights after {self.samples:,} steps (SWA)"
-        return "those of the last step" + (", SWA had no step to take" if self.kept else "")
+        average = "EMA" if self.config.ema_decay else "SWA"
+        return "those of the last step" + (f", {average} had no step to take" if self.kept else "")

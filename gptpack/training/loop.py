@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gptpack.atomic import check_writable
+from gptpack.atomic import check_writable, remove_leftovers
 from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.config import Recipe, TokenizerIdentity, to_dict
 from gptpack.data.batches import Prefetcher, Tokens, open_batches
@@ -31,6 +31,8 @@ from gptpack.training.schedules import Scheduled, scheduled
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+SAVED = b"PK"
+"""What torch.save begins a file with, and no other file of a run's folder."""
 MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
 """Most tokens that go through the model at once when the recipe leaves it open."""
 
@@ -425,3 +427,5 @@ class Run:
             self.pressure.load_state(checkpoint.training["pressure"])
         self.step = checkpoint.step
         self.spent_seconds = float(checkpoint.training["seconds"])
+        if self.ranks.main:
+            remove_leftovers(self.path, SAVED)

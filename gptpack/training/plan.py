@@ -208,7 +208,7 @@ def expected_steps(run: Run, seconds_per_step: float) -> int:
     training = run.recipe.training
     if not training.seconds:
         return training.steps
-    return min(training.steps, math.ceil(training.clock_seconds / seconds_per_step))
+    return math.ceil(min(training.steps, training.clock_seconds / seconds_per_step))
 
 
 def artifact_bytes(coded: int, kept: int, bits: float) -> int:
