@@ -107,6 +107,15 @@ def test_a_proof_that_was_got_ready_early_is_that_of_the_file(place, tmp_path):
     assert waiting.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("name", ["m.gptpack", "m" * 240 + ".gptpack"])
+def test_two_proofs_for_one_target_have_files_of_their_own(tmp_path, name):
+    settings = {"model": None, "stride": None, "early": False}
+    proofs = [Proof(tmp_path / "c.pt", None, tmp_path / name, **settings) for _ in range(2)]
+    for proof in proofs:
+        proof.candidate.write_bytes(b"")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.slow
 def test_a_process_that_waits_for_a_file_ends_when_nobody_can_send_it(place):
     words = ["eval", "none.gptpack", "--data", str(place), "--wait", "--device", "cpu"]

@@ -1,5 +1,6 @@
 """Scores of a checkpoint and of the file made of it, each by a process that has nothing else."""
 
+import secrets
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class Proof:
         `data` None proves nothing; `settings` are those of `fresh_evaluation`.
         """
         self.checkpoint, self.data, self.model = checkpoint, data, model
-        self.candidate = target.with_name(f".{target.name}.unproved")
+        # a name of its own: two packs to one target must not prove each other's file
+        self.candidate = target.with_name(f".gptpack-{secrets.token_hex(8)}.unproved")
         self.stride, self.settings, self.early = stride, settings, early
         self.stack = ExitStack()
         self.running: FreshEvaluation | None = None
