@@ -412,6 +412,18 @@ def test_matrices_of_other_methods_stay_as_they_were_coded(case, monkeypatch):
     assert apart < 0.1 * divergence(packed, teacher, held_out)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_are_tuned_behind_an_embedding_of_another_method(case, variant):
+    chosen = case(variant)
+    config = dataclasses.replace(
+        SMALL, methods=(("*", "gptq-trellis"), ("tok_emb.weight", "gptq-int8"))
+    )
+    packer = chosen.packer(config)
+    tuned = unpacked(progressively(chosen, packer, delta=DELTA)).state_dict()
+    held = torch.from_numpy(dequantize(packer.fixed["tok_emb.weight"]).copy())
+    assert torch.equal(tuned["tok_emb.weight"], held)
+
+
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_a_limit_in_seconds_leaves_steps_out_and_says_how_many_there_were(case, by_layer):
     chosen = case()

@@ -155,6 +155,8 @@ def output_fisher(
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if not output.requires_grad:
+                output.requires_grad_()  # of a table that is coded and must not move (tuning.py)
             output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
             )
