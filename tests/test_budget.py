@@ -154,7 +154,7 @@ def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3.0, 8.0])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_whoever_kills_a_pack_finds_no_part_of_a_file_under_its_name(place, tmp_path, seconds, how):
     output = tmp_path / "m.gptpack"
     options = ["--budget", "400KB", "--method", "int8", "--data", str(place), "-o", str(output)]
