@@ -18,6 +18,7 @@ from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
 from gptpack.model.gpt import GPT
 from gptpack.packing.config import METHODS, PackConfig
 from gptpack.packing.packer import (
+    MARGIN_BYTES,
     SMALL_NUMEL,
     Packed,
     Packer,
@@ -272,6 +273,26 @@ def test_step_factors_make_matrices_finer_and_coarser_than_equal_slope_says():
 def test_step_factors_must_be_positive(factor):
     with pytest.raises(ConfigError, match="must be positive"):
         PackConfig(step_factors=(("*", factor),))
+
+
+def test_a_size_has_room_for_whatever_figures_a_header_may_get():
+    packer = case().packer()
+    encoded = packer.encode(packer.quantize(1e-3)[0])
+    generator = np.random.default_rng(0)
+    excess = []
+    for _ in range(500):
+        packer.provenance = {"checkpoint_sha256": generator.bytes(32).hex(), "step": 1234}
+        nats, before, after = (float(x) for x in generator.uniform(1e-5, 1e-2, 3))
+        delta = float(generator.uniform(1e-5, 1e-2))
+        quality = {
+            "bpb_before": round(100 * before + 1, 6),
+            "bpb_after": round(100 * after + 1, 6),
+            "context": int(generator.choice([64, 1024, 2048])),
+            "tokens": int(generator.integers(10**5, 10**8)),
+        }
+        packed = packer.packed(encoded, delta=delta, predicted_nats=nats)
+        excess.append(len(packed.file(quality)) - packer.size(encoded))
+    assert -MARGIN_BYTES < max(excess) <= 0
 
 
 def test_the_file_itself_is_checked_again():
