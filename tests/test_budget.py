@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.model.gpt import GPT
 from gptpack.progress import silent
 
+QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 CONFIG = ModelConfig(vocab=300, layers=2, width=96, heads=4, kv_heads=2, mlp_hidden=256, context=32)
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=300, bos=1)
 QUALITY = {"bpb_before": 3.141592, "bpb_after": 3.271828, "context": 32, "tokens": 123456}
@@ -137,6 +140,46 @@ def test_without_data_the_model_writes_its_own_calibration_text(place, tmp_path)
 
 
 @pytest.mark.slow
+def test_data_without_train_shards_proves_and_does_not_calibrate(place, tmp_path, capsys):
+    for name in ("tokenizer.model", "x_val_000000.bin"):
+        shutil.copy(place / name, tmp_path / name)
+    output = tmp_path / "m.gptpack"
+    words = ["pack", str(place / "c.pt"), "--bits", "3", *QUICK, "--data", str(tmp_path)]
+    with suppress(SystemExit):
+        run([*words, "-o", str(output)])
+    capsys.readouterr()
+    pack = decode_artifact(output.read_bytes()).header.pack
+    assert pack["calibration"] == "self"
+    assert "quality" in pack
+
+
+def refused(capsys, *words: str) -> str:
+    """What `gptpack pack` says before it ends with status 2 and has not calibrated."""
+    with pytest.raises(SystemExit) as stopped:
+        run(["pack", *map(str, words)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2, said
+    (line,) = said.splitlines()
+    return line
+
+
+def test_text_too_short_for_one_window_of_tuning_is_refused(place, tmp_path, capsys):
+    for name in ("tokenizer.model", "x_val_000000.bin"):
+        shutil.copy(place / name, tmp_path / name)
+    write_shard(tmp_path / "x_train_000000.bin", np.ones(20))
+    words = ["--bits", "3", "--states", "8", "--calibration", "random", "--calibration-tokens"]
+    output = ("-o", tmp_path / "m.gptpack", "--json")
+    data = ("512", "--tune", "floats", "--data", tmp_path)
+    said = refused(capsys, place / "c.pt", *words, *data, *output)
+    assert "0 windows of 32 training tokens, 1 are needed" in said
+
+
+def test_data_that_no_proof_can_use_is_refused_before_any_work(place, tmp_path, capsys):
+    said = refused(capsys, place / "c.pt", "--bits", "3", "--data", tmp_path)
+    assert "no shards named *_val_*.bin" in said
+
+
+@pytest.mark.slow
 def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_path):
     output = tmp_path / "m.gptpack"
     done = gptpack(place, "--budget", "2KB", "--method", "int8", "--data", str(place), "-o", output)
@@ -166,9 +209,6 @@ def test_whoever_kills_a_pack_finds_no_part_of_a_file_under_its_name(place, tmp_
     # after the file has its name there is still a report to print
     if process.wait() == 0 or output.exists():
         assert decode_artifact(output.read_bytes(), verify_weights=True)
-
-
-QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
 from gptpack.cli.pack_job import Job, Request, code_size, identity_of
-from gptpack.cli.pack_proof import Proof
+from gptpack.cli.pack_proof import Proof, check_proof
 from gptpack.cli.pack_report import print_report, quality, report_of
 
 PATH = click.Path(path_type=Path)
@@ -154,10 +154,7 @@ def command(
     from gptpack.recipe_files import find_recipe
     from gptpack.training.distributed import ranks
 
-    if sum(given is not None for given in (budget, bits, step, curve)) != 1:
-        raise ConfigError(
-            "give one of --budget, such as --budget 16MB, --bits, --step, and --curve"
-        )
+    _check_one_of(budget, bits, step, curve)
     if (plan and curve) or (tune == "none" and tune_seconds):
         raise ConfigError("--plan writes no --curve, and --tune-seconds goes with --tune")
     target = output or checkpoint.with_suffix(".gptpack")
@@ -174,6 +171,7 @@ def command(
     seconds, began = dict[str, float](), time.perf_counter()
     loaded = load_checkpoint(checkpoint, load_recipe(find_recipe(model)).model if model else None)
     config.check_names(loaded.weights)
+    check_proof(None if plan else data)
     identity = identity_of(loaded, tokenizer, data)
     provenance = {"checkpoint_sha256": file_sha256(checkpoint), "step": loaded.step}
     request = Request(
@@ -237,6 +235,15 @@ def command(
     report = report_of(packed, file, None if plan else target)
     report |= {"seconds": seconds, **scores}
     print_json(report) if as_json else print_report(report)
+
+
+def _check_one_of(*sizes: object) -> None:
+    from gptpack.errors import ConfigError
+
+    if sum(given is not None for given in sizes) != 1:
+        raise ConfigError(
+            "give one of --budget, such as --budget 16MB, --bits, --step, and --curve"
+        )
 
 
 def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

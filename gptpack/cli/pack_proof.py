@@ -9,6 +9,18 @@ from gptpack.cli.fresh import FreshEvaluation, fresh_evaluation
 from gptpack.progress import Progress
 
 
+def check_proof(data: Path | None) -> None:
+    """Whether a file can be proved on `data`, asked before it is made; None proves nothing.
+
+    Raises:
+        GptpackError: it cannot.
+    """
+    from gptpack.data.shards import find_shards
+
+    if data is not None:
+        find_shards(data, "val")
+
+
 class Proof:
     """The checkpoint is scored once, on CUDA while the packer works; files as they are made.
 
