@@ -23,6 +23,7 @@ from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.model.gpt import GPT
+from gptpack.packing import search
 from gptpack.progress import silent
 
 QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
@@ -224,10 +225,24 @@ def test_the_curve_has_a_measured_file_at_each_point_and_leaves_none(place, tmp_
     assert 3.9 < fine["bits"] <= 4.0
     assert 1.5 < coarse["bits"] < 2.5
     assert fine["bytes"] > coarse["bytes"]
-    assert coarse["delta"] == pytest.approx(4 * fine["delta"], rel=1e-5)
+    assert coarse["delta"] == pytest.approx(2 ** (fine["bits"] - 2) * fine["delta"], rel=1e-5)
     assert fine["bpb_before"] < fine["bpb_predicted"] < coarse["bpb_predicted"]
     plots = {"curve.png"} if json.loads(done.stdout)["plot"] else set()
     assert {path.name for path in tmp_path.iterdir()} == {"curve.csv"} | plots
+
+
+def test_points_beyond_the_finest_steps_are_left_out_and_do_not_move_others(
+    place, tmp_path, monkeypatch, capsys
+):
+    words = ["--calibration", "random", "--states", "8", "--calibration-tokens", "512"]
+    curve = ["--curve", str(tmp_path / "c.csv"), "--curve-bits", "16,15,3", "--json"]
+    monkeypatch.setattr(search, "FINEST_DELTA", 1e-4)
+    run(["pack", str(place / "c.pt"), *words, *curve])
+    captured = capsys.readouterr()
+    finest, coarse = (row["bits"] for row in json.loads(captured.out)["curve"])
+    assert 3.5 < finest < 15
+    assert abs(coarse - 3) < 0.25
+    assert f"--curve-bits 15: left out, the finest steps take {finest:.3f}" in captured.err
 
 
 @pytest.mark.slow
@@ -267,11 +282,18 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--bits", "3", "--step-factor", "zz=2"), 2, "'zz' matches no tensor"),
         (("--bits", "3", "--method", "int8", "--method", "float16"), 2, "several methods"),
         (("--curve", "c.csv", "--plan"), 2, "writes no --curve"),
+        (("--curve", "c.csv", "--curve-bits", "17,3"), 2, "positive numbers up to 16"),
+        (("--curve", "{place}/c.pt"), 2, "c.pt exists and is no curve"),
+        (("--curve", "{place}"), 2, "is a directory"),
+        (("--curve", "plot.png"), 2, "name the CSV"),
+        (("--curve", "other.csv", "--data", "{place}"), 2, "other.png exists and is no plot"),
+        (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
         (("--bits", "3", "--tune-seconds", "5"), 2, "goes with --tune"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, words, status, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.png").write_bytes(b"a picture of a cat")
     other = tmp_path / "other.model"
     if "{other}" in words:
         train_tokenizer(["one two three four five six"] * 50, other, TokenizerConfig(vocab=280))
@@ -279,10 +301,9 @@ def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, w
     with pytest.raises(SystemExit) as ended:
         run(["pack", str(place / "c.pt"), *words])
     assert ended.value.code == status
-    captured = capsys.readouterr()
-    last = captured.err.splitlines()[-1]
-    assert last.startswith("gptpack: ")
-    assert said in last
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gptpack: ")
+    assert said in line
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(place, tmp_path, capsys):

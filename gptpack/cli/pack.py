@@ -157,9 +157,9 @@ def command(
     _check_one_of(budget, bits, step, curve)
     if (plan and curve) or (tune == "none" and tune_seconds):
         raise ConfigError("--plan writes no --curve, and --tune-seconds goes with --tune")
-    target = output or checkpoint.with_suffix(".gptpack")
-    if curve is None and not plan:
-        check_target(target, "packed file", MAGIC)
+    target = _beside(checkpoint) if output is None else output
+    if not plan:
+        _check_writes(target, curve, plotted=data is not None)
     points = parse_bits(curve_bits)
     config = PackConfig(
         methods=_methods(methods),
@@ -244,6 +244,24 @@ def _check_one_of(*sizes: object) -> None:
         raise ConfigError(
             "give one of --budget, such as --budget 16MB, --bits, --step, and --curve"
         )
+
+
+def _beside(checkpoint: Path) -> Path:
+    """The name of its file where none is given."""
+    from gptpack.errors import ConfigError
+
+    if not checkpoint.name:
+        raise ConfigError(f"{checkpoint} is a directory; name a checkpoint in it")
+    return checkpoint.with_suffix(".gptpack")
+
+
+def _check_writes(target: Path, curve: Path | None, *, plotted: bool) -> None:
+    from gptpack.cli.pack_curve import check_curve
+
+    if curve is None:
+        check_target(target, "packed file", MAGIC)
+    else:
+        check_curve(curve, plotted=plotted)
 
 
 def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
