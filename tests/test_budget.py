@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from gptpack.artifact.layout import MAGIC
 from gptpack.artifact.reader import decode_artifact
 from gptpack.checkpoint import Checkpoint, save_checkpoint
+from gptpack.cli.fresh import evaluate_in_fresh_process
 from gptpack.cli.main import run
 from gptpack.cli.pack_proof import Proof
 from gptpack.config import ModelConfig, TokenizerIdentity
@@ -118,6 +120,19 @@ def test_two_proofs_for_one_target_have_files_of_their_own(tmp_path, name):
     for proof in proofs:
         proof.candidate.write_bytes(b"")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_folder_itself_is_no_checkpoint(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "is a directory; name a checkpoint" in refused(capsys, ".", "--bits", "3")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_may_have_a_name_that_begins_with_a_dash(place, tmp_path, monkeypatch):
+    shutil.copy(place / "c.pt", tmp_path / "-c.pt")
+    monkeypatch.chdir(tmp_path)
+    found = evaluate_in_fresh_process(Path("-c.pt"), place, limit_tokens=64, quiet=True)
+    assert found["plain"]["tokens"] == 64
 
 
 @pytest.mark.slow
@@ -287,6 +302,11 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--curve", "{place}"), 2, "is a directory"),
         (("--curve", "plot.png"), 2, "name the CSV"),
         (("--curve", "other.csv", "--data", "{place}"), 2, "other.png exists and is no plot"),
+        (("--budget", "60000xx"), 2, "write a number and a unit"),
+        (("--bits", "3", "--code", "absent.py"), 2, "absent.py: no such file"),
+        (("--bits", "3", "--codec", "bogus"), 2, "codec 'bogus': there are auto, raw"),
+        (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "contexts of 32"),
+        (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "stride=33 must be 1 to"),
         (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
         (("--bits", "3", "--tune-seconds", "5"), 2, "goes with --tune"),
     ],

@@ -13,6 +13,7 @@ from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
 from gptpack.cli.pack_job import Job, Request, code_size, identity_of
 from gptpack.cli.pack_proof import Proof, check_proof
 from gptpack.cli.pack_report import print_report, quality, report_of
+from gptpack.codec.sections import codec_names
 
 PATH = click.Path(path_type=Path)
 
@@ -158,20 +159,28 @@ def command(
     if (plan and curve) or (tune == "none" and tune_seconds):
         raise ConfigError("--plan writes no --curve, and --tune-seconds goes with --tune")
     target = _beside(checkpoint) if output is None else output
-    if not plan:
-        _check_writes(target, curve, plotted=data is not None)
+    _check_writes(target, curve, plotted=data is not None, plan=plan)
     points = parse_bits(curve_bits)
+    limits = {
+        "budget_bytes": parse_size(budget) if budget is not None else UNLIMITED,
+        "code_bytes": sum(code_size(path) for path in code),
+    }
     config = PackConfig(
         methods=_methods(methods),
         step_factors=_factors(step_factors),
         states=states,
         strict=strict,
-        codecs=codec or PackConfig().codecs,
+        codecs=codec_names(codec or PackConfig().codecs),
     )
     seconds, began = dict[str, float](), time.perf_counter()
     loaded = load_checkpoint(checkpoint, load_recipe(find_recipe(model)).model if model else None)
     config.check_names(loaded.weights)
-    check_proof(None if plan else data)
+    check_proof(
+        None if plan else data,
+        loaded.model,
+        stride=stride if curve is None else None,
+        limit_tokens=eval_tokens,
+    )
     identity = identity_of(loaded, tokenizer, data)
     provenance = {"checkpoint_sha256": file_sha256(checkpoint), "step": loaded.step}
     request = Request(
@@ -210,8 +219,7 @@ def command(
             identity,
             config,
             job.sensitivities,
-            budget_bytes=parse_size(budget) if budget is not None else UNLIMITED,
-            code_bytes=sum(code_size(path) for path in code),
+            **limits,
             provenance=provenance,
             progress=progress,
         )
@@ -255,13 +263,13 @@ def _beside(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".gptpack")
 
 
-def _check_writes(target: Path, curve: Path | None, *, plotted: bool) -> None:
+def _check_writes(target: Path, curve: Path | None, *, plotted: bool, plan: bool) -> None:
     from gptpack.cli.pack_curve import check_curve
 
-    if curve is None:
-        check_target(target, "packed file", MAGIC)
-    else:
+    if curve is not None:
         check_curve(curve, plotted=plotted)
+    elif not plan:
+        check_target(target, "packed file", MAGIC)
 
 
 def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -6,19 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.cli.fresh import FreshEvaluation, fresh_evaluation
+from gptpack.config import ModelConfig
+from gptpack.errors import ConfigError
 from gptpack.progress import Progress
 
 
-def check_proof(data: Path | None) -> None:
+def check_proof(
+    data: Path | None, model: ModelConfig, *, stride: int | None, limit_tokens: int
+) -> None:
     """Whether a file can be proved on `data`, asked before it is made; None proves nothing.
 
     Raises:
         GptpackError: it cannot.
     """
-    from gptpack.data.shards import find_shards
+    from gptpack.data.shards import Shard, find_shards
+    from gptpack.evaluation.windows import plan_windows
 
-    if data is not None:
-        find_shards(data, "val")
+    if data is None:
+        return
+    context = model.context
+    if 0 < limit_tokens < context:
+        raise ConfigError(
+            f"--eval-tokens {limit_tokens:,}: whole contexts of {context:,} tokens are scored; "
+            "ask for that many at least, or 0 for all"
+        )
+    tokens = sum(len(Shard.open(path, model.vocab).tokens) for path in find_shards(data, "val"))
+    for step in {None, stride}:
+        plan_windows(tokens, context=context, stride=step, limit_tokens=limit_tokens)
 
 
 class Proof:
