@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import re
+import types
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ from gptpack.packing.packer import (
     keep_smallest_float,
     take_apart,
 )
-from gptpack.packing.search import pack_to_budget
+from gptpack.packing.search import Search, pack_to_budget
+from gptpack.progress import silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import dequantize
@@ -95,7 +98,7 @@ def case(width: int = 64, layers: int = 2, vocab: int = 64) -> Case:
 
 
 def named_budget(error: BudgetError) -> int:
-    found = re.search(r"the smallest budget that works is ([\d,]+) bytes", str(error))
+    found = re.search(r"([\d,]+) bytes are enough", str(error))
     assert found, error
     return int(found[1].replace(",", ""))
 
@@ -247,8 +250,37 @@ def test_bits_are_kept_and_used(bits):
 
 
 def test_bits_that_no_step_reaches_are_an_error_that_says_what_is_reached():
-    with pytest.raises(BudgetError, match=r"0\.001 bits a weight: the coarsest steps take [\d.]+;"):
+    with pytest.raises(BudgetError) as caught:
         case().pack(bits=0.001)
+    found = re.search(r"0\.001 bits a weight: the fewest found are ([\d.]+);", str(caught.value))
+    assert found
+    assert case().pack(bits=float(found[1])).pack["delta"] > 0.1
+
+
+def test_the_smallest_file_that_was_seen_is_kept_whatever_its_step():
+    sizes = []
+
+    def measure(delta: float) -> int:
+        sizes.append(1000 + round(100 * abs(math.log2(delta / 1e-3))))
+        return sizes[-1]
+
+    config = types.SimpleNamespace(tolerance=1e-3)
+    packer = types.SimpleNamespace(
+        quantize=lambda delta: (delta, 0.0), draft=lambda coded: coded, config=config
+    )
+    looking = Search(packer=packer, measure=measure, target=1, progress=silent)
+    assert looking.run(1e-3, 1000.0) is None
+    assert looking.smallest_size == min(sizes) < sizes[-1]
+    assert looking.smallest.delta == looking.smallest.coded
+
+
+def test_room_for_measured_figures_is_kept_only_where_they_will_be():
+    proved, unproved = (case().packer(proved=proved) for proved in (True, False))
+    encoded = proved.encode(proved.quantize(1e-3)[0])
+    assert unproved.size(encoded) < proved.size(encoded) - 30
+    budget = unproved.size(encoded)
+    packed = pack_to_budget(case().packer(budget=budget, proved=False))
+    assert budget - 3 * MARGIN_BYTES < len(packed.file()) <= budget
 
 
 def test_step_factors_make_matrices_finer_and_coarser_than_equal_slope_says():
@@ -301,7 +333,7 @@ def test_the_file_itself_is_checked_again():
     with pytest.raises(BudgetError):
         packed.file(long)
     check_budget(10, 10, 0)
-    with pytest.raises(BudgetError, match="works is 11 bytes"):
+    with pytest.raises(BudgetError, match="11 bytes are enough"):
         check_budget(10, 10, 1)
 
 

@@ -221,6 +221,7 @@ def command(
             job.sensitivities,
             **limits,
             provenance=provenance,
+            proved=data is not None,
             progress=progress,
         )
         if curve is not None:

@@ -81,8 +81,8 @@ def check_budget(file_bytes: int, budget_bytes: int, code_bytes: int) -> None:
     if needed > budget_bytes:
         code = f" and {code_bytes:,} bytes of code" if code_bytes else ""
         raise BudgetError(
-            f"the smallest file of these methods has {file_bytes:,} bytes{code}, over the budget "
-            f"of {budget_bytes:,}; the smallest budget that works is {needed:,} bytes"
+            f"the smallest file found has {file_bytes:,} bytes{code}, over the budget of "
+            f"{budget_bytes:,}; {needed:,} bytes are enough"
         )
 
 
@@ -125,6 +125,8 @@ class Packer:
     code_bytes: int = 0
     threads: int | None = None
     """That quantize; one per core by default."""
+    proved: bool = True
+    """Whether the header will have figures that are measured on the file."""
 
     @property
     def weights(self) -> int:
@@ -147,7 +149,9 @@ class Packer:
 
     def size(self, encoded: EncodedSections) -> int:
         """Bytes of the file, with room for what is measured later."""
-        pack = {**self.header(), **LONGEST, **MEASURED, "quality": QUALITY}
+        pack = {**self.header(), **LONGEST, **MEASURED}
+        if self.proved:
+            pack["quality"] = QUALITY
         file_bytes = assembled_bytes(
             encoded, model=self.checkpoint.model, tokenizer=self.tokenizer, pack=pack
         )
@@ -217,6 +221,7 @@ def take_apart(
     budget_bytes: int,
     code_bytes: int = 0,
     provenance: Mapping[str, Any] | None = None,
+    proved: bool = True,
     progress: Progress = silent,
 ) -> Packer:
     """Quantize what does not depend on the budget, and factor the Hessians of the rest.
@@ -226,6 +231,7 @@ def take_apart(
             which is noted, or an error where `config` is strict.
         code_bytes: bytes of code that count into the same budget.
         provenance: what the header shall say of the input, such as its hash.
+        proved: whether the file will be scored, and its header have room for the figures.
 
     Raises:
         CheckpointError: see `checked_weights`.
@@ -240,6 +246,7 @@ def take_apart(
         budget_bytes=budget_bytes,
         code_bytes=code_bytes,
         provenance=dict(provenance or {}),
+        proved=proved,
     )
     config.check_names(weights)
     calibrated = []
