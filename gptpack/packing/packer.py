@@ -43,6 +43,8 @@ UNLIMITED = 2**62
 """The budget of a pack that has none; larger than any file. A header does not mention it."""
 SMALL_NUMEL = 4096
 """Matrices of fewer weights are kept in floats: their tables and scales would cost more."""
+SMALLEST_FLOAT16 = 2.0**-17
+"""From here on float16, whose smallest values are 2^-24 apart, has eight bits or more."""
 Float32 = npt.NDArray[np.float32]
 
 
@@ -284,12 +286,17 @@ def on_grid(name: str, shape: Sequence[int]) -> bool:
 
 
 def keep_smallest_float(name: str, values: Float32) -> PackedTensor:
-    """bfloat16 where that is exact, else float16 where it is finite, else float32."""
+    """bfloat16 where that is exact, else float16 where that does, else float32.
+
+    float16 does not where a value becomes infinite, or all are so small that the largest has less
+    than bfloat16's precision: those of 1e-9 would become 0.
+    """
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     if not (bits & 0xFFFF).any():
         return keep_float(name, values, "bfloat16")
-    exact = np.abs(values).max(initial=0) < np.finfo(np.float16).max
-    return keep_float(name, values, "float16" if exact else "float32")
+    largest = np.abs(values).max(initial=0)
+    does = SMALLEST_FLOAT16 <= largest < np.finfo(np.float16).max
+    return keep_float(name, values, "float16" if does else "float32")
 
 
 def _calibrated(
