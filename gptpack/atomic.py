@@ -38,13 +38,15 @@ def check_target(path: str | Path, kind: str, *starts: bytes) -> None:
         starts: with what files of that kind start; others are not replaced.
 
     Raises:
-        ConfigError: a directory, or a file of another kind, stands there.
+        ConfigError: a directory, a device, or a file of another kind, stands there.
         GptpackError: the directory takes no files.
     """
     target = Path(path)
     if target.is_dir():
         raise ConfigError(f"{path} is a directory; name a file in it")
     if target.exists():
+        if not target.is_file():
+            raise ConfigError(f"{path} exists and is not a regular file; choose another name")
         with target.open("rb") as file:
             found = file.read(max(map(len, starts)))
         if found and not found.startswith(starts):

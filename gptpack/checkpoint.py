@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gptpack.atomic import replacing
 from gptpack.config import ModelConfig, Recipe, TokenizerIdentity, from_dict, to_dict
-from gptpack.errors import CheckpointError, ConfigError
+from gptpack.errors import CheckpointError
 
 VERSION = 1
 _MARK = "gptpack_checkpoint"
@@ -30,6 +30,19 @@ BANKS = {
     "mlp_down_bank": ("mlp.proj.weight",),
 }
 """Banked matrices of the reference: the layers of the first role, then those of the second."""
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch's loader raises on files that are damaged."""
 NEWER_PARTS = ("bigram", "smear", "ve_", "skip_gates", "lambdas", "gate")
 """Parts of names of tensors that no baseline has."""
 
@@ -82,8 +95,9 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     if _MARK not in content:
         weights = _plain_state(path, content)
         return Checkpoint(model=model or _infer(path, weights), weights=weights)
-    if content[_MARK] != VERSION:
-        raise CheckpointError(f"{path}: checkpoint version {content[_MARK]}, needed {VERSION}")
+    version = content[_MARK]
+    if not isinstance(version, int) or version != VERSION:
+        raise CheckpointError(f"{path}: checkpoint version {version!r:.20}, needed {VERSION}")
     try:
         return Checkpoint(
             model=from_dict(ModelConfig, content["model"]),
@@ -93,7 +107,9 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
             step=int(content["step"]),
             training=content["training"],
         )
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {error!r}") from error
 
 
@@ -108,8 +124,10 @@ def _read(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint: {error.strerror or error}"
+        ) from error
+    except _UNREADABLE as error:
         # torch's own words end in the advice to load it without the weights-only loader
         raise CheckpointError(
             f"{path}: not a checkpoint that torch's weights-only loader reads; needed a file that "
@@ -124,6 +142,12 @@ def _tensor(path: Path, name: Any, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or not isinstance(name, str):
         found = type(value).__name__
         raise CheckpointError(f"{path}: '{name}' is a {found}; a state dict holds tensors only")
+    dense = value.layout is torch.strided and not (value.is_meta or value.is_quantized)
+    if value.is_complex() or not dense:
+        raise CheckpointError(
+            f"{path}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
+            "needed real numbers, all of them in the file"
+        )
     return value.detach().to(torch.float32)
 
 
@@ -172,7 +196,7 @@ def _infer(path: Path, weights: Mapping[str, Tensor]) -> ModelConfig:
             mlp_hidden=mlp_hidden,
             tied_embedding="lm_head.weight" not in weights,
         )
-    except (KeyError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

@@ -61,6 +61,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> LoadedMo
 def _check_shape(path: str | Path, header: ArtifactHeader) -> None:
     """Refuse a model with more layers than the file has tensors, or far more weights.
 
+    A recurrence's passes count as well: half of them take up a skip, with weights of its own.
+
     This bounds memory; which tensor is missing is said later. (An outline on torch's meta device
     would say it at once, but costs two seconds of imports.)
     """
@@ -73,10 +75,13 @@ def _check_shape(path: str | Path, header: ArtifactHeader) -> None:
     per_layer = 2 * width * (width + kv_width + config.mlp_hidden)
     bigram = config.bigram_width * (config.bigram_rows + width)
     values = config.value_embedding_width * (config.vocab + kv_width)
-    needed = config.layers * per_layer + config.vocab * width + bigram + values
+    # the order of layers with a recurrence is counted here, as it may be too long to be made
+    passes = config.layers + config.loop_layers * config.loops
+    skips = passes // 2 * width * (2 if config.skip_gates else 1)
+    needed = config.layers * per_layer + config.vocab * width + bigram + values + skips
     held = sum(tensor.numel for tensor in header.tensors)
     if needed > LARGEST_EXCESS * held:
         raise ArtifactError(
-            f"{path}: a model of this shape has {needed:,} weights in its matrices alone, "
-            f"but the file holds {held:,}"
+            f"{path}: a model of this shape has more than {LARGEST_EXCESS * held:,} weights in its "
+            f"matrices alone, but the file holds {held:,}"
         )

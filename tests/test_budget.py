@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +18,17 @@ import torch
 from gptpack.artifact.layout import MAGIC
 from gptpack.artifact.reader import decode_artifact
 from gptpack.checkpoint import Checkpoint, save_checkpoint
+from gptpack.cli.fresh import evaluate_in_fresh_process
 from gptpack.cli.main import run
 from gptpack.cli.pack_proof import Proof
 from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.model.gpt import GPT
+from gptpack.packing import search
 from gptpack.progress import silent
 
+QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 CONFIG = ModelConfig(vocab=300, layers=2, width=96, heads=4, kv_heads=2, mlp_hidden=256, context=32)
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=300, bos=1)
 QUALITY = {"bpb_before": 3.141592, "bpb_after": 3.271828, "context": 32, "tokens": 123456}
@@ -107,6 +113,28 @@ def test_a_proof_that_was_got_ready_early_is_that_of_the_file(place, tmp_path):
     assert waiting.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("name", ["m.gptpack", "m" * 240 + ".gptpack"])
+def test_two_proofs_for_one_target_have_files_of_their_own(tmp_path, name):
+    settings = {"model": None, "stride": None, "early": False}
+    proofs = [Proof(tmp_path / "c.pt", None, tmp_path / name, **settings) for _ in range(2)]
+    for proof in proofs:
+        proof.candidate.write_bytes(b"")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_folder_itself_is_no_checkpoint(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "is a directory; name a checkpoint" in refused(capsys, ".", "--bits", "3")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_may_have_a_name_that_begins_with_a_dash(place, tmp_path, monkeypatch):
+    shutil.copy(place / "c.pt", tmp_path / "-c.pt")
+    monkeypatch.chdir(tmp_path)
+    found = evaluate_in_fresh_process(Path("-c.pt"), place, limit_tokens=64, quiet=True)
+    assert found["plain"]["tokens"] == 64
+
+
 @pytest.mark.slow
 def test_a_process_that_waits_for_a_file_ends_when_nobody_can_send_it(place):
     words = ["eval", "none.gptpack", "--data", str(place), "--wait", "--device", "cpu"]
@@ -128,11 +156,51 @@ def test_without_data_the_model_writes_its_own_calibration_text(place, tmp_path)
 
 
 @pytest.mark.slow
+def test_data_without_train_shards_proves_and_does_not_calibrate(place, tmp_path, capsys):
+    for name in ("tokenizer.model", "x_val_000000.bin"):
+        shutil.copy(place / name, tmp_path / name)
+    output = tmp_path / "m.gptpack"
+    words = ["pack", str(place / "c.pt"), "--bits", "3", *QUICK, "--data", str(tmp_path)]
+    with suppress(SystemExit):
+        run([*words, "-o", str(output)])
+    capsys.readouterr()
+    pack = decode_artifact(output.read_bytes()).header.pack
+    assert pack["calibration"] == "self"
+    assert "quality" in pack
+
+
+def refused(capsys, *words: str) -> str:
+    """What `gptpack pack` says before it ends with status 2 and has not calibrated."""
+    with pytest.raises(SystemExit) as stopped:
+        run(["pack", *map(str, words)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2, said
+    (line,) = said.splitlines()
+    return line
+
+
+def test_text_too_short_for_one_window_of_tuning_is_refused(place, tmp_path, capsys):
+    for name in ("tokenizer.model", "x_val_000000.bin"):
+        shutil.copy(place / name, tmp_path / name)
+    write_shard(tmp_path / "x_train_000000.bin", np.ones(20))
+    words = ["--bits", "3", "--states", "8", "--calibration", "random", "--calibration-tokens"]
+    output = ("-o", tmp_path / "m.gptpack", "--json")
+    data = ("512", "--tune", "floats", "--data", tmp_path)
+    said = refused(capsys, place / "c.pt", *words, *data, *output)
+    assert "0 windows of 32 training tokens, 1 are needed" in said
+
+
+def test_data_that_no_proof_can_use_is_refused_before_any_work(place, tmp_path, capsys):
+    said = refused(capsys, place / "c.pt", "--bits", "3", "--data", tmp_path)
+    assert "no shards named *_val_*.bin" in said
+
+
+@pytest.mark.slow
 def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_path):
     output = tmp_path / "m.gptpack"
     done = gptpack(place, "--budget", "2KB", "--method", "int8", "--data", str(place), "-o", output)
     assert done.returncode == 1
-    assert "the smallest budget that works is" in done.stderr
+    assert "bytes are enough" in done.stderr
     assert list(tmp_path.iterdir()) == []
     output.write_bytes(MAGIC + b"old")
     done = gptpack(place, "--budget", "2KB", "--method", "int8", "--data", str(place), "-o", output)
@@ -145,7 +213,7 @@ def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3.0, 8.0])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_whoever_kills_a_pack_finds_no_part_of_a_file_under_its_name(place, tmp_path, seconds, how):
     output = tmp_path / "m.gptpack"
     options = ["--budget", "400KB", "--method", "int8", "--data", str(place), "-o", str(output)]
@@ -157,9 +225,6 @@ def test_whoever_kills_a_pack_finds_no_part_of_a_file_under_its_name(place, tmp_
     # after the file has its name there is still a report to print
     if process.wait() == 0 or output.exists():
         assert decode_artifact(output.read_bytes(), verify_weights=True)
-
-
-QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 
 
 @pytest.mark.slow
@@ -175,10 +240,24 @@ def test_the_curve_has_a_measured_file_at_each_point_and_leaves_none(place, tmp_
     assert 3.9 < fine["bits"] <= 4.0
     assert 1.5 < coarse["bits"] < 2.5
     assert fine["bytes"] > coarse["bytes"]
-    assert coarse["delta"] == pytest.approx(4 * fine["delta"], rel=1e-5)
+    assert coarse["delta"] == pytest.approx(2 ** (fine["bits"] - 2) * fine["delta"], rel=1e-5)
     assert fine["bpb_before"] < fine["bpb_predicted"] < coarse["bpb_predicted"]
     plots = {"curve.png"} if json.loads(done.stdout)["plot"] else set()
     assert {path.name for path in tmp_path.iterdir()} == {"curve.csv"} | plots
+
+
+def test_points_beyond_the_finest_steps_are_left_out_and_do_not_move_others(
+    place, tmp_path, monkeypatch, capsys
+):
+    words = ["--calibration", "random", "--states", "8", "--calibration-tokens", "512"]
+    curve = ["--curve", str(tmp_path / "c.csv"), "--curve-bits", "16,15,3", "--json"]
+    monkeypatch.setattr(search, "FINEST_DELTA", 1e-4)
+    run(["pack", str(place / "c.pt"), *words, *curve])
+    captured = capsys.readouterr()
+    finest, coarse = (row["bits"] for row in json.loads(captured.out)["curve"])
+    assert 3.5 < finest < 15
+    assert abs(coarse - 3) < 0.25
+    assert f"--curve-bits 15: left out, the finest steps take {finest:.3f}" in captured.err
 
 
 @pytest.mark.slow
@@ -218,11 +297,23 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--bits", "3", "--step-factor", "zz=2"), 2, "'zz' matches no tensor"),
         (("--bits", "3", "--method", "int8", "--method", "float16"), 2, "several methods"),
         (("--curve", "c.csv", "--plan"), 2, "writes no --curve"),
+        (("--curve", "c.csv", "--curve-bits", "17,3"), 2, "positive numbers up to 16"),
+        (("--curve", "{place}/c.pt"), 2, "c.pt exists and is no curve"),
+        (("--curve", "{place}"), 2, "is a directory"),
+        (("--curve", "plot.png"), 2, "name the CSV"),
+        (("--curve", "other.csv", "--data", "{place}"), 2, "other.png exists and is no plot"),
+        (("--budget", "60000xx"), 2, "write a number and a unit"),
+        (("--bits", "3", "--code", "absent.py"), 2, "absent.py: no such file"),
+        (("--bits", "3", "--codec", "bogus"), 2, "codec 'bogus': there are auto, raw"),
+        (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "contexts of 32"),
+        (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "stride=33 must be 1 to"),
+        (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
         (("--bits", "3", "--tune-seconds", "5"), 2, "goes with --tune"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, words, status, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.png").write_bytes(b"a picture of a cat")
     other = tmp_path / "other.model"
     if "{other}" in words:
         train_tokenizer(["one two three four five six"] * 50, other, TokenizerConfig(vocab=280))
@@ -230,10 +321,9 @@ def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, w
     with pytest.raises(SystemExit) as ended:
         run(["pack", str(place / "c.pt"), *words])
     assert ended.value.code == status
-    captured = capsys.readouterr()
-    last = captured.err.splitlines()[-1]
-    assert last.startswith("gptpack: ")
-    assert said in last
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gptpack: ")
+    assert said in line
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(place, tmp_path, capsys):

@@ -15,7 +15,7 @@ from gptpack.calibration import text as calibration_text
 from gptpack.calibration.collect import Calibration, collect, input_moments, output_fisher
 from gptpack.calibration.text import calibrate, random_tokens, self_generated, shard_windows
 from gptpack.config import ModelConfig
-from gptpack.errors import DataError
+from gptpack.errors import CheckpointError, DataError
 from gptpack.model.gpt import GPT
 from gptpack.model.layers import Linear
 
@@ -213,6 +213,26 @@ def test_the_heads_fisher_is_the_expected_squared_gradient_of_its_outputs():
     for label in range(24):  # the expectation over labels, term by term
         wanted += (p[:, label, None] * (p - F.one_hot(torch.tensor(label), 24)) ** 2).sum(0)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_whose_outputs_are_not_finite_is_an_error():
+    model = model_of()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc.weight.fill_(3e38)
+    with pytest.raises(CheckpointError, match="outputs are not finite"):
+        output_fisher(model, windows_of(), batch=2, seed=0)
+    with pytest.raises(CheckpointError, match="outputs are not finite"):
+        self_generated(model, windows=2, context=4, seed=0)
+
+
+def test_a_model_of_zeros_has_sensitivities_of_zero():
+    model = model_of()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for name, found in found_of(model, windows_of()).sensitivities.items():
+        assert np.isfinite(found.row_weight).all(), name
+        assert not found.hessian.any(), name
 
 
 def test_one_seed_draws_the_same_labels_and_another_others():

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -116,6 +117,42 @@ def test_what_is_not_a_checkpoint_says_what_it_is(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "x.pt")
+
+
+def test_damaged_values_are_one_line(tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, Checkpoint(model=CONFIG, weights=state()))
+    good = torch.load(path, weights_only=True)
+    table = good["weights"]["tok_emb.weight"]
+    for changes, message in (
+        ({"step": "abc"}, "damaged checkpoint"),
+        ({"step": float("inf")}, "damaged checkpoint"),
+        ({"gptpack_checkpoint": torch.ones(2)}, "checkpoint version"),
+        ({"weights": {"tok_emb.weight": table.to(torch.complex64)}}, "complex64.*needed real"),
+        ({"weights": {"tok_emb.weight": table.to_sparse()}}, "sparse_coo.*needed real"),
+        ({"weights": {"tok_emb.weight": table.to("meta")}}, "on meta; needed real"),
+    ):
+        torch.save({**good, **changes}, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(path)
+    torch.save({**good["weights"], "blocks.0.attn.q_gain": torch.tensor(1.0)}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of gptpack or of the reference"):
+        load_checkpoint(path)
+
+
+def test_a_damaged_pickle_is_one_line(tmp_path):
+    path = tmp_path / "c.pt"
+    content = {"gptpack_checkpoint": 1, "a": torch.ones(3), "b": {"c": [1, 2, "x"]}}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    good = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(1000):
+        bad = bytearray(good)
+        for position in generator.integers(0, len(good), 2):
+            bad[position] = generator.integers(256)
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
 
 
 def test_missing_truncated_and_foreign_files_are_one_line(tmp_path):

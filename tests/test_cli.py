@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -275,6 +276,28 @@ def test_an_interrupt_says_what_was_reached(failing, capsys):
     failing(stopped.value)
     assert invoke("inspect") == 130
     assert "interrupted at: search steps, 2; nothing unfinished" in capsys.readouterr().err
+
+
+def test_sigterm_cleans_up_as_an_interrupt_does_and_ends_with_143(monkeypatch, capsys):
+    left = []
+
+    @click.command()
+    def command() -> None:
+        try:
+            with console.progress_bars(quiet=True) as report:
+                report("search steps", 2, 0)
+                signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # a second one does not end this
+            left.append("cleaned up")
+
+    module = types.ModuleType("gptpack.cli.inspect")
+    module.command = command
+    monkeypatch.setitem(sys.modules, "gptpack.cli.inspect", module)
+    assert invoke("inspect") == 143
+    assert left == ["cleaned up"]
+    assert "gptpack: terminated at: search steps, 2; nothing unfinished" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_quiet_progress_says_nothing(monkeypatch):

@@ -236,6 +236,23 @@ def test_verify_shows_each_tensors_error_against_its_checkpoint(
     assert "see --all" in out
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_that_is_not_finite_is_nothing_to_compare_with(
+    run,
+    tmp_path,
+    value,
+    world: World,  # noqa: F811
+):
+    path = packed(tmp_path, world)
+    broken = {name: tensor.clone() for name, tensor in world.model.state_dict().items()}
+    broken["blocks.0.attn_scale"][0] = value
+    save_checkpoint(tmp_path / "n.pt", Checkpoint(model=world.config, weights=broken))
+    for words in (("verify", path), ("diff", path, path)):
+        status, out, err = run(*words, "--checkpoint", tmp_path / "n.pt", "--json")
+        assert (status, out) == (2, "")
+        assert "not finite: blocks.0.attn_scale;" in err
+
+
 def test_another_checkpoint_is_said_to_be_one(run, tmp_path, world: World):  # noqa: F811
     path = packed(tmp_path, world)
     other = {name: tensor + 1 for name, tensor in world.model.state_dict().items()}

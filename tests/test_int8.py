@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from gptpack.quant.int8 import keep_float, quantize_int8_tensor, quantize_reference
+from gptpack.errors import QuantError
+from gptpack.quant.int8 import (
+    keep_float,
+    quantize_int8_rows,
+    quantize_int8_tensor,
+    quantize_reference,
+)
 from gptpack.quant.types import dequantize
 
 
@@ -57,3 +63,15 @@ def test_zero_tensors_stay_zero():
     zero = np.zeros((300, 300), np.float32)
     assert not dequantize(quantize_reference("w", zero)).any()
     assert not dequantize(quantize_int8_tensor("w", zero)).any()
+
+
+def test_what_float16_cannot_hold_is_an_error_and_not_infinite():
+    values = np.full((300, 300), 0.1, np.float32)
+    assert keep_float("w", values * 65504 * 10, "float16").arrays["values"].max() == 65504
+    for beyond in (65520.0, 1e8):
+        values[0, 0] = beyond
+        with pytest.raises(QuantError, match=r"w: needs .* in float16"):
+            keep_float("w", values, "float16")
+    values[0] = 1e8
+    with pytest.raises(QuantError, match=r"w: needs .* in float16"):
+        quantize_int8_rows("w", values)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptpack.errors import CheckpointError
 from gptpack.model.gpt import GPT
 from gptpack.model.layers import Linear
 from gptpack.progress import Progress, silent
@@ -129,6 +130,20 @@ def input_moments(
     return {name: _mirrored(found) for name, found in sums.items()}
 
 
+def finite(logits: Tensor) -> Tensor:
+    """`logits`, none of which is infinite or not a number.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            "the model's outputs are not finite, so it cannot be calibrated; it may hold very "
+            "large weights: see what 'gptpack eval' says of the checkpoint"
+        )
+    return logits
+
+
 def output_fisher(
     model: GPT,
     windows: Tensor,
@@ -141,6 +156,9 @@ def output_fisher(
 
     L is the sum of the tokens' cross entropies. The key ``tok_emb.input`` has the same of the
     embedding's output, by channel ``[C]``.
+
+    Raises:
+        CheckpointError: the model's outputs are not finite.
     """
     device = model.tok_emb.weight.device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -155,6 +173,8 @@ def output_fisher(
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if not output.requires_grad:
+                output.requires_grad_()  # of a table that is coded and must not move (tuning.py)
             output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
             )
@@ -171,7 +191,7 @@ def output_fisher(
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             hidden = model.hidden(tokens)
-            logits = model.logits(hidden)
+            logits = finite(model.logits(hidden))
             with torch.no_grad():
                 probabilities = logits.softmax(-1).flatten(0, 1)
                 labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
@@ -197,6 +217,9 @@ def collect(
     """Moments over `windows` ``[N, T]`` (int64 tokens) and Fisher rows over the first few of them.
 
     Every rank calls this with the same windows, sees its share, and gets the sums over all ranks.
+
+    Raises:
+        CheckpointError: see `output_fisher`.
     """
     share = ranks.share(len(windows))
     few = ranks.share(min(fisher_windows, len(windows)))
@@ -267,4 +290,8 @@ def _together(a: Sensitivity, b: Sensitivity) -> Sensitivity:
     """One Hessian and row weights whose traces are those of the sum of two."""
     hessian = a.row_weight.mean() * a.hessian + b.row_weight.mean() * b.hessian
     rows = a.row_weight * np.trace(a.hessian) + b.row_weight * np.trace(b.hessian)
-    return Sensitivity(hessian=hessian, row_weight=rows / np.trace(hessian))
+    trace = np.trace(hessian)
+    if not 0 < trace < np.inf:
+        # nothing depends on the table, or its moments are beyond float32
+        return Sensitivity(hessian=hessian, row_weight=np.zeros_like(rows))
+    return Sensitivity(hessian=hessian, row_weight=rows / trace)

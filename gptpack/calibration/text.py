@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from gptpack.atomic import replacing
-from gptpack.calibration.collect import Calibration, collect
+from gptpack.calibration.collect import Calibration, collect, finite
 from gptpack.data.batches import Tokens
 from gptpack.errors import DataError, GptpackError
 from gptpack.model.gpt import GPT
@@ -61,14 +61,18 @@ def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed:
 def self_generated(
     model: GPT, *, windows: int, context: int, seed: int, progress: Progress = silent
 ) -> Tensor:
-    """`windows` texts that `model` samples from itself, each from BOS, ``[N, T]``."""
+    """`windows` texts that `model` samples from itself, each from BOS, ``[N, T]``.
+
+    Raises:
+        CheckpointError: the model's outputs are not finite.
+    """
     device = model.tok_emb.weight.device
     generator = torch.Generator(device=device).manual_seed(seed)
     tokens = torch.full((windows, 1), model.config.bos, dtype=torch.int64, device=device)
     # not inference_mode: what it makes cannot be calibrated on, autograd refuses it
     with torch.no_grad():
         for length in range(1, context):
-            logits = model.logits(model.hidden(tokens)[:, -1]) / TEMPERATURE
+            logits = finite(model.logits(model.hidden(tokens)[:, -1])) / TEMPERATURE
             drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             tokens = torch.cat((tokens, drawn), 1)
             progress("write calibration text", length + 1, context)

@@ -96,5 +96,5 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     try:
         with bars:
             yield report
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(reached) from None
+    except KeyboardInterrupt as stopped:
+        raise type(stopped)(reached) from None

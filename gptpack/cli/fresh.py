@@ -65,7 +65,7 @@ def fresh_evaluation(
     """
     with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
         output = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "gptpack", "eval", str(path), "--data", str(data)]
+        command = [sys.executable, "-m", "gptpack", "eval", "--data", str(data)]
         command += ["--device", device, "--output", str(output)]
         if tokenizer is not None:
             command += ["--tokenizer", str(tokenizer)]
@@ -77,6 +77,7 @@ def fresh_evaluation(
             command += ["--wait"]
         if limit_tokens:
             command += ["--limit-tokens", str(limit_tokens)]
+        command += ["--", str(path)]  # whose name may begin with a dash
         environment = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
         process = subprocess.Popen(
             command,

@@ -1,12 +1,16 @@
 """The `gptpack` command: finds the subcommand, turns errors into one line and an exit status.
 
 Exit statuses: 0 all held; 1 over budget or worse than allowed; 2 usage or configuration; 3 corrupt
-artifact; 4 the environment lacks something; 130 interrupted.
+artifact; 4 the environment lacks something; 130 interrupted; 143 terminated.
 """
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -88,6 +92,7 @@ def group() -> None:
       3    a packed file is corrupt or hostile
       4    the environment lacks something that was asked for
       130  interrupted
+      143  terminated
 
     \b
     Environment:
@@ -95,6 +100,30 @@ def group() -> None:
       GITHUB_STEP_SUMMARY  check appends its report to this file
       GITHUB_ACTIONS       where this is true, check annotates what failed
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `kill`, `timeout` and batch systems send it."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, so that it cleans up as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        # `timeout` sends two, and the second must not end what the first began to clean up
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run(arguments: list[str] | None = None, command: str | None = None) -> None:
@@ -111,7 +140,7 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
         sys.exit(shell_complete(group, {}, "gptpack", COMPLETE, instruction))
     try:
         # not group.main: it would end a closed pipe with status 1, which means over budget here
-        with group.make_context("gptpack", arguments) as context:
+        with _terminable(), group.make_context("gptpack", arguments) as context:
             group.invoke(context)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
@@ -120,8 +149,11 @@ def run(arguments: list[str] | None = None, command: str | None = None) -> None:
         sys.exit(ConfigError.exit_status)
     except (click.Abort, KeyboardInterrupt) as stopped:
         where = f" at: {stopped}" if str(stopped) else ""
-        click.echo(f"gptpack: interrupted{where}; nothing unfinished has a final name", err=True)
-        sys.exit(130)
+        how, status = (
+            ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
+        )
+        click.echo(f"gptpack: {how}{where}; nothing unfinished has a final name", err=True)
+        sys.exit(status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -11,8 +11,9 @@ from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
 from gptpack.cli.pack_job import Job, Request, code_size, identity_of
-from gptpack.cli.pack_proof import Proof
+from gptpack.cli.pack_proof import Proof, check_proof
 from gptpack.cli.pack_report import print_report, quality, report_of
+from gptpack.codec.sections import codec_names
 
 PATH = click.Path(path_type=Path)
 
@@ -154,26 +155,32 @@ def command(
     from gptpack.recipe_files import find_recipe
     from gptpack.training.distributed import ranks
 
-    if sum(given is not None for given in (budget, bits, step, curve)) != 1:
-        raise ConfigError(
-            "give one of --budget, such as --budget 16MB, --bits, --step, and --curve"
-        )
+    _check_one_of(budget, bits, step, curve)
     if (plan and curve) or (tune == "none" and tune_seconds):
         raise ConfigError("--plan writes no --curve, and --tune-seconds goes with --tune")
-    target = output or checkpoint.with_suffix(".gptpack")
-    if curve is None and not plan:
-        check_target(target, "packed file", MAGIC)
+    target = _beside(checkpoint) if output is None else output
+    _check_writes(target, curve, plotted=data is not None, plan=plan)
     points = parse_bits(curve_bits)
+    limits = {
+        "budget_bytes": parse_size(budget) if budget is not None else UNLIMITED,
+        "code_bytes": sum(code_size(path) for path in code),
+    }
     config = PackConfig(
         methods=_methods(methods),
         step_factors=_factors(step_factors),
         states=states,
         strict=strict,
-        codecs=codec or PackConfig().codecs,
+        codecs=codec_names(codec or PackConfig().codecs),
     )
     seconds, began = dict[str, float](), time.perf_counter()
     loaded = load_checkpoint(checkpoint, load_recipe(find_recipe(model)).model if model else None)
     config.check_names(loaded.weights)
+    check_proof(
+        None if plan else data,
+        loaded.model,
+        stride=stride if curve is None else None,
+        limit_tokens=eval_tokens,
+    )
     identity = identity_of(loaded, tokenizer, data)
     provenance = {"checkpoint_sha256": file_sha256(checkpoint), "step": loaded.step}
     request = Request(
@@ -212,9 +219,9 @@ def command(
             identity,
             config,
             job.sensitivities,
-            budget_bytes=parse_size(budget) if budget is not None else UNLIMITED,
-            code_bytes=sum(code_size(path) for path in code),
+            **limits,
             provenance=provenance,
+            proved=data is not None,
             progress=progress,
         )
         if curve is not None:
@@ -237,6 +244,33 @@ def command(
     report = report_of(packed, file, None if plan else target)
     report |= {"seconds": seconds, **scores}
     print_json(report) if as_json else print_report(report)
+
+
+def _check_one_of(*sizes: object) -> None:
+    from gptpack.errors import ConfigError
+
+    if sum(given is not None for given in sizes) != 1:
+        raise ConfigError(
+            "give one of --budget, such as --budget 16MB, --bits, --step, and --curve"
+        )
+
+
+def _beside(checkpoint: Path) -> Path:
+    """The name of its file where none is given."""
+    from gptpack.errors import ConfigError
+
+    if not checkpoint.name:
+        raise ConfigError(f"{checkpoint} is a directory; name a checkpoint in it")
+    return checkpoint.with_suffix(".gptpack")
+
+
+def _check_writes(target: Path, curve: Path | None, *, plotted: bool, plan: bool) -> None:
+    from gptpack.cli.pack_curve import check_curve
+
+    if curve is not None:
+        check_curve(curve, plotted=plotted)
+    elif not plan:
+        check_target(target, "packed file", MAGIC)
 
 
 def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -2,10 +2,10 @@
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, print_table
 from gptpack.cli.pack_proof import Proof
 from gptpack.errors import ConfigError
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gptpack.cli.pack_job import Job
     from gptpack.packing.packer import Packer
 
+MOST_BITS = 16
+"""Of a point; no codes take more."""
 COLUMNS = ("delta", "bits", "bytes", "bpb_before", "bpb_predicted", "bpb_measured")
 
 
@@ -23,9 +25,24 @@ def parse_bits(text: str) -> list[float]:
         bits = sorted({float(part) for part in text.split(",")}, reverse=True)
     except ValueError:
         bits = []
-    if not bits or not all(math.isfinite(value) and value > 0 for value in bits):
-        raise ConfigError(f"--curve-bits {text}: write positive numbers such as 4,3,2")
+    if not bits or not all(0 < value <= MOST_BITS for value in bits):
+        raise ConfigError(
+            f"--curve-bits {text}: write positive numbers up to {MOST_BITS} such as 4,3,2"
+        )
     return bits
+
+
+def check_curve(path: Path, *, plotted: bool) -> None:
+    """Whether a curve, and its plot, may be written, asked before anything is packed.
+
+    Raises:
+        GptpackError: they may not.
+    """
+    if path.suffix == ".png":
+        raise ConfigError(f"--curve {path}: name the CSV; the plot gets its name with .png")
+    check_target(path, "curve", COLUMNS[0].encode())
+    if plotted:
+        check_target(path.with_suffix(".png"), "plot", b"\x89PNG")
 
 
 def write_curve(
@@ -33,23 +50,26 @@ def write_curve(
 ) -> None:
     """Pack at steps for about `bits`, score each file, and write the table to `path`.
 
-    The first step is searched; each bit less doubles it. Columns that were not measured are empty.
+    The first step is searched; each bit less than it comes to doubles it. Points beyond what the
+    finest steps take are left out. Columns that were not measured are empty.
     """
     from gptpack.atomic import replacing
     from gptpack.packing.packer import grid_bits
 
-    if path.suffix == ".png":
-        raise ConfigError(f"--curve {path}: name the CSV; the plot gets its name with .png")
     if not packer.matrices:
         raise ConfigError("--curve needs a method with steps: gptq-trellis or gptq-uniform")
     delta: float | None = None
+    reached = 0.0
     rows: list[dict[str, Any]] = []
     for wanted in bits:
         if delta is None:
             packed = job.pack(packer, bits=wanted)
+            delta, reached = float(packed.pack["delta"]), grid_bits(packed.encoded) or 0.0
+        elif wanted >= reached:
+            note(f"--curve-bits {wanted:g}: left out, the finest steps take {reached:.3f}")
+            continue
         else:
-            packed = job.pack(packer, delta=delta * 2 ** (bits[0] - wanted))
-        delta = delta or float(packed.pack["delta"])
+            packed = job.pack(packer, delta=delta * 2 ** (reached - wanted))
         file = packed.file()
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {

@@ -82,7 +82,7 @@ class Job:
         context = shape.context
         tokens = request.tokens or (524288 if device.type == "cuda" else 65536)
         count = {"windows": max(1, tokens // context), "context": context, "seed": request.seed}
-        source = request.source or ("shards" if request.data is not None else "self")
+        source = request.source or ("shards" if has_train(request.data) else "self")
         if source == "shards" and request.data is None:
             raise ConfigError("--calibration shards needs --data with train shards")
         if source == "shards":
@@ -122,7 +122,7 @@ class Job:
         shards = self._shards()
         most = sum(len(shard) // context for shard in shards)
         windows = shard_windows(
-            shards, windows=min(8192, most), context=context, seed=self.request.seed + 1
+            shards, windows=max(1, min(8192, most)), context=context, seed=self.request.seed + 1
         )
         return pack_progressively(
             packer,
@@ -139,6 +139,11 @@ class Job:
             bits=bits,
             progress=self.progress,
         )
+
+
+def has_train(data: Path | None) -> bool:
+    """Whether there is text to calibrate on in a folder of shards."""
+    return data is not None and any(data.glob("*_train_*.bin"))
 
 
 def code_size(path: Path) -> int:

@@ -1,11 +1,38 @@
 """Scores of a checkpoint and of the file made of it, each by a process that has nothing else."""
 
+import secrets
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from gptpack.cli.fresh import FreshEvaluation, fresh_evaluation
+from gptpack.config import ModelConfig
+from gptpack.errors import ConfigError
 from gptpack.progress import Progress
+
+
+def check_proof(
+    data: Path | None, model: ModelConfig, *, stride: int | None, limit_tokens: int
+) -> None:
+    """Whether a file can be proved on `data`, asked before it is made; None proves nothing.
+
+    Raises:
+        GptpackError: it cannot.
+    """
+    from gptpack.data.shards import Shard, find_shards
+    from gptpack.evaluation.windows import plan_windows
+
+    if data is None:
+        return
+    context = model.context
+    if 0 < limit_tokens < context:
+        raise ConfigError(
+            f"--eval-tokens {limit_tokens:,}: whole contexts of {context:,} tokens are scored; "
+            "ask for that many at least, or 0 for all"
+        )
+    tokens = sum(len(Shard.open(path, model.vocab).tokens) for path in find_shards(data, "val"))
+    for step in {None, stride}:
+        plan_windows(tokens, context=context, stride=step, limit_tokens=limit_tokens)
 
 
 class Proof:
@@ -31,7 +58,8 @@ class Proof:
         `data` None proves nothing; `settings` are those of `fresh_evaluation`.
         """
         self.checkpoint, self.data, self.model = checkpoint, data, model
-        self.candidate = target.with_name(f".{target.name}.unproved")
+        # a name of its own: two packs to one target must not prove each other's file
+        self.candidate = target.with_name(f".gptpack-{secrets.token_hex(8)}.unproved")
         self.stride, self.settings, self.early = stride, settings, early
         self.stack = ExitStack()
         self.running: FreshEvaluation | None = None

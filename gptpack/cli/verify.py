@@ -62,14 +62,24 @@ def command(path: Path, checkpoint: Path | None, every: bool, as_json: bool) -> 
 
 
 def checkpoint_values(path: Path, header: "ArtifactHeader") -> "Values":
-    """The weights of a checkpoint that a file with this header may have been made of."""
+    """The weights of a checkpoint that a file with this header may have been made of.
+
+    Raises:
+        CheckpointError: unreadable, or some are not finite and have no distance from anything.
+    """
     from gptpack.checkpoint import load_checkpoint
     from gptpack.data.shards import file_sha256
+    from gptpack.errors import CheckpointError
 
     loaded = load_checkpoint(path, header.model)
     made_of = header.pack.get("checkpoint_sha256")
     if isinstance(made_of, str) and file_sha256(path) != made_of:
         note(f"{path}: the file was made of another checkpoint, {plain(made_of, 16)}...")
+    if broken := [name for name, value in loaded.weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: not finite: {', '.join(broken[:4])}; compare with the checkpoint that the "
+            "file was made of"
+        )
     return {name: tensor.numpy() for name, tensor in loaded.weights.items()}
 
 

@@ -2,21 +2,25 @@
 
 Layers are coded from the last to the first; after each group the rest trains for a few steps
 against the unquantized model (tuning.py), and the next group's Hessians are those of the
-inputs that the coded layers really give it. The last group's step takes up what the budget leaves.
+inputs that the coded layers really give it. The last group's step takes up what the budget leaves,
+or the bits.
 """
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gptpack.artifact.writer import EncodedSections
 from gptpack.calibration.collect import collect
 from gptpack.errors import QuantError
 from gptpack.model.gpt import GPT
-from gptpack.packing.packer import UNLIMITED, Packed, Packer, keep_smallest_float
+from gptpack.packing.packer import UNLIMITED, Packed, Packer, grid_bits, keep_smallest_float
 from gptpack.packing.search import pack_to_budget
 from gptpack.packing.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
 from gptpack.progress import Progress, silent
@@ -34,6 +38,11 @@ HELD_BACK = 5e-4
 """Share of the budget kept for what the last tuning does to scales and floats."""
 HELD_BACK_BYTES = 64
 """And what the header says of it."""
+MOST_EXCESS = 0.01
+"""Share by which the last group's codes may grow coarser after their gains were learned; by a
+twentieth, a file came out worse than without tuning."""
+NOISE = 0.01
+"""What tuning is taken to add to floats, as a share of each, where their size is foreseen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +103,13 @@ def pack_progressively(
         teacher: the unquantized model, on the device where tuning runs.
         windows: training tokens ``[N, T]`` (int64), never validation.
         sensitivities: those that `packer` was made with; their row weights stay.
-        delta, bits: as `pack_to_budget` takes them; the step that `bits` lead to is kept.
+        delta, bits: as `pack_to_budget` takes them.
 
     Raises:
         BudgetError: see `pack_to_budget`.
     """
     first = pack_to_budget(packer, delta=delta, bits=bits, progress=progress)
-    search = delta is None and bits is None
+    search = delta is None
     delta = first.pack["delta"]
     assert isinstance(delta, float)
     packer = replace(packer, fixed=dict(packer.fixed), provenance=dict(packer.provenance))
@@ -108,6 +117,7 @@ def pack_progressively(
     held = _hold(packer, student)
     plan = groups_of(packer.matrices, by_layer=config.by_layer)
     batch = max(1, 16384 // windows.shape[1])
+    goal = _goal(packer, bits)
     coded: dict[str, PackedTensor] = {}
     predicted = 0.0
     position = tuned = 0
@@ -131,7 +141,9 @@ def pack_progressively(
         ]
         last = index == len(plan) - 1
         if last and search:
-            fitted = _fit_last(packer, coded, student, delta)
+            _refresh_floats(packer, student, tuned=False)
+            room = int(goal.limit * HELD_BACK) + HELD_BACK_BYTES
+            fitted = _fit_last(packer, coded, student, delta, goal.less(room))
             if fitted is None:
                 return _untuned(first)
             tensors, loss = fitted
@@ -169,22 +181,70 @@ def pack_progressively(
         )
         tuned += result.steps
         position += result.steps * max(1, config.tokens // windows.shape[1])
-    for name, gain in gains(student).items():
-        if name in coded:
-            coded[name] = _with_gain(coded[name], gain)
-    _refresh_floats(packer, student)
-    encoded = packer.encode(coded)
     packer.provenance["tuned_steps"] = tuned
     if config.labels:
         packer.provenance["tuned_labels"] = config.labels
-    if packer.size(encoded) > packer.budget_bytes - packer.code_bytes:
+    finished = _finish(packer, coded, student, goal, loss, delta if search else None)
+    if finished is None:
         return _untuned(first)
-    return packer.packed(encoded, delta=delta, predicted_nats=predicted)
+    encoded, more = finished
+    return packer.packed(encoded, delta=delta, predicted_nats=predicted + more)
+
+
+class _Goal(NamedTuple):
+    """What the file, or its coded bits, may take."""
+
+    measure: Callable[[EncodedSections], int]
+    limit: int
+
+    def less(self, room: int) -> "_Goal":
+        return _Goal(self.measure, self.limit - room)
+
+
+def _goal(packer: Packer, bits: float | None) -> _Goal:
+    """The budget of `packer`, or `bits` for each weight that is on a grid now."""
+    if bits is None:
+        return _Goal(packer.size, packer.budget_bytes - packer.code_bytes)
+    weights = packer.weights
+
+    def measure(encoded: EncodedSections) -> int:
+        return math.ceil((grid_bits(encoded) or 0.0) * weights / 8)
+
+    return _Goal(measure, int(bits * weights / 8))
+
+
+def _finish(
+    packer: Packer,
+    coded: Mapping[str, PackedTensor],
+    student: GPT,
+    goal: _Goal,
+    loss: float,
+    delta: float | None,
+) -> tuple[EncodedSections, float] | None:
+    """The sections of what tuning made, and the rise of `loss` that took; None if too large.
+
+    Args:
+        loss: what the last group was predicted to cost.
+        delta: where that group may be coded again, with the gains that it has learned, if tuning
+            added more than was held back.
+    """
+    _refresh_floats(packer, student)
+    encoded = packer.encode(_with_gains(coded, student))
+    excess = goal.measure(encoded) - goal.limit
+    if excess <= 0:
+        return encoded, 0.0
+    fitted = None
+    if delta is not None and excess <= MOST_EXCESS * goal.limit:
+        fitted = _fit_last(packer, coded, student, delta, goal.less(HELD_BACK_BYTES))
+    if fitted is None:
+        return None
+    encoded = packer.encode(_with_gains({**coded, **fitted[0]}, student))
+    return (encoded, fitted[1] - loss) if goal.measure(encoded) <= goal.limit else None
 
 
 def _untuned(first: Packed) -> Packed:
     """The file before tuning, which is known to fit, and a word on it."""
-    remark = "tuning was left out: what it adds does not fit the budget; raise it a little"
+    remark = "tuning was left out: what it adds does not fit; raise the budget, or bits, a little"
     return replace(first, notes=(*first.notes, remark))
 
 
@@ -199,26 +259,47 @@ def _hold(packer: Packer, student: GPT) -> tuple[str, ...]:
     return tuple(f"{name.removesuffix('.weight')}.gain" for name in values)
 
 
+def _with_gains(coded: Mapping[str, PackedTensor], student: GPT) -> dict[str, PackedTensor]:
+    """`coded` with the gains that `student` has learned for them in their row scales."""
+    learned = gains(student)
+    return {
+        name: _with_gain(tensor, learned[name]) if name in learned else tensor
+        for name, tensor in coded.items()
+    }
+
+
 def _with_gain(tensor: PackedTensor, gain: Tensor) -> PackedTensor:
     ratio = np.clip(gain.numpy().astype(np.float64), 2.0**-4, 2.0**4)
     shift = np.rint(np.log2(ratio) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
     return with_row_scales(tensor, tensor.arrays["row_scales"] + shift)
 
 
-def _refresh_floats(packer: Packer, student: GPT) -> None:
-    """What stayed in floats, as it is after tuning, in place of what it was."""
-    tuned = floats(student)
+def _refresh_floats(packer: Packer, student: GPT, *, tuned: bool = True) -> None:
+    """What stayed in floats, as it is after tuning, in place of what it was.
+
+    Before tuning is done it is only as large as it will be: noise takes the place of what tuning
+    will add to values that may be all alike or exact in bfloat16.
+    """
+    generator = np.random.default_rng(0)
+    found = floats(student)
     for name, tensor in packer.fixed.items():
-        if name in tuned and tensor.method in ("bfloat16", "float16", "float32"):
-            packer.fixed[name] = keep_smallest_float(name, tuned[name].numpy())
+        if name not in found or tensor.method not in ("bfloat16", "float16", "float32"):
+            continue
+        values = found[name].numpy()
+        if not tuned:
+            noise = generator.normal(0, NOISE, values.shape).astype(np.float32)
+            values = values + noise * np.maximum(np.abs(values), NOISE)
+        packer.fixed[name] = keep_smallest_float(name, values)
 
 
 def _fit_last(
-    packer: Packer, coded: Mapping[str, PackedTensor], student: GPT, delta: float
+    packer: Packer,
+    coded: Mapping[str, PackedTensor],
+    student: GPT,
+    delta: float,
+    goal: _Goal,
 ) -> tuple[dict[str, PackedTensor], float] | None:
-    """The last group at the step that takes up what the others leave of the budget, if any does."""
-    _refresh_floats(packer, student)
-    target = int((packer.budget_bytes - packer.code_bytes) * (1 - HELD_BACK)) - HELD_BACK_BYTES
+    """The last group at the step that takes up what the others leave of `goal`, if any does."""
     seen: dict[float, tuple[dict[str, PackedTensor], float]] = {}
 
     def size_at(step: float) -> int:
@@ -227,11 +308,11 @@ def _fit_last(
         except QuantError:
             return UNLIMITED  # finer than the first search went, codes may not be storable
         seen[step] = (tensors, loss)
-        return packer.size(packer.draft({**coded, **tensors}))
+        return goal.measure(packer.draft(_with_gains({**coded, **tensors}, student)))
 
     solution = solve_delta(
         size_at,
-        target,
+        goal.limit,
         start=delta,
         octave_bits=packer.weights,
         finest=delta / 2,

@@ -46,7 +46,9 @@ class Search:
     """Whether sizes are those of drafts."""
     finest: Tried | None = None
     """That is within the target."""
-    coarsest: Tried | None = None
+    smallest: Tried | None = None
+    """Of all that were seen; the coarsest steps need not have the fewest bytes."""
+    smallest_size: int = UNLIMITED
     refused: list[QuantError] = field(default_factory=list)
     sizes: int = 0
 
@@ -62,8 +64,8 @@ class Search:
         size = self.measure(encoded)
         if size <= self.target and (self.finest is None or delta < self.finest.delta):
             self.finest = tried
-        if self.coarsest is None or delta > self.coarsest.delta:
-            self.coarsest = tried
+        if size < self.smallest_size:
+            self.smallest, self.smallest_size = tried, size
         self.sizes += 1
         self.progress("search steps", self.sizes, 0)
         return size
@@ -126,7 +128,7 @@ def pack_to_budget(
         bits: the finest steps at which a weight on a grid takes at most so many coded bits.
 
     Raises:
-        BudgetError: nothing fits; names the smallest budget, or bits, that works.
+        BudgetError: nothing fits; names a budget, or bits, that work.
     """
     if not packer.matrices:
         return packer.packed(packer.encode({}), delta=None, predicted_nats=0.0)
@@ -150,18 +152,19 @@ def pack_to_budget(
     encoded = None if found is None else packer.encode(found.coded)
     if encoded is None or measure(encoded) > target:
         # a draft may be off by some bytes
-        search = replace(search, draft=False, finest=None, coarsest=None)
+        search = replace(search, draft=False, finest=None, smallest=None, smallest_size=UNLIMITED)
         found = search.run(COARSEST_DELTA if found is None else found.delta, octave_bits)
         encoded = None if found is None else packer.encode(found.coded)
     if found is not None and encoded is not None:
         return packer.packed(encoded, delta=found.delta, predicted_nats=found.loss_nats)
-    if search.coarsest is None:
+    if search.smallest is None:
         raise search.refused[0]
-    smallest = packer.encode(search.coarsest.coded)
+    smallest = packer.encode(search.smallest.coded)
     if bits is not None:
+        fewest = math.ceil(1000 * (grid_bits(smallest) or 0.0)) / 1000
         raise BudgetError(
-            f"{bits:g} bits a weight: the coarsest steps take {grid_bits(smallest):.3f}; ask "
-            "for at least that, or for other methods"
+            f"{bits:g} bits a weight: the fewest found are {fewest:.3f}; ask for at least that, or "
+            "for other methods"
         )
     check_budget(packer.size(smallest), packer.budget_bytes, packer.code_bytes)
     raise AssertionError("a size within the budget was not taken")

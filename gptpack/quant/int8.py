@@ -3,9 +3,12 @@
 parameter-golf baseline, `quantize_state_dict_int8`. Shape legend: R = rows, C = columns.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.errors import QuantError
 from gptpack.quant.types import PackedTensor
 
 CLIP_QUANTILE = 0.9999984
@@ -24,14 +27,33 @@ CONTROL = (
 Float32 = npt.NDArray[np.float32]
 
 
+def to_float16(name: str, values: Float32) -> npt.NDArray[Any]:
+    """`values` or scales of the tensor `name`, to nearest.
+
+    Raises:
+        QuantError: one is beyond the range.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise QuantError(
+            f"{name}: needs {np.abs(values).max():g} in float16, which ends at 65,504; choose "
+            "another method for it, or clip its largest weights"
+        )
+    return stored
+
+
 def quantize_int8_rows(name: str, weight_RC: Float32) -> PackedTensor:
     """Codes in -127..127 and one float16 scale per row of a matrix ``[R, C]``.
 
     The scale is ``max(clip / 127, 1 / 127)`` with `clip` the row's `CLIP_QUANTILE` magnitude:
     the floor makes the step the same in all rows without large weights.
+
+    Raises:
+        QuantError: a scale is beyond float16.
     """
     clip_R = np.quantile(np.abs(weight_RC), CLIP_QUANTILE, axis=1).astype(np.float32)
-    scale_R = np.maximum(clip_R / 127, 1 / 127).astype(np.float16)
+    scale_R = to_float16(name, np.maximum(clip_R / 127, 1 / 127))
     limit_R1 = np.minimum(clip_R, 127 * scale_R.astype(np.float32))[:, None]
     clipped_RC = np.clip(weight_RC, -limit_R1, limit_R1)
     codes_RC = np.rint(clipped_RC / scale_R.astype(np.float32)[:, None])
@@ -57,12 +79,17 @@ def quantize_int8_tensor(name: str, values: Float32) -> PackedTensor:
 
 
 def keep_float(name: str, values: Float32, dtype: str) -> PackedTensor:
-    """`values` as they are, in ``float32``, ``float16`` or ``bfloat16`` (nearest, ties to even)."""
+    """`values` as they are, in ``float32``, ``float16`` or ``bfloat16`` (nearest, ties to even).
+
+    Raises:
+        QuantError: one is beyond float16.
+    """
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
         stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     else:
-        stored = values.astype(np.dtype(dtype))
+        half = dtype == "float16"
+        stored = to_float16(name, values) if half else values.astype(np.dtype(dtype))
     return PackedTensor(
         name=name, shape=values.shape, method=dtype, arrays={"values": stored.reshape(values.shape)}
     )
