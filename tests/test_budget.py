@@ -190,6 +190,11 @@ def test_text_too_short_for_one_window_of_tuning_is_refused(place, tmp_path, cap
     assert "0 windows of 32 training tokens, 1 are needed" in said
 
 
+def test_a_recipe_for_a_checkpoint_that_says_its_own_model_is_refused(place, capsys):
+    said = refused(capsys, place / "c.pt", "--bits", "3", "--model", "tiny")
+    assert "--model tiny is for bare state dicts" in said
+
+
 def test_data_that_no_proof_can_use_is_refused_before_any_work(place, tmp_path, capsys):
     said = refused(capsys, place / "c.pt", "--bits", "3", "--data", tmp_path)
     assert "no shards named *_val_*.bin" in said

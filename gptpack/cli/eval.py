@@ -349,18 +349,12 @@ def _starts_as_artifact(path: Path) -> bool:
 
 
 def _open_checkpoint(path: Path, device: "torch.device", recipe: str | None) -> Source:
-    from gptpack.checkpoint import load_checkpoint
-    from gptpack.config import load_recipe
-    from gptpack.errors import CheckpointError, ConfigError
+    from gptpack.cli.models import load_told
+    from gptpack.errors import CheckpointError
     from gptpack.model.gpt import GPT, state_problem
-    from gptpack.recipe_files import find_recipe
 
     began = time.perf_counter()
-    told = load_recipe(find_recipe(recipe)).model if recipe else None
-    checkpoint = load_checkpoint(path, told)
-    # a bare state dict has the model that it was told, any other file its own
-    if told is not None and checkpoint.model is not told:
-        raise ConfigError(f"--model {recipe} is for bare state dicts; {path} says its own model")
+    checkpoint = load_told(path, recipe)
     decoded = time.perf_counter()
     model = GPT(checkpoint.model, seed=None)
     if problem := state_problem(model, checkpoint.weights):

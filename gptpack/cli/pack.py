@@ -9,6 +9,7 @@ import click
 from gptpack.artifact.layout import MAGIC
 from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, progress_bars
+from gptpack.cli.models import load_told
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
 from gptpack.cli.pack_job import Job, Request, code_size, identity_of
 from gptpack.cli.pack_proof import Proof, check_proof
@@ -145,14 +146,12 @@ def command(
       gptpack pack final_model.pt --model golf-1060 --tokenizer tok.model --budget 16MiB
     """
     from gptpack.artifact.writer import write_atomic
-    from gptpack.checkpoint import load_checkpoint
     from gptpack.cli.pack_curve import parse_bits, write_curve
-    from gptpack.config import load_recipe, parse_size
+    from gptpack.config import parse_size
     from gptpack.data.shards import file_sha256
     from gptpack.errors import ConfigError
     from gptpack.packing.config import PackConfig
     from gptpack.packing.packer import UNLIMITED, take_apart
-    from gptpack.recipe_files import find_recipe
     from gptpack.training.distributed import ranks
 
     _check_one_of(budget, bits, step, curve)
@@ -173,7 +172,7 @@ def command(
         codecs=codec_names(codec or PackConfig().codecs),
     )
     seconds, began = dict[str, float](), time.perf_counter()
-    loaded = load_checkpoint(checkpoint, load_recipe(find_recipe(model)).model if model else None)
+    loaded = load_told(checkpoint, model)
     config.check_names(loaded.weights)
     check_proof(
         None if plan else data,
