@@ -5,11 +5,15 @@ import lzma
 import zlib
 from base64 import b64encode, b85encode
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptpack.errors import GptpackError
 from gptpack.submission import bundle as bundles
+from gptpack.submission.base123 import DECODER, decode, encode
 from gptpack.submission.bundle import bundle
 from gptpack.submission.imports import (
     NETWORK,
@@ -160,6 +164,28 @@ def test_the_modules_of_the_script_are_all_without_what_only_packing_needs():
 
 def test_the_script_is_the_same_each_time():
     assert make_script({"range"}, artifact="m") == make_script({"range"}, artifact="m")
+
+
+@given(st.binary(max_size=60))
+def test_bytes_survive_as_text_of_a_python_file(data):
+    data += b"\1"
+    text = encode(data)
+    assert decode(text) == data
+    assert ast.literal_eval(f"'{text}'") == text
+    names: dict[str, Any] = {}
+    exec(DECODER, names)
+    assert names["d"](text) == data
+
+
+@pytest.mark.parametrize("text", ["a", "\n" * 15, "\x7f" * 15, "é" * 15])
+def test_text_that_is_none_of_ours_is_refused(text):
+    with pytest.raises(ValueError, match=r"blocks|alphabet|beyond"):
+        decode(text)
+
+
+def test_zeros_at_the_end_are_refused():
+    with pytest.raises(ValueError, match="ends in zeros"):
+        encode(b"a\0")
 
 
 def packed(source: str) -> list[str]:

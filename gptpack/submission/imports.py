@@ -1,7 +1,7 @@
 """What a script imports, through wrappers that unpack more code; nothing of it is run.
 
-Contest scripts come as ``exec(decompress(b85decode(...)))``, and ours holds modules as strings, so
-every long string that is, or unpacks to, Python is read as well.
+Contest scripts come as ``exec(decompress(b85decode(...)))``, ours in a denser text (base123.py) and
+with modules as strings, so every long string that is, or unpacks to, Python is read as well.
 """
 
 import ast
@@ -13,6 +13,8 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+
+from gptpack.submission import base123
 
 LEAST_CHARACTERS = 200
 MOST_DEPTH = 4
@@ -28,7 +30,12 @@ NETWORK = frozenset((
 PROCESSES = frozenset({"subprocess", "pty", "multiprocessing.connection"})
 """Modules by which it could have others do so."""
 
-TEXTS: tuple[Callable[[str], bytes], ...] = (base64.b85decode, base64.b64decode, base64.a85decode)
+TEXTS: tuple[Callable[[str], bytes], ...] = (
+    base64.b85decode,
+    base64.b64decode,
+    base64.a85decode,
+    base123.decode,
+)
 
 
 def parsed(source: str) -> Iterator[ast.Module]:

@@ -6,12 +6,12 @@ the modules under their names, before any gptpack that is installed.
 """
 
 import ast
-import base64
 import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptpack.codec.code_sections import OfCodes
+from gptpack.submission.base123 import DECODER, encode
 from gptpack.submission.bundle import Bundle, Module, bundle
 from gptpack.submission.minify import dense, without_annotations
 from gptpack.version import VERSION
@@ -32,7 +32,7 @@ PACKAGES = {
 """Every third-party package that decoding and evaluating may import, and its requirement."""
 BY_CODEC = {"brotli": "brotli", "range": "constriction", "zstd": "zstandard"}
 """What a codec needs; the others are in Python's standard library."""
-WRAPPER = "import base64 as b,lzma as l\nexec(l.decompress(b.b85decode({text!r})))\n"
+WRAPPER = f"import lzma as l\n{DECODER}exec(l.decompress(d('%s')))\n"
 
 FINDER = '''
 
@@ -156,4 +156,4 @@ def _compressed(program: str) -> str:
     """`program` in a wrapper that unpacks it, by what every Python has."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
     packed = lzma.compress(program.encode(), lzma.FORMAT_XZ, lzma.CHECK_NONE, filters=filters)
-    return WRAPPER.format(text=base64.b85encode(packed).decode("ascii"))
+    return WRAPPER % encode(packed)
