@@ -53,16 +53,14 @@ class Table:
                 sys.exit(f"{path} has other columns; move it away, or name another output")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._write("w", lambda writer: writer.writeheader())
-
-    def _write(self, mode: str, what: Callable[["csv.DictWriter[str]"], Any]) -> None:
-        with self.path.open(mode, encoding="utf-8", newline="") as file:
-            what(csv.DictWriter(file, self.fields))
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerow(fields)
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row and print it; threads may call this."""
         with self.lock:
-            self._write("a", lambda writer: writer.writerow(row))
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.fields).writerow(row)
             self.rows.append(row)
             print("  ".join(f"{row[key]!s:>10}" for key in self.fields), flush=True)
 

@@ -270,7 +270,7 @@ def test_the_smallest_file_that_was_seen_is_kept_whatever_its_step():
     )
     looking = Search(packer=packer, measure=measure, target=1, progress=silent)
     assert looking.run(1e-3, 1000.0) is None
-    assert looking.smallest_size == min(sizes) < sizes[-1]
+    assert looking.smallest.size == min(sizes) < sizes[-1]
     assert looking.smallest.delta == looking.smallest.coded
 
 

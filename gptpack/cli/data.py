@@ -10,7 +10,7 @@ from gptpack.config import parse_size, to_dict
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.download import DownloadConfig, download_fineweb
 from gptpack.data.manifest import MANIFEST, Manifest, load_manifest, verify_manifest
-from gptpack.data.shards import Shard, Split, find_shards
+from gptpack.data.shards import Shard, Split, find_shards, has_shards
 from gptpack.data.tokenize import TokenizeConfig, tokenize_files
 from gptpack.data.tokenizer import Normalization, Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.errors import ConfigError, DataError
@@ -258,7 +258,7 @@ def _report(manifest: Manifest, directory: Path, *, as_json: bool) -> None:
 
 def _print_shards(directory: Path, *, as_json: bool) -> None:
     """A directory without a manifest: each shard's tokens."""
-    splits = [split for split in get_args(Split) if any(directory.glob(f"*_{split}_*.bin"))]
+    splits = [split for split in get_args(Split) if has_shards(directory, split)]
     paths = [path for split in splits or ["val"] for path in find_shards(directory, split)]
     shards = [Shard.open(path) for path in paths]
     if as_json:

@@ -68,6 +68,7 @@ class Job:
             self_generated,
             shard_windows,
         )
+        from gptpack.data.shards import has_shards
         from gptpack.errors import CheckpointError, ConfigError
         from gptpack.model.gpt import GPT, state_problem
 
@@ -82,7 +83,8 @@ class Job:
         context = shape.context
         tokens = request.tokens or (524288 if device.type == "cuda" else 65536)
         count = {"windows": max(1, tokens // context), "context": context, "seed": request.seed}
-        source = request.source or ("shards" if has_train(request.data) else "self")
+        there = request.data is not None and has_shards(request.data, "train")
+        source = request.source or ("shards" if there else "self")
         if source == "shards" and request.data is None:
             raise ConfigError("--calibration shards needs --data with train shards")
         if source == "shards":
@@ -139,11 +141,6 @@ class Job:
             bits=bits,
             progress=self.progress,
         )
-
-
-def has_train(data: Path | None) -> bool:
-    """Whether there is text to calibrate on in a folder of shards."""
-    return data is not None and any(data.glob("*_train_*.bin"))
 
 
 def code_size(path: Path) -> int:

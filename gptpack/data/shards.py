@@ -159,6 +159,11 @@ class ShardWriter:
         self._finish()
 
 
+def has_shards(directory: Path, split: Split) -> bool:
+    """Whether files of a directory are named as shards of the split are."""
+    return any(directory.glob(f"*_{split}_*.bin"))
+
+
 def find_shards(directory: str | Path, split: Split) -> list[Path]:
     """The split's shards ``*_{split}_*.bin`` in order, without ``_bytes_`` sidecars.
 

@@ -32,6 +32,7 @@ class Tried:
     delta: float
     coded: dict[str, PackedTensor]
     loss_nats: float
+    size: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,24 +49,24 @@ class Search:
     """That is within the target."""
     smallest: Tried | None = None
     """Of all that were seen; the coarsest steps need not have the fewest bytes."""
-    smallest_size: int = UNLIMITED
     refused: list[QuantError] = field(default_factory=list)
     sizes: int = 0
 
     def size_at(self, delta: float) -> int:
         try:
-            tried = Tried(delta, *self.packer.quantize(delta))
+            coded, loss_nats = self.packer.quantize(delta)
         except QuantError as error:
             # codes of so fine a step cannot be stored: as good as over the budget
             self.refused.append(error)
             return UNLIMITED
         packer = self.packer
-        encoded = packer.draft(tried.coded) if self.draft else packer.encode(tried.coded)
+        encoded = packer.draft(coded) if self.draft else packer.encode(coded)
         size = self.measure(encoded)
+        tried = Tried(delta, coded, loss_nats, size)
         if size <= self.target and (self.finest is None or delta < self.finest.delta):
             self.finest = tried
-        if size < self.smallest_size:
-            self.smallest, self.smallest_size = tried, size
+        if self.smallest is None or size < self.smallest.size:
+            self.smallest = tried
         self.sizes += 1
         self.progress("search steps", self.sizes, 0)
         return size
@@ -152,7 +153,7 @@ def pack_to_budget(
     encoded = None if found is None else packer.encode(found.coded)
     if encoded is None or measure(encoded) > target:
         # a draft may be off by some bytes
-        search = replace(search, draft=False, finest=None, smallest=None, smallest_size=UNLIMITED)
+        search = replace(search, draft=False, finest=None, smallest=None)
         found = search.run(COARSEST_DELTA if found is None else found.delta, octave_bits)
         encoded = None if found is None else packer.encode(found.coded)
     if found is not None and encoded is not None:

@@ -181,6 +181,6 @@ def _whole(number: str) -> int | None:
 
 
 def _duration(number: str, unit: str | None) -> float | None:
-    """Seconds; None where they are not finite."""
+    """Seconds; None where they are longer than any run."""
     seconds = float(number) * _UNITS[unit]
     return seconds if seconds < LONGEST_SECONDS else None
