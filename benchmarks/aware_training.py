@@ -41,9 +41,12 @@ ARMS: dict[str, list[str]] = {
         'compression.qat="noise"',
     ],
     "both": [TARGET, "training.qat_start=0.8"],
-    "decay": ["optimizer.matrix_weight_decay=0.04", "optimizer.adam_weight_decay=0.04"],
-    "ema": ["optimizer.ema_decay=0.99"],
-    "long-tail": ["training.warmdown_steps=0", "training.warmdown_fraction=0.7"],
+    "decay-0.04": ["optimizer.matrix_weight_decay=0.04", "optimizer.adam_weight_decay=0.04"],
+    "decay-0.15": ["optimizer.matrix_weight_decay=0.15"],
+    "ema-0.99": ["optimizer.ema_decay=0.99"],
+    "ema-0.997": ["optimizer.ema_decay=0.997"],
+    "warmdown-0.5": ["training.warmdown_steps=0", "training.warmdown_fraction=0.5"],
+    "warmdown-0.7": ["training.warmdown_steps=0", "training.warmdown_fraction=0.7"],
 }
 """What each arm sets besides --set; with TARGET it trains for the first budget."""
 FIELDS = (
@@ -95,7 +98,7 @@ def measure(
         command = ["pack", str(checkpoint), option, size, "--data", str(options.data)]
         command += ["-o", str(checkpoint.with_name(f"{size}.gptpack"))]
         command += ["--eval-tokens", str(options.eval_tokens), "--tune", options.tune]
-        if options.stride:
+        if options.stride and option == "--budget":
             command += ["--stride", str(options.stride)]
         packed = gptpack(*command, environment=environment)
         before, after = (packed[when]["plain"]["bpb"] for when in ("before", "after"))
@@ -148,7 +151,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--tune", choices=["none", "floats", "deep"], default="none")
     parser.add_argument("--eval-tokens", type=int, default=0)
-    parser.add_argument("--stride", type=int, default=0, help="also a sliding window")
+    parser.add_argument("--stride", type=int, default=0, help="also a sliding window, of files packed to a budget")
     parser.add_argument("--output", type=Path, default=Path("aware"))
     options = parse(parser)
     table = Table(options.output / "aware.csv", FIELDS)
