@@ -151,7 +151,9 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--tune", choices=["none", "floats", "deep"], default="none")
     parser.add_argument("--eval-tokens", type=int, default=0)
-    parser.add_argument("--stride", type=int, default=0, help="also a sliding window, of files packed to a budget")
+    parser.add_argument(
+        "--stride", type=int, default=0, help="also a sliding window, of files packed to a budget"
+    )
     parser.add_argument("--output", type=Path, default=Path("aware"))
     options = parse(parser)
     table = Table(options.output / "aware.csv", FIELDS)
