@@ -86,6 +86,33 @@ def test_noise_in_the_runs_is_in_the_error_and_in_what_was_left_out():
     assert 1e-4 < max(map(abs, law.misses().values())) < 0.3
 
 
+def test_few_runs_are_left_out_in_turn_too_and_named_apart():
+    # six models: a law has three to spare, and without one of them still two
+    keep = {(2, 0), (2, 1), (4, 1), (4, 2), (8, 0), (8, 2)}
+    lengths = (10**7, 3 * 10**7, 10**8)
+    runs = [r for r in made() if (int(r.name.split()[0]), lengths.index(r.tokens)) in keep]
+    law = Law(runs)
+    misses = law.misses()
+    assert len(misses) == len(runs) == 18
+    assert max(map(abs, misses.values())) < 1e-9
+    assert "2 layers, 30 M tokens, 2.00 bits" in misses
+
+
+def test_a_law_with_no_points_to_spare_knows_no_error():
+    keep = {("2 layers", 10**7), ("4 layers", 10**7), ("2 layers", 10**8)}
+    exact = [r for r in made() if (r.name, r.tokens) in keep]
+    law = Law(exact, spare=0)
+    expected = law.expect(parameters=300_000, tokens=2e7, vocab=256, bits=2.5)
+    assert expected.bpb_before == pytest.approx(bpb(300_000, 2e7) * 256**-0.02)
+    assert math.isinf(expected.error_bpb)
+
+
+def test_parameters_that_always_change_with_tokens_are_refused():
+    runs = [replace(r, tokens=100 * r.parameters) for r in made()]
+    with pytest.raises(DataError, match="do not tell what parameters, tokens"):
+        Law(runs, spare=0)
+
+
 def test_runs_that_contradict_everything_known_are_called_so():
     runs = [replace(r, bpb_before=1 / r.bpb_before, bpb_after=2 / r.bpb_before) for r in made()]
     flaws = Law(runs).implausible()
@@ -190,8 +217,22 @@ def test_the_command_reads_a_file_proposes_and_says_how_far_off_it_was(tmp_path)
 
 def test_the_projects_own_runs_can_be_read():
     runs = read_runs(RUNS)
-    assert len({run.tokens for run in runs}) >= 1
     assert all(run.bpb_after >= run.bpb_before for run in runs if run.bits)
+    of_one = read_runs(RUNS, "golf-best")
+    assert {run.name.split()[0] for run in of_one} == {"golf-best"}
+    assert len(of_one) < len(runs)
+
+
+def test_the_command_proposes_from_the_projects_own_runs_and_says_what_they_do_not_bear_out():
+    done = CliRunner().invoke(group, ["plan", "--budget", "16MB", "--seconds", "300", "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert {p["vocab"] for p in result["proposals"]} == {8192}
+    assert 0 < result["median_miss_bpb"] <= result["largest_miss_bpb"]
+    assert any("more parameters" in flaw for flaw in result["implausible"])
+    command = ["plan", "--budget", "16MB", "--seconds", "300", "--recipe", "seq4096"]
+    with pytest.raises(DataError, match="takes at least 6 trained models"):
+        CliRunner().invoke(group, command, catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

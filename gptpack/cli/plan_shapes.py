@@ -26,8 +26,8 @@ LARGEST_FIGURE = 1e18
 """No column of a run is above, or below its inverse."""
 
 
-def read_runs(path: Path) -> list[RunFigures]:
-    """The runs of a CSV.
+def read_runs(path: Path, recipe: str | None = None) -> list[RunFigures]:
+    """The runs of a CSV, or those of `recipe` alone.
 
     Raises:
         DataError: unreadable, columns missing, or a value that is no positive number.
@@ -41,6 +41,8 @@ def read_runs(path: Path) -> list[RunFigures]:
         raise DataError(f"{path}: no column {', '.join(missing)}; needed are {','.join(COLUMNS)}")
     found = []
     for number, row in enumerate(rows, 2):
+        if recipe not in (None, row["recipe"]):
+            continue
         where = f"{path}, line {number}"
         model = load_recipe(find_recipe(row["recipe"] or ""), (row["set"] or "").split()).model
         coded, kept = numbers_of(model)

@@ -86,16 +86,20 @@ class Expected:
 class Law:
     """The three lines through `runs`.
 
+    Args:
+        spare: so many points more than coefficients are asked for; with 0 the lines may go through
+            every point, and their errors are infinite.
+
     Raises:
         DataError: too few runs, or runs that are too much alike.
     """
 
-    def __init__(self, runs: Sequence[RunFigures]) -> None:
+    def __init__(self, runs: Sequence[RunFigures], *, spare: int = SPARE) -> None:
         self.runs = list(runs)
         trained = list({(r.parameters, r.vocab, r.tokens, r.bpb_before): r for r in runs}.values())
         self.with_vocab = len({r.vocab for r in trained}) >= LEVELS
         packed = [r for r in runs if r.bits and r.bpb_after > r.bpb_before]
-        self._check(trained, packed)
+        self._check(trained, packed, spare)
         self.before = Line(
             [self._place(r.parameters, r.tokens, r.vocab) for r in trained],
             [math.log(r.bpb_before) for r in trained],
@@ -108,20 +112,28 @@ class Law:
             [[math.log(r.parameters)] for r in trained],
             [math.log(r.tokens / r.gpu_seconds) for r in trained],
         )
+        for line in (self.before, self.penalty, self.speed):
+            if line.rank < len(line.coefficients):
+                raise DataError(
+                    "the runs do not tell what parameters, tokens, vocabulary and bits do apart; "
+                    "make runs that differ in one of them alone and add them with --runs"
+                )
 
-    def _check(self, trained: Sequence[RunFigures], packed: Sequence[RunFigures]) -> None:
-        needed = 3 + self.with_vocab + SPARE
+    def _check(
+        self, trained: Sequence[RunFigures], packed: Sequence[RunFigures], spare: int
+    ) -> None:
+        needed, levels = 3 + self.with_vocab + spare, LEVELS if spare else 2
         sizes, lengths = len({r.parameters for r in trained}), len({r.tokens for r in trained})
         bits = len({round(r.bits, 1) for r in packed})
-        if len(trained) < needed or min(sizes, lengths) < LEVELS:
+        if len(trained) < needed or min(sizes, lengths) < levels:
             raise DataError(
-                f"a law takes at least {needed} trained models, with {LEVELS} different numbers of "
+                f"a law takes at least {needed} trained models, with {levels} different numbers of "
                 f"parameters and of tokens; there are {len(trained)}, with {sizes} and {lengths}; "
                 "make more runs and add them with --runs"
             )
-        if len(packed) < 4 + SPARE or bits < LEVELS:
+        if len(packed) < 4 + spare or bits < levels:
             raise DataError(
-                f"a law takes at least {4 + SPARE} packed files that cost something, at {LEVELS} "
+                f"a law takes at least {4 + spare} packed files that cost something, at {levels} "
                 f"different bits a weight; there are {len(packed)}, at {bits}; pack some at fewer "
                 "bits and add them with --runs"
             )
@@ -139,7 +151,8 @@ class Law:
         place = self._place(parameters, tokens, vocab)
         rate = _rate(bits, parameters, tokens)
         before, penalty = _exp(self.before.at(place)), _exp(self.penalty.at(rate))
-        quantile = -t_quantile((1 - CONFIDENCE) / 2, self.before.spare)
+        spare = self.before.spare
+        quantile = -t_quantile((1 - CONFIDENCE) / 2, spare) if spare else math.inf
         # errors of logarithms are shares
         scatter = math.hypot(before * self.before.error(place), penalty * self.penalty.error(rate))
         return Expected(bpb_before=before, penalty_bpb=penalty, error_bpb=quantile * scatter)
@@ -151,8 +164,9 @@ class Law:
     def misses(self) -> dict[str, float]:
         """By name of a packed run: the law of all other runs' files minus what was measured, bpb.
 
-        Files of the run's own checkpoint are left out with it. Runs whose leaving leaves no law are
-        not among them.
+        Files of the run's own checkpoint are left out with it. What is left needs no points to
+        spare: a miss is measured, not estimated. Runs whose leaving leaves no law are not among
+        them.
         """
         found = {}
         for run in self.runs:
@@ -160,12 +174,13 @@ class Law:
                 continue
             others = [r for r in self.runs if not _same_training(r, run)]
             try:
-                expected = Law(others).expect(
+                expected = Law(others, spare=0).expect(
                     parameters=run.parameters, tokens=run.tokens, vocab=run.vocab, bits=run.bits
                 )
             except DataError:
                 continue
-            found[f"{run.name}, {run.bits:.2f} bits"] = expected.bpb_after - run.bpb_after
+            name = f"{run.name}, {run.tokens / 1e6:.0f} M tokens, {run.bits:.2f} bits"
+            found[name] = expected.bpb_after - run.bpb_after
         return found
 
     def implausible(self) -> list[str]:
