@@ -38,6 +38,12 @@ ARMS: dict[str, list[str]] = {
     "heads-8": ["model.heads=8", "model.kv_heads=4", "model.rope_dims=16"],
     "relu2": ['model.activation="relu2"'],
     "no-orthogonal": ["model.orthogonal_init=false"],
+    "simpler": [
+        "model.ln_scale=false",
+        "model.qk_gain=1.5",
+        "model.rope_dims=0",
+        "model.orthogonal_init=false",
+    ],
     "no-dropout": ["training.dropout=0"],
     "newton-schulz": ['optimizer.muon_method="newton-schulz"'],
     "no-row-norm": ["optimizer.muon_row_norm=false"],
