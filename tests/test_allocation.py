@@ -280,6 +280,19 @@ def test_half_a_dozen_sizes_are_enough_at_ordinary_rates(target):
     assert found.tried <= 6
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_sizes_that_scatter_by_the_tolerance_do_not_prolong_the_search(seed):
+    plain, rng = size_of(2.5, 3000), np.random.default_rng(seed)
+    scatter = {}
+
+    def size_at(delta):
+        return plain(delta) + scatter.setdefault(delta, int(rng.integers(-60, 61)))
+
+    found = solve(size_at, 60_000)
+    assert found.tried <= 6
+    assert 60_000 * (1 - 3e-3) <= found.size_bytes <= 60_000
+
+
 def test_a_target_below_the_coarsest_has_no_solution_and_the_coarsest_was_tried():
     size_at = Watched(size_of(2.0, 5000))
     assert solve(size_at, 4999) is None

@@ -278,7 +278,9 @@ def solve_delta(
 
     Positions are log2 delta. The first step is by `octave_bits`, later ones follow the sizes
     seen: beyond them until two enclose the target, then between those two. Stops within
-    `tolerance` of the target, at `finest`, or after `most` sizes. Deterministic as `size_at` is.
+    `tolerance` of the target, where those two are so close that `tolerance` is what should lie
+    between them (sizes of small files scatter by as much), at `finest`, or after `most` sizes.
+    Deterministic as `size_at` is.
 
     Args:
         start: where the search begins, between `finest` and `coarsest`.
@@ -291,6 +293,7 @@ def solve_delta(
     position = min(position, highest)
     # aim a little under the target: over it a size is of no use
     aim = max(1.0, (1 - tolerance / 3) * target_bytes)
+    close = tolerance * target_bytes * 8 / octave_bits
     over: tuple[float, int] | None = None
     best: tuple[float, int] | None = None
     last: tuple[float, int] | None = None
@@ -312,6 +315,9 @@ def solve_delta(
                 over = (position, size)
         here = (position, size)
         if over is not None and best is not None:
+            cliff = over[1] > (1 + 8 * tolerance) * target_bytes
+            if abs(best[0] - over[0]) <= close and not cliff:
+                break
             position = _between(over, best, aim, run=run if fits else -run)
         else:
             move = (size - aim) * 8 / octave_bits if last is None else _beyond(last, here, aim)
