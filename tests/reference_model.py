@@ -71,6 +71,8 @@ def embed(config, weights, tokens):
         rows = [m] + [
             ((36313 * int(b)) ^ (27191 * int(a))) % m for a, b in itertools.pairwise(tokens)
         ]
+        if config.document_mask:
+            rows = [m if t == config.bos else row for t, row in zip(tokens, rows, strict=True)]
         table = weights["bigram.embed.weight"][rows] @ weights["bigram.proj.weight"].T
         x = x + weights["bigram.scale"] * table
     x = norm(x)

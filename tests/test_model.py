@@ -67,6 +67,9 @@ PARTS = {
         "parallel_layers": 2,
         "parallel_lanes": 2,
         "document_mask": True,
+        "bigram_rows": 11,
+        "bigram_width": 5,
+        "smear_gate": True,
         "orthogonal_init": True,
     },
 }
@@ -224,6 +227,24 @@ def test_a_named_backend_that_is_missing_raises():
     with pytest.raises(ConfigError, match="attention backend 'fast'"):
         choose_backend("fast", torch.device("cpu"))
     assert choose_backend("auto", torch.device("cpu")) == "flash"
+    with pytest.raises(ConfigError, match=r"document_mask is FlexAttention's on CUDA; use flex"):
+        choose_backend("fa3", torch.device("cuda"), masked=True)
+    with pytest.raises(ConfigError, match=r"for model\.document_mask"):
+        choose_backend("flex", torch.device("cuda"))
+    assert choose_backend("auto", torch.device("cuda"), masked=True) == "flex"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("last", [None, 3])
+@pytest.mark.parametrize("name", ["flash", "math"])
+def test_the_backend_that_is_named_is_the_one_that_runs(name, last, masked):
+    model = GPT(ModelConfig(**SMALL, document_mask=masked))
+    assert model.use_attention(name) == (f"{name}, documents masked" if masked else name)
+    with torch.profiler.profile() as profile:
+        model.hidden(torch.randint(0, 40, (2, 9)), last=last)
+    ran = {event.key for event in profile.key_averages()}
+    assert ("aten::_scaled_dot_product_attention_math" in ran) is (name == "math")
+    assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in ran) is (name == "flash")
 
 
 def test_flash_attention_3_comes_from_the_hub_only_by_name(monkeypatch):
@@ -249,9 +270,31 @@ def test_flash_attention_3_comes_from_the_hub_only_by_name(monkeypatch):
     assert calls == [(attention.FA3_KERNEL, 1)]
     q, k, v = torch.randn(1, 5, 4, 6), torch.randn(1, 5, 2, 6), torch.randn(1, 5, 2, 6)
     torch.testing.assert_close(
-        attention.attend(q, k, v, "fa3"), attention.attend(q, k, v, "flash"), rtol=1e-4, atol=1e-5
+        attention.attend(q, k, v, "fa3", fa3=attention.flash_attention_3()),
+        attention.attend(q, k, v, "flash"),
+        rtol=1e-4,
+        atol=1e-5,
     )
     attention.flash_attention_3.cache_clear()
+
+
+def test_flash_attention_3_is_found_before_anything_is_compiled(monkeypatch):
+    from gptpack.model import attention
+
+    torch._dynamo.reset()
+    model = randomized(ModelConfig(**SMALL))
+    tokens = torch.randint(0, 40, (2, 9))
+    usual = model(tokens[:, :-1], tokens[:, 1:])
+
+    def found():
+        assert not torch.compiler.is_compiling()
+        return lambda q, k, v, causal: attention.attend(q, k, v, "math")
+
+    monkeypatch.setattr("gptpack.model.gpt.choose_backend", lambda *_args, **_keywords: "fa3")
+    monkeypatch.setattr("gptpack.model.gpt.flash_attention_3", found)
+    assert model.use_attention("fa3") == "fa3"
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(tokens[:, :-1], tokens[:, 1:]), usual)
 
 
 @pytest.mark.parametrize("what", ["no package", "no build"])

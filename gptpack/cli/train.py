@@ -33,7 +33,7 @@ MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
 @click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option(
-    "--attention", default="auto", show_default=True, help="auto, fa3, cudnn, flash, math."
+    "--attention", default="auto", show_default=True, help="auto, fa3, cudnn, flash, math, flex."
 )
 @click.option("--kernels", default="auto", show_default=True, help="Triton's: auto, on, off.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Default: on CUDA only.")

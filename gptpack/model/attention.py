@@ -23,7 +23,7 @@ from gptpack.model.layers import Linear, scaled
 from gptpack.model.masks import Mask, attend_masked
 from gptpack.ops import Tables
 
-Backend = Literal["auto", "fa3", "cudnn", "flash", "math"]
+Backend = Literal["auto", "fa3", "cudnn", "flash", "math", "flex"]
 
 FA3_KERNEL = "kernels-community/flash-attn3"
 """FlashAttention-3 on Hugging Face's hub; its packages are fetched when it is asked for by name."""
@@ -39,21 +39,31 @@ _SDPA_MASKED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBacke
 it without gradients only."""
 
 
-def choose_backend(name: str, device: torch.device) -> Backend:
+def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> Backend:
     """The backend that `name` stands for on `device`; ``auto`` takes the fastest measured one.
 
     On a Hopper GPU that is FlashAttention-3 if it has been downloaded before, else cuDNN
-    (docs/log.md); on CPU torch's flash implementation.
+    (docs/log.md); on CPU torch's flash implementation. With documents `masked`, CUDA has
+    FlexAttention alone.
 
     Raises:
-        ConfigError: no such backend.
+        ConfigError: no such backend, or one that does not go with `masked`.
         MissingDependencyError: a backend that cannot be had.
     """
     if name not in get_args(Backend):
         raise ConfigError(f"attention backend '{name}': choose {', '.join(get_args(Backend))}")
     cuda = device.type == "cuda"
-    if name in ("cudnn", "fa3") and not cuda:
+    if name in ("cudnn", "fa3", "flex") and not cuda:
         raise MissingDependencyError(f"attention backend '{name}' needs a CUDA device; use auto")
+    if cuda and masked:
+        if name not in ("auto", "flex"):
+            raise ConfigError(
+                f"attention backend '{name}': model.document_mask is FlexAttention's on CUDA; "
+                "use flex or auto"
+            )
+        return "flex"
+    if name == "flex":
+        raise ConfigError("attention backend 'flex' is for model.document_mask; use auto")
     if name == "fa3":
         flash_attention_3()
     if name == "auto":
@@ -65,18 +75,20 @@ def choose_backend(name: str, device: torch.device) -> Backend:
 
 
 def _fa3_is_here(device: torch.device) -> bool:
-    """Whether FlashAttention-3 runs on `device` and lies in the hub's cache already."""
+    """Whether FlashAttention-3 lies in the hub's cache already, and runs on `device`."""
     if torch.cuda.get_device_capability(device) != (9, 0):
-        return False
-    try:
-        from kernels import get_kernel  # type: ignore[attr-defined]
-    except ImportError:
         return False
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     folder = FA3_KERNEL.replace("/", "--")
     here = ((cache / f"{kind}--{folder}").is_dir() for kind in ("kernels", "models"))
-    return callable(get_kernel) and any(here)
+    if not any(here):
+        return False
+    try:
+        flash_attention_3()
+    except MissingDependencyError:
+        return False  # what lies there is another version, or no build for this machine
+    return True
 
 
 @cache
@@ -105,30 +117,37 @@ def flash_attention_3() -> Callable[..., Any]:
     return found
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, mask: Mask | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    backend: Backend,
+    mask: Mask | None = None,
+    fa3: Callable[..., Any] | None = None,
+) -> Tensor:
     """Causal softmax attention; q ``[B, S, H, D]``, k and v ``[B, T, G, D]``, out like q.
 
     The queries are those of the last S of T positions. A `mask` takes the place of causality
-    (masks.py) and of the backend.
+    (masks.py). `fa3` is `flash_attention_3`, where that is the backend: torch.compile cannot
+    follow how it is found.
     """
-    if backend == "fa3" and mask is None:
+    if fa3 is not None and mask is None:
         # causal: the last query sees the last key, whatever their numbers are
-        y = flash_attention_3()(q, k, v, causal=True)
+        y = fa3(q, k, v, causal=True)
         return y[0] if isinstance(y, tuple) else y
     q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[2] != k.shape[2]
     if isinstance(mask, BlockMask):
         return attend_masked(q_BHTD, k_BGTD, v_BGTD, mask).transpose(1, 2)
-    if mask is not None:
-        return F.scaled_dot_product_attention(
-            q_BHTD, k_BGTD, v_BGTD, attn_mask=mask, enable_gqa=grouped
-        ).transpose(1, 2)
     queries, keys = q.shape[1], k.shape[1]
-    if queries < keys:
+    if mask is None and queries < keys:
         sees = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        with sdpa_kernel(_SDPA_MASKED[torch.is_grad_enabled() :], set_priority=True):
+        mask = sees[None, None]
+    if mask is not None:
+        able = _SDPA["math"] if backend == "math" else _SDPA_MASKED[torch.is_grad_enabled() :]
+        with sdpa_kernel(able, set_priority=True):
             y = F.scaled_dot_product_attention(
-                q_BHTD, k_BGTD, v_BGTD, attn_mask=sees[None, None], enable_gqa=grouped
+                q_BHTD, k_BGTD, v_BGTD, attn_mask=mask, enable_gqa=grouped
             )
         return y.transpose(1, 2)
     with sdpa_kernel(_SDPA[backend], set_priority=backend == "auto"):
@@ -165,6 +184,7 @@ class CausalSelfAttention(nn.Module):
         self.head_width = config.head_width
         self.xsa = layer >= config.layers - config.xsa_layers
         self.backend: Backend = "auto"
+        self.fa3: Callable[..., Any] | None = None
         self.kernels = False
         self.c_q = Linear(config.width, config.width)
         self.c_k = Linear(config.width, config.kv_width)
@@ -213,7 +233,7 @@ class CausalSelfAttention(nn.Module):
         else:
             q, k, v = self._heads_of_the_last(x, tables, value_embedding, last)
             own = v[:, -last:]
-        y = attend(q, k, v, self.backend, mask)
+        y = attend(q, k, v, self.backend, mask, self.fa3)
         if self.xsa:
             y = remove_own_value(y, own)
         if self.gate is not None:

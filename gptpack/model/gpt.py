@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from gptpack import ops
 from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError
-from gptpack.model.attention import choose_backend
+from gptpack.model.attention import choose_backend, flash_attention_3
 from gptpack.model.blocks import Block, Lanes
 from gptpack.model.dropout import Dropout
 from gptpack.model.layers import (
@@ -60,7 +60,12 @@ class GPT(nn.Module):
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
-            BigramHash(config.bigram_rows, config.bigram_width, config.width)
+            BigramHash(
+                config.bigram_rows,
+                config.bigram_width,
+                config.width,
+                bos=config.bos if config.document_mask else None,
+            )
             if config.bigram_rows
             else None
         )
@@ -102,12 +107,19 @@ class GPT(nn.Module):
                 module.reset(generator)
 
     def use_attention(self, name: str) -> str:
-        """Choose the attention backend of all layers; returns what was chosen."""
-        chosen = choose_backend(name, self.tok_emb.weight.device)
+        """Choose the attention backend of all layers; returns what was chosen.
+
+        Raises:
+            ConfigError: no such backend, or one that cannot keep documents apart.
+            MissingDependencyError: a backend that cannot be had.
+        """
+        device, masked = self.tok_emb.weight.device, self.config.document_mask
+        chosen = choose_backend(name, device, masked=masked)
+        function = flash_attention_3() if chosen == "fa3" else None
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attn.backend = chosen
-        return chosen
+            block.attn.backend, block.attn.fa3 = chosen, function
+        return f"{chosen}, documents masked" if masked else chosen
 
     def use_kernels(self, name: str) -> str:
         """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what it is.

@@ -126,11 +126,12 @@ class BigramHash(nn.Module):
 
     With m = rows - 1, position 0 has row m and position t has row
     ``((36313 * token[t]) XOR (27191 * token[t - 1])) mod m``. parameter-golf, `BigramHash`.
+    With `bos`, a document's first token has row m too, and nothing of the document before it.
     """
 
-    def __init__(self, rows: int, width: int, outputs: int) -> None:
+    def __init__(self, rows: int, width: int, outputs: int, *, bos: int | None = None) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.bos = rows, bos
         self.embed = Embedding(rows, width, std=0.0)
         self.proj = Linear(width, outputs)
         self.scale = nn.Parameter(torch.tensor(0.05))
@@ -139,7 +140,8 @@ class BigramHash(nn.Module):
         """Rows ``[B, T]`` (int64) of the tokens ``[B, T]``."""
         modulus = self.rows - 1
         pairs = torch.bitwise_xor(36313 * tokens[:, 1:], 27191 * tokens[:, :-1]) % modulus
-        return F.pad(pairs, (1, 0), value=modulus)
+        rows = F.pad(pairs, (1, 0), value=modulus)
+        return rows if self.bos is None else rows.masked_fill(tokens == self.bos, modulus)
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         return self.proj(self.embed(self.hashes(tokens), dtype)) * self.scale.to(dtype)
