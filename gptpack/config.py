@@ -158,6 +158,10 @@ class ModelConfig:
             raise ConfigError("value_embedding_layers and value_embedding_width go together")
         if any(not 0 <= layer < self.layers for layer in self.value_embedding_layers):
             raise ConfigError(f"value_embedding_layers must lie in 0..{self.layers - 1}")
+        if len(set(self.value_embedding_layers)) < len(self.value_embedding_layers):
+            raise ConfigError("value_embedding_layers must not name a layer twice")
+        if self.smear_across_documents and not self.smear_gate:
+            raise ConfigError("smear_across_documents means nothing without smear_gate")
         if not 0 <= self.attention_gate_inputs <= self.width:
             raise ConfigError(
                 f"attention_gate_inputs={self.attention_gate_inputs} must be 0 to "
@@ -175,6 +179,8 @@ class ModelConfig:
             )
         if self.parallel_lanes not in (1, 2):
             raise ConfigError(f"parallel_lanes={self.parallel_lanes} must be 1 or 2")
+        if self.parallel_lanes == 2 and not self.parallel_layers:
+            raise ConfigError("parallel_lanes=2 means nothing without parallel_layers")
         if not 0 <= self.parallel_layers <= self.layers:
             raise ConfigError(
                 f"parallel_layers={self.parallel_layers} must be 0 to layers={self.layers}"

@@ -100,6 +100,12 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"loop_start": -1, "loop_layers": 2, "loops": 1}, "within layers=9"),
         ({"parallel_layers": 10}, "0 to layers=9"),
         ({"parallel_lanes": 3}, "must be 1 or 2"),
+        ({"parallel_lanes": 2}, "means nothing without parallel_layers"),
+        ({"smear_across_documents": True}, "means nothing without smear_gate"),
+        (
+            {"value_embedding_layers": (1, 1), "value_embedding_width": 4},
+            "must not name a layer twice",
+        ),
         (
             {"loop_start": 3, "loop_layers": 3, "loops": 2, "parallel_layers": 4},
             r"layers 3\.\.5 run several times",

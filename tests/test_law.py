@@ -98,6 +98,17 @@ def test_few_runs_are_left_out_in_turn_too_and_named_apart():
     assert "2 layers, 30 M tokens, 2.00 bits" in misses
 
 
+def test_seeds_of_one_setting_are_files_of_their_own():
+    runs = made(noise=0.01)
+    seeds = [replace(r, bpb_before=1.002 * r.bpb_before) for r in runs]
+    assert len(Law([*runs, *seeds]).misses()) == len(runs) + len(seeds)
+
+
+def test_two_vocabularies_are_not_mixed():
+    with pytest.raises(DataError, match=r"vocabularies of 256 and 512: a law takes one, or 3"):
+        Law(made(vocabularies=(256, 512)))
+
+
 def test_a_law_with_no_points_to_spare_knows_no_error():
     keep = {("2 layers", 10**7), ("4 layers", 10**7), ("2 layers", 10**8)}
     exact = [r for r in made() if (r.name, r.tokens) in keep]

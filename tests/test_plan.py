@@ -185,8 +185,54 @@ def test_short_steps_are_timed_and_long_ones_are_not(monkeypatch):
     assert 0 < probed["seconds_per_step"] < 5
 
 
+LATE = [f"model.{part}" for part in ("loop_start=1", "loop_layers=1", "loops=3")]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        # by the clock: 4 s of steps of 1 s, then 12 s of steps of 3 s
+        (["training.seconds=16", "training.steps=1000"], 16 / (4 + 4)),
+        (["training.seconds=0", "training.steps=8"], (2 * 1 + 6 * 3) / 8),
+        (["training.seconds=1000", "training.steps=8"], (2 * 1 + 6 * 3) / 8),
+    ],
+)
+def test_late_recurrence_counts_for_its_part_of_the_run(limits, expected):
+    training = tiny(*limits, "training.recurrence_start=0.25").training
+    assert planning.mean_seconds(training, 1.0, 3.0) == pytest.approx(expected)
+
+
+def test_steps_are_timed_without_recurrence_and_with_it(monkeypatch):
+    recipe = tiny("model.layers=2", *LATE, "training.recurrence_start=0.5", "training.seconds=0")
+    looped, update = [], Run.update
+
+    def watched(self, elapsed, **how):
+        found = update(self, elapsed, **how)
+        looped.append(self.model.looped)
+        return found
+
+    monkeypatch.setattr(Run, "update", watched)
+    timed = plan(recipe, shards(), CPU)
+    assert "without recurrence and with it" in timed["seconds_source"]
+    assert looped.count(True) == looped.count(False) == 1 + planning.TIMED_STEPS
+    stated = plan(recipe, shards(), CPU, flops=1e9)["seconds_per_step"]
+    once, always = (
+        plan(tiny("model.layers=2", *settings), shards(), CPU, flops=1e9)["seconds_per_step"]
+        for settings in ([], LATE)
+    )
+    assert stated == pytest.approx((once + always) / 2)
+
+
+def test_a_target_of_the_recipe_is_the_budget_of_its_plan():
+    recipe = tiny("compression.target_bytes=40000")
+    figures = plan(recipe, shards(), CPU, flops=1e9)
+    assert figures["budget_bytes"] == 40000
+    assert figures["looks"] == recipe.compression.looks
+    assert plan(recipe, shards(), CPU, flops=1e9, bits=2.0)["bits_per_weight"] == 2.0
+
+
 def test_a_step_that_does_not_fit_says_what_to_lower(tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_args, **_how):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Run, "update", full)
@@ -282,6 +328,8 @@ def test_a_plan_of_more_seconds_than_floats_have_is_limited_by_its_steps(capsys)
     ("options", "status", "message"),
     [
         (["--plan", "--bits", "3", "--budget", "1MB"], 2, "exclude each other"),
+        (["--plan", "--target-bytes", "1MB", "--budget", "1MB"], 2, "leave out the other"),
+        (["--target-bytes", "0", "--data", "x", "--output", "y"], 2, "--target-bytes 0: leave it"),
         (["--plan", "--bits", "0"], 2, "0.0 is not in the range 0<x<=16"),
         (["--plan", "--bits", "1e308"], 2, "1e+308 is not in the range 0<x<=16"),
         (["--plan", "--flops", "-1"], 2, "is not in the range 0<x<=1e+21"),

@@ -153,6 +153,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("every", [0, 1e-9])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, every):
+    recipe = tiny(f"training.checkpoint_seconds={every}")
+    update = Run.update
+
+    def spoilt(self, elapsed):
+        found = update(self, elapsed)
+        if self.step == recipe.training.steps:
+            self.model.tok_emb.weight.data[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(Run, "update", spoilt)
+    kept = "the last good checkpoint is" if every else "no checkpoint had been"
+    last = recipe.training.steps
+    with pytest.raises(TrainingError, match=rf"after step {last} tok_emb.* is not finite; {kept}"):
+        train(recipe, shards(), tmp_path / "run", CPU)
+    path = tmp_path / "run/checkpoint.pt"
+    assert load_checkpoint(path).step < last if every else not path.exists()
+
+
 def test_a_finished_run_is_not_overwritten(tmp_path):
     train(tiny(), shards(), tmp_path / "run", CPU)
     with pytest.raises(ConfigError, match=r"exists; continue it with --resume"):

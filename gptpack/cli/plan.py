@@ -1,5 +1,6 @@
 """`gptpack plan`: a model's shape for a budget of bytes and seconds, by a law through runs."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ def command(
 ) -> None:
     """Propose depth, width, vocabulary and bits a weight for a budget of bytes and seconds.
 
-    A law is fitted to runs: bits per byte by parameters and tokens, the penalty of packing by
-    these and bits a weight, speed by parameters. It proposes nothing beyond half or twice of what
-    the runs have, says how far it was off for each run that it had not seen, and refuses where
-    runs are too few. It tells width from depth by parameters alone, so proposals keep the
-    recipe's proportions. The project's own runs of golf-best are few: its notes say what of the
-    law they do not bear out.
+    A law is fitted to runs: bits per byte by parameters and tokens, the penalty of packing by these
+    and bits a weight, speed by parameters. It proposes nothing beyond half or twice of what the
+    runs have, says how far it was off for each run that it had not seen (no interval is narrower
+    than the median of that), and refuses where runs are too few. It tells width from depth by
+    parameters alone, so proposals keep the recipe's proportions. The project's own runs of
+    golf-best are few: its notes say what of the law they do not bear out.
 
     \b
     A CSV of runs has a line for each packed file (or trained model, the last two left empty):
@@ -68,11 +69,15 @@ def command(
     found = proposals(law, base, budget_bytes=budget_bytes, gpu_seconds=seconds * gpus)
     misses = law.misses()
     off = sorted(abs(miss) for miss in misses.values())
+    median = statistics.median(off) if off else None
+    for proposal in found:
+        # scatter about lines that do not hold says nothing of what lies beside them
+        proposal["error_bpb"] = max(proposal["error_bpb"], median or 0.0)
     result: dict[str, Any] = {
         "runs": len(runs),
         "proposals": found[:top],
         "misses_bpb": misses,
-        "median_miss_bpb": off[len(off) // 2] if off else None,
+        "median_miss_bpb": median,
         "largest_miss_bpb": off[-1] if off else None,
         "implausible": law.implausible(),
     }

@@ -119,7 +119,13 @@ def proposals(
 
     Raises:
         BudgetError: none of them is within reach of the runs.
+        DataError: all runs have one vocabulary, and `base` another.
     """
+    if not law.with_vocab and (known := law.runs[0].vocab) != base.vocab:
+        raise DataError(
+            f"the runs have a vocabulary of {known}, the recipe one of {base.vocab}; add runs with "
+            "that and another one, or name the runs' recipe"
+        )
     packed = [run.bits for run in law.runs if run.bits]
     vocabularies = sorted({run.vocab for run in law.runs}) if law.with_vocab else [base.vocab]
     found = []

@@ -84,7 +84,7 @@ def command(
       gptpack train --recipe golf-1060 --plan --budget 16MB
       torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
     """
-    from gptpack.config import load_recipe, parse_size
+    from gptpack.config import load_recipe
     from gptpack.data.manifest import TOKENIZER
     from gptpack.data.shards import Shard, find_shards
     from gptpack.data.tokenizer import Tokenizer
@@ -96,9 +96,7 @@ def command(
         raise click.UsageError("--bits, --budget and --flops go with --plan")
     if not planned and (data is None or output is None):
         raise click.UsageError("training needs --data and --output; --plan does without")
-    if target_bytes is not None:
-        overrides = (*overrides, f"compression.target_bytes={parse_size(target_bytes)}")
-    settings = load_recipe(find_recipe(recipe), overrides)
+    settings = load_recipe(find_recipe(recipe), (*overrides, *_target(target_bytes, bits, budget)))
     vocab = settings.model.vocab
     shards = None
     if data is not None:
@@ -116,7 +114,7 @@ def command(
                 compiled=compiled,
                 flops=flops,
                 bits=bits,
-                budget=budget or target_bytes,
+                budget=budget,
             )
         if here.main and as_json:
             print_json(figures)
@@ -156,6 +154,19 @@ def command(
         note(f"checkpoint: {result.checkpoint}")
     if failure is not None:
         raise failure
+
+
+def _target(size: str | None, bits: float | None, budget: str | None) -> list[str]:
+    """--target-bytes as an override of the recipe."""
+    from gptpack.config import parse_size
+
+    if size is None:
+        return []
+    if bits is not None or budget is not None:
+        raise click.UsageError("--target-bytes gives --plan its budget; leave out the other")
+    if not (target := parse_size(size)):
+        raise click.UsageError("--target-bytes 0: leave it out to train without a target")
+    return [f"compression.target_bytes={target}"]
 
 
 def _check_validation(settings: "Recipe", data: Path, eval_tokens: int) -> None:

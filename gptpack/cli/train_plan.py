@@ -52,7 +52,9 @@ def plan(
     if bits is not None and budget is not None:
         raise ConfigError("--bits and --budget exclude each other: a budget gives the bits")
     budget_bytes = None if budget is None else parse_size(budget)
-    training = settings.training
+    compression, training = settings.compression, settings.training
+    if bits is None and budget is None:
+        budget_bytes = compression.target_bytes or None
     data = _random_shards(settings) if shards is None else shards
     run = Run(settings, data, Path(), here, None, attention, compiled, kernels)
     try:
@@ -84,6 +86,7 @@ def plan(
         "steps": steps,
         "tokens": tokens,
         "loader": settings.data.loader,
+        "looks": compression.looks if compression.target_bytes else 0,
         "epochs": shards and tokens / run.batches.batches.order.epoch_tokens,
         "bits_per_weight": weight_bits,
         "artifact_bytes": artifact_bytes(coded, kept, weight_bits),
@@ -124,6 +127,8 @@ def plan_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
     if result["reserve_seconds"]:
         table.append(["seconds kept for packing", f"{result['reserve_seconds']:g}"])
+    if result["looks"]:
+        table.append(["looks at the packer, within the clock", f"{result['looks']}, not counted"])
     table += [["steps", f"{result['steps']:,}"], ["tokens", f"{result['tokens']:,}"]]
     if result["epochs"] is not None:
         table.append([f"epochs of the data, {result['loader']}", f"{result['epochs']:.3f}"])

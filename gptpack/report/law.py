@@ -11,6 +11,7 @@ form). How far predictions are off is measured by leaving each run out in turn.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,13 @@ class Law:
     def __init__(self, runs: Sequence[RunFigures], *, spare: int = SPARE) -> None:
         self.runs = list(runs)
         trained = list({(r.parameters, r.vocab, r.tokens, r.bpb_before): r for r in runs}.values())
-        self.with_vocab = len({r.vocab for r in trained}) >= LEVELS
+        vocabularies = sorted({r.vocab for r in trained})
+        self.with_vocab = len(vocabularies) >= LEVELS
+        if len(vocabularies) == LEVELS - 1:
+            raise DataError(
+                f"runs with vocabularies of {' and '.join(map(str, vocabularies))}: a law takes "
+                f"one, or {LEVELS} and more; leave one out or add runs with others"
+            )
         packed = [r for r in runs if r.bits and r.bpb_after > r.bpb_before]
         self._check(trained, packed, spare)
         self.before = Line(
@@ -169,6 +176,7 @@ class Law:
         them.
         """
         found = {}
+        names: Counter[str] = Counter()
         for run in self.runs:
             if not run.bits:
                 continue
@@ -180,6 +188,9 @@ class Law:
             except DataError:
                 continue
             name = f"{run.name}, {run.tokens / 1e6:.0f} M tokens, {run.bits:.2f} bits"
+            names[name] += 1
+            if names[name] > 1:
+                name = f"{name} ({names[name]})"
             found[name] = expected.bpb_after - run.bpb_after
         return found
 

@@ -208,12 +208,16 @@ class Run:
             total += weighted.detach()
         return total
 
-    def update(self, elapsed: float) -> tuple[Tensor, Scheduled]:
-        """One optimizer step; returns its loss and what it was made with."""
+    def update(self, elapsed: float, *, looped: bool | None = None) -> tuple[Tensor, Scheduled]:
+        """One optimizer step; returns its loss and what it was made with.
+
+        Args:
+            looped: whether recurrent layers run again, other than the schedule has it.
+        """
         now = scheduled(self.step, elapsed, self.recipe.training, self.recipe.optimizer)
         if self.pressure is not None:
             self.pressure.follow(now, self.model)
-        loss = self._learn(now, looped=now.recurrence)
+        loss = self._learn(now, looped=now.recurrence if looped is None else looped)
         self.step += 1
         self.average.update(self.step, now.progress)
         return loss, now
@@ -337,15 +341,9 @@ class Run:
         """Write a finished step down; a loss that is not finite ends the run."""
         now, loss = taken.now, float(taken.loss)
         if not math.isfinite(loss):
-            kept = (
-                f"the last good checkpoint is {self.path}"
-                if self.path.exists()
-                else ("no checkpoint had been written")
-            )
             rate = self.recipe.optimizer.matrix_lr * now.lr_multiplier
-            raise TrainingError(
-                f"the loss of step {taken.step} is {loss} at matrix learning rate {rate:.3g}; "
-                f"{kept}; lower the learning rates or clip gradients (optimizer.grad_clip)"
+            raise self._diverged(
+                f"the loss of step {taken.step} is {loss} at matrix learning rate {rate:.3g}"
             )
         if metrics is not None:
             metrics.write(
@@ -358,11 +356,27 @@ class Run:
             )
         return loss
 
+    def _diverged(self, what: str) -> TrainingError:
+        kept = (
+            f"the last good checkpoint is {self.path}"
+            if self.path.exists()
+            else "no checkpoint had been written"
+        )
+        return TrainingError(
+            f"{what}; {kept}; lower the learning rates or clip gradients (optimizer.grad_clip)"
+        )
+
     def save(self, seconds: float) -> None:
         """Write the checkpoint; the weights in it are the averaged ones if there are any.
 
         Every rank calls this; rank 0 writes.
+
+        Raises:
+            TrainingError: weights are not finite, as a loss before the last update need not tell.
         """
+        broken = [n for n, p in self.model.named_parameters() if not p.isfinite().all()]
+        if broken:
+            raise self._diverged(f"after step {self.step} {broken[0]} is not finite")
         optimizers = self.optimizers.state()
         if not self.ranks.main:
             return

@@ -8,13 +8,13 @@ whatever the model consists of: what such a pass costs is a polynomial in the nu
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptpack.config import ModelConfig
+from gptpack.config import ModelConfig, Recipe, TrainingConfig
 from gptpack.errors import BudgetError, ConfigError
 from gptpack.model.gpt import GPT
 from gptpack.training.loop import Run
@@ -142,19 +142,43 @@ def memory(run: Run) -> Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Expected seconds of one step, and where they are from."""
+    """Expected seconds of one step, the mean over a run, and where they are from."""
 
     seconds: float
     source: str
 
 
+def late_recurrence(recipe: Recipe) -> bool:
+    """Whether layers begin to run several times only after a part of the run."""
+    return recipe.model.loops > 0 and recipe.training.recurrence_start > 0
+
+
+def mean_seconds(training: TrainingConfig, before: float, after: float) -> float:
+    """Of a step, where it takes `before` seconds until recurrence sets in and `after` from then on.
+
+    Shares of the run are those of its clock, if that ends it, and of its steps otherwise.
+    """
+    share = min(1.0, training.recurrence_start)
+    by_clock = 1 / (share / before + (1 - share) / after)
+    if training.seconds and training.clock_seconds / by_clock < training.steps:
+        return by_clock
+    return share * before + (1 - share) * after
+
+
 def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
     """A step's arithmetic on one rank at a rate in floating-point operations per second."""
-    tokens = len(run.share) * run.recipe.model.context
-    flops = flops_per_token(run.recipe.model) * tokens
+    recipe = run.recipe
+    tokens = len(run.share) * recipe.model.context
+    flops = flops_per_token(recipe.model) * tokens
+    seconds = flops / flops_per_second
+    if late_recurrence(recipe):
+        once = replace(recipe.model, loop_start=0, loop_layers=0, loops=0)
+        before = flops_per_token(once) * tokens / flops_per_second
+        seconds = mean_seconds(recipe.training, before, seconds)
     return StepTime(
-        seconds=flops / flops_per_second,
-        source=f"{flops / 1e12:.4g} TFLOP at {flops_per_second / 1e12:.4g} TFLOP/s, {source}",
+        seconds=seconds,
+        source=f"{seconds * flops_per_second / 1e12:.4g} TFLOP at "
+        f"{flops_per_second / 1e12:.4g} TFLOP/s, {source}",
     )
 
 
@@ -169,26 +193,37 @@ def time_steps(run: Run) -> StepTime:
     try:
         if run.ranks.device.type == "cpu":
             tokens, seconds = _probe(run)
+            # what one rank would time, all must: they meet in every step
+            seconds = run.ranks.first(seconds)
             flops = training_flops(run.recipe.model)
             rate = (flops.linear * tokens + flops.quadratic * tokens**2 / 2) / seconds
             expected = time_from_rate(run, rate, f"measured on {tokens} tokens")
             if (TIMED_STEPS + 1) * expected.seconds > TIMING_SECONDS:
                 return expected
         run.warm_up()
-        run.update(0.0)
-        run.synchronize()
-        start = time.perf_counter()
-        for _ in range(TIMED_STEPS):
-            run.update(0.0)
-        run.synchronize()
-        seconds = (time.perf_counter() - start) / TIMED_STEPS
+        seconds = _timed(run, looped=True)
+        if late_recurrence(run.recipe):
+            seconds = mean_seconds(run.recipe.training, _timed(run, looped=False), seconds)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{run.ranks.device} does not hold a step of {run.micro_batch()} windows at once; "
             "lower training.micro_batch_tokens"
         ) from error
-    compiled = "compiled" if run.compiled else "uncompiled"
-    return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {compiled}")
+    kind = "compiled" if run.compiled else "uncompiled"
+    if late_recurrence(run.recipe):
+        kind += ", without recurrence and with it"
+    return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {kind}")
+
+
+def _timed(run: Run, *, looped: bool) -> float:
+    """Seconds of a step after a first one."""
+    run.update(0.0, looped=looped)
+    run.synchronize()
+    start = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        run.update(0.0, looped=looped)
+    run.synchronize()
+    return (time.perf_counter() - start) / TIMED_STEPS
 
 
 def _probe(run: Run) -> tuple[int, float]:
