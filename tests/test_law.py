@@ -234,13 +234,20 @@ def test_the_projects_own_runs_can_be_read():
     assert len(of_one) < len(runs)
 
 
-def test_the_command_proposes_from_the_projects_own_runs_and_says_what_they_do_not_bear_out():
-    done = CliRunner().invoke(group, ["plan", "--budget", "16MB", "--seconds", "300", "--json"])
+@pytest.mark.parametrize("seconds", ["300", "600"])
+def test_the_command_proposes_from_the_projects_own_runs_and_says_what_they_do_not_bear_out(
+    seconds,
+):
+    done = CliRunner().invoke(group, ["plan", "--budget", "16MB", "--seconds", seconds, "--json"])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert {p["vocab"] for p in result["proposals"]} == {8192}
     assert 0 < result["median_miss_bpb"] <= result["largest_miss_bpb"]
+    assert all(p["error_bpb"] >= result["median_miss_bpb"] for p in result["proposals"])
     assert any("more parameters" in flaw for flaw in result["implausible"])
+
+
+def test_few_runs_of_a_recipe_are_refused():
     command = ["plan", "--budget", "16MB", "--seconds", "300", "--recipe", "seq4096"]
     with pytest.raises(DataError, match="takes at least 6 trained models"):
         CliRunner().invoke(group, command, catch_exceptions=False)

@@ -90,10 +90,17 @@ def numbers_of(config: ModelConfig) -> tuple[int, int]:
 
 
 def shapes(base: ModelConfig) -> Iterator[ModelConfig]:
-    """Models of the proportions of `base`, one for each depth."""
+    """Models of the proportions of `base`: for each depth, the widths that are next to them."""
     unit = base.head_width * (base.heads // base.kv_heads)
-    for layers in range(1, 4 * base.layers + 1):
-        width = max(1, round(base.width * layers / base.layers / unit)) * unit
+    sizes = (
+        (layers, width * unit)
+        for layers in range(1, 4 * base.layers + 1)
+        for width in range(
+            max(1, base.width * layers // (base.layers * unit)),
+            max(1, -(-base.width * layers // (base.layers * unit))) + 1,
+        )
+    )
+    for layers, width in sizes:
         heads = width // base.head_width
         try:
             yield replace(
