@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from gptpack.cli.main import group
 from gptpack.cli.plan_shapes import COLUMNS, numbers_of, proposals, read_runs, shapes
 from gptpack.config import ModelConfig, load_recipe
-from gptpack.errors import BudgetError, DataError
+from gptpack.errors import BudgetError, ConfigError, DataError
 from gptpack.recipe_files import RUNS, find_recipe
 from gptpack.report.law import Law, RunFigures
 from gptpack.training.plan import artifact_bytes
@@ -268,6 +268,19 @@ def test_few_runs_of_a_recipe_are_refused():
 )
 def test_a_value_that_is_no_number_is_named_with_its_line(tmp_path, change, wanted):
     with pytest.raises(DataError, match=wanted):
+        read_runs(written(tmp_path / "runs.csv", [{**rows()[0], **change}]))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "wanted"),
+    [
+        ({"recipe": "none"}, ConfigError, r"runs\.csv, line 2: .*none"),
+        ({"set": "model.value_embedding_layers=[9, 10]"}, ConfigError, r"runs\.csv, line 2: "),
+        ({"bytes": 100}, BudgetError, r"runs\.csv, line 2: .* nothing is left"),
+    ],
+)
+def test_a_run_that_cannot_be_is_named_with_its_line(tmp_path, change, error, wanted):
+    with pytest.raises(error, match=wanted):
         read_runs(written(tmp_path / "runs.csv", [{**rows()[0], **change}]))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gptpack.config import ModelConfig, load_recipe
-from gptpack.errors import BudgetError, ConfigError, DataError
+from gptpack.errors import BudgetError, ConfigError, DataError, GptpackError
 from gptpack.model.gpt import GPT
 from gptpack.packing.packer import on_grid
 from gptpack.recipe_files import find_recipe
@@ -32,6 +32,7 @@ def read_runs(path: Path, recipe: str | None = None) -> list[RunFigures]:
     Raises:
         DataError: unreadable, columns missing, or a value that is no positive number.
         ConfigError: a recipe that is not there, or a setting that makes no sense.
+        BudgetError: a file of fewer bytes than the model's floats take.
     """
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
@@ -43,40 +44,44 @@ def read_runs(path: Path, recipe: str | None = None) -> list[RunFigures]:
     for number, row in enumerate(rows, 2):
         if recipe not in (None, row["recipe"]):
             continue
-        where = f"{path}, line {number}"
-        model = load_recipe(find_recipe(row["recipe"] or ""), (row["set"] or "").split()).model
-        coded, kept = numbers_of(model)
-        packed = bool(row["bytes"])
-        found.append(
-            RunFigures(
-                name=f"{row['recipe']} {row['set'] or ''}".strip(),
-                parameters=coded + kept,
-                vocab=model.vocab,
-                tokens=_whole(row, "tokens", where),
-                gpu_seconds=_positive(row, "seconds", where) * _positive(row, "gpus", where),
-                bpb_before=_positive(row, "bpb_before", where),
-                bits=(bits_allowed(coded, kept, _whole(row, "bytes", where)) if packed else 0.0),
-                bpb_after=_positive(row, "bpb_after", where) if packed else 0.0,
-            )
-        )
+        try:
+            found.append(_run(row))
+        except GptpackError as error:
+            raise type(error)(f"{path}, line {number}: {error}") from error
     return found
 
 
-def _positive(row: dict[str, str], name: str, where: str) -> float:
+def _run(row: dict[str, str]) -> RunFigures:
+    model = load_recipe(find_recipe(row["recipe"] or ""), (row["set"] or "").split()).model
+    coded, kept = numbers_of(model)
+    packed = bool(row["bytes"])
+    return RunFigures(
+        name=f"{row['recipe']} {row['set'] or ''}".strip(),
+        parameters=coded + kept,
+        vocab=model.vocab,
+        tokens=_whole(row, "tokens"),
+        gpu_seconds=_positive(row, "seconds") * _positive(row, "gpus"),
+        bpb_before=_positive(row, "bpb_before"),
+        bits=bits_allowed(coded, kept, _whole(row, "bytes")) if packed else 0.0,
+        bpb_after=_positive(row, "bpb_after") if packed else 0.0,
+    )
+
+
+def _positive(row: dict[str, str], name: str) -> float:
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         value = 0.0
     if not 0 < value < float("inf"):
-        raise DataError(f"{where}: {name} '{row[name]}' is not a positive number")
+        raise DataError(f"{name} '{row[name]}' is not a positive number")
     if not 1 / LARGEST_FIGURE <= value <= LARGEST_FIGURE:
-        raise DataError(f"{where}: {name} '{row[name]}' is no figure of a run")
+        raise DataError(f"{name} '{row[name]}' is no figure of a run")
     return value
 
 
-def _whole(row: dict[str, str], name: str, where: str) -> int:
-    if not (value := round(_positive(row, name, where))):
-        raise DataError(f"{where}: {name} '{row[name]}' is less than one")
+def _whole(row: dict[str, str], name: str) -> int:
+    if not (value := round(_positive(row, name))):
+        raise DataError(f"{name} '{row[name]}' is less than one")
     return value
 
 
