@@ -231,6 +231,27 @@ def test_a_target_of_the_recipe_is_the_budget_of_its_plan():
     assert plan(recipe, shards(), CPU, flops=1e9, bits=2.0)["bits_per_weight"] == 2.0
 
 
+def test_looks_at_the_packer_take_from_the_clock(tmp_path, monkeypatch):
+    run = new_run(tmp_path, tiny("training.seconds=10", "training.steps=700"))
+    assert expected_steps(run, 0.5, lost_seconds=4) == 12
+    assert expected_steps(run, 0.5, lost_seconds=40) == 0
+    assert planning.time_look(run) == 0
+    run.batches.close()
+
+
+def test_a_look_is_timed_where_steps_are(tmp_path, capsys, monkeypatch):
+    write_shard(tmp_path / "data_train_000000.bin", np.arange(30_000) % 60)
+    command = ["train", "--recipe", "tiny", "--plan", "--data", str(tmp_path), "--json"]
+    command += ["--device", "cpu", "--set", "training.batch_tokens=1024"]
+    command += ["--target-bytes", "50KB", "--set", "compression.looks=3"]
+    assert invoke(*command) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["looks"], figures["budget_bytes"]) == (3, 50_000)
+    assert figures["seconds_per_look"] > 0
+    assert invoke(*command, "--flops", "1e9") == 0
+    assert json.loads(capsys.readouterr().out)["seconds_per_look"] is None
+
+
 def test_a_step_that_does_not_fit_says_what_to_lower(tmp_path, monkeypatch):
     def full(*_args, **_how):
         raise torch.OutOfMemoryError

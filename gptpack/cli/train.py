@@ -105,6 +105,7 @@ def command(
         from gptpack.cli.train_plan import plan, plan_rows
 
         with ranks(device) as here:
+            known = None if shards is None else _foresight(settings, shards, None, here)
             figures = plan(
                 settings,
                 shards,
@@ -115,6 +116,7 @@ def command(
                 flops=flops,
                 bits=bits,
                 budget=budget,
+                foresight=known,
             )
         if here.main and as_json:
             print_json(figures)

@@ -11,6 +11,7 @@ from gptpack.config import Recipe, parse_size
 from gptpack.data.batches import Tokens
 from gptpack.errors import ConfigError
 from gptpack.packing.packer import on_grid
+from gptpack.quant.steps import Foresight
 from gptpack.training.distributed import Ranks
 from gptpack.training.loop import Run
 from gptpack.training.plan import (
@@ -20,6 +21,7 @@ from gptpack.training.plan import (
     flops_per_token,
     memory,
     time_from_rate,
+    time_look,
     time_steps,
 )
 
@@ -38,11 +40,13 @@ def plan(
     flops: float | None = None,
     bits: float | None = None,
     budget: str | None = None,
+    foresight: Foresight | None = None,
 ) -> dict[str, Any]:
     """The figures of the plan by name; nothing is written.
 
     Args:
         shards: what will be trained on; None times the steps on random tokens.
+        foresight: who knows the packer; a target's looks at it are timed where steps are.
         flops: operations per second of a rank to go by; None times steps.
 
     Raises:
@@ -56,7 +60,7 @@ def plan(
     if bits is None and budget is None:
         budget_bytes = compression.target_bytes or None
     data = _random_shards(settings) if shards is None else shards
-    run = Run(settings, data, Path(), here, None, attention, compiled, kernels)
+    run = Run(settings, data, Path(), here, None, attention, compiled, kernels, foresight)
     try:
         sizes = [(on_grid(n, p.shape), p.numel()) for n, p in run.model.named_parameters()]
         coded = sum(size for grid, size in sizes if grid)
@@ -66,9 +70,11 @@ def plan(
             weight_bits = bits_allowed(coded, kept, budget_bytes)
         needs = memory(run)
         step = time_from_rate(run, flops, "as stated") if flops else time_steps(run)
+        look_seconds = time_look(run) if step.timed else 0.0
     finally:
         run.batches.close()
-    steps = expected_steps(run, step.seconds)
+    looks = compression.looks if compression.target_bytes else 0
+    steps = expected_steps(run, step.seconds, lost_seconds=looks * look_seconds)
     tokens = steps * training.batch_tokens
     return {
         "parameters": coded + kept,
@@ -86,7 +92,8 @@ def plan(
         "steps": steps,
         "tokens": tokens,
         "loader": settings.data.loader,
-        "looks": compression.looks if compression.target_bytes else 0,
+        "looks": looks,
+        "seconds_per_look": look_seconds or None,
         "epochs": shards and tokens / run.batches.batches.order.epoch_tokens,
         "bits_per_weight": weight_bits,
         "artifact_bytes": artifact_bytes(coded, kept, weight_bits),
@@ -128,7 +135,9 @@ def plan_rows(result: dict[str, Any]) -> list[list[str]]:
     if result["reserve_seconds"]:
         table.append(["seconds kept for packing", f"{result['reserve_seconds']:g}"])
     if result["looks"]:
-        table.append(["looks at the packer, within the clock", f"{result['looks']}, not counted"])
+        each = result["seconds_per_look"]
+        told = "seconds not known, not counted" if each is None else f"of {each:.1f} s"
+        table.append(["looks at the packer, in the clock", f"{result['looks']}, {told}"])
     table += [["steps", f"{result['steps']:,}"], ["tokens", f"{result['tokens']:,}"]]
     if result["epochs"] is not None:
         table.append([f"epochs of the data, {result['loader']}", f"{result['epochs']:.3f}"])

@@ -146,6 +146,8 @@ class StepTime:
 
     seconds: float
     source: str
+    timed: bool = False
+    """Whether whole steps were made."""
 
 
 def late_recurrence(recipe: Recipe) -> bool:
@@ -212,7 +214,7 @@ def time_steps(run: Run) -> StepTime:
     kind = "compiled" if run.compiled else "uncompiled"
     if late_recurrence(run.recipe):
         kind += ", without recurrence and with it"
-    return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {kind}")
+    return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {kind}", timed=True)
 
 
 def _timed(run: Run, *, looped: bool) -> float:
@@ -238,12 +240,26 @@ def _probe(run: Run) -> tuple[int, float]:
     return tokens, time.perf_counter() - start
 
 
-def expected_steps(run: Run, seconds_per_step: float) -> int:
-    """Steps until the first of the recipe's limits."""
+def time_look(run: Run) -> float:
+    """Seconds of one look at the packer, the second one; 0 for a run without a target."""
+    if run.pressure is None:
+        return 0.0
+    seconds = 0.0
+    for _ in range(2):
+        run.synchronize()
+        start = time.perf_counter()
+        run.outlook()
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def expected_steps(run: Run, seconds_per_step: float, *, lost_seconds: float = 0.0) -> int:
+    """Steps until the first of the recipe's limits, where `lost_seconds` of the clock make none."""
     training = run.recipe.training
     if not training.seconds:
         return training.steps
-    return math.ceil(min(training.steps, training.clock_seconds / seconds_per_step))
+    left = max(0.0, training.clock_seconds - lost_seconds)
+    return math.ceil(min(training.steps, left / seconds_per_step))
 
 
 def artifact_bytes(coded: int, kept: int, bits: float) -> int:
