@@ -231,7 +231,7 @@ def test_a_target_of_the_recipe_is_the_budget_of_its_plan():
     assert plan(recipe, shards(), CPU, flops=1e9, bits=2.0)["bits_per_weight"] == 2.0
 
 
-def test_looks_at_the_packer_take_from_the_clock(tmp_path, monkeypatch):
+def test_looks_at_the_packer_take_from_the_clock(tmp_path):
     run = new_run(tmp_path, tiny("training.seconds=10", "training.steps=700"))
     assert expected_steps(run, 0.5, lost_seconds=4) == 12
     assert expected_steps(run, 0.5, lost_seconds=40) == 0
@@ -239,7 +239,7 @@ def test_looks_at_the_packer_take_from_the_clock(tmp_path, monkeypatch):
     run.batches.close()
 
 
-def test_a_look_is_timed_where_steps_are(tmp_path, capsys, monkeypatch):
+def test_a_look_is_timed_where_steps_are(tmp_path, capsys):
     write_shard(tmp_path / "data_train_000000.bin", np.arange(30_000) % 60)
     command = ["train", "--recipe", "tiny", "--plan", "--data", str(tmp_path), "--json"]
     command += ["--device", "cpu", "--set", "training.batch_tokens=1024"]

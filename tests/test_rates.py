@@ -40,12 +40,12 @@ def test_the_rate_is_near_what_codes_take_and_so_is_its_slope():
 @pytest.mark.parametrize(
     ("bits", "uniform", "most"),
     [
-        (2.0, False, 5),
-        (3.5, False, 4),
-        (5.0, False, 4),
-        (2.0, True, 4),
-        (3.5, True, 4),
-        (5.0, True, 4),
+        (2.0, False, 4),
+        (3.5, False, 3),
+        (5.0, False, 3),
+        (2.0, True, 3),
+        (3.5, True, 3),
+        (5.0, True, 3),
     ],
 )
 def test_few_sizes_are_enough(monkeypatch, bits, uniform, most):

@@ -97,14 +97,11 @@ def numbers_of(config: ModelConfig) -> tuple[int, int]:
 def shapes(base: ModelConfig) -> Iterator[ModelConfig]:
     """Models of the proportions of `base`: for each depth, the widths that are next to them."""
     unit = base.head_width * (base.heads // base.kv_heads)
-    sizes = (
-        (layers, width * unit)
-        for layers in range(1, 4 * base.layers + 1)
-        for width in range(
-            max(1, base.width * layers // (base.layers * unit)),
-            max(1, -(-base.width * layers // (base.layers * unit))) + 1,
-        )
-    )
+    sizes = []
+    for layers in range(1, 4 * base.layers + 1):
+        below, rest = divmod(base.width * layers, base.layers * unit)
+        above = below + (rest > 0)
+        sizes += [(layers, units * unit) for units in sorted({max(1, below), above})]
     for layers, width in sizes:
         heads = width // base.head_width
         try:

@@ -70,12 +70,13 @@ def checkpoint_values(path: Path, header: "ArtifactHeader") -> "Values":
     from gptpack.checkpoint import load_checkpoint
     from gptpack.data.shards import file_sha256
     from gptpack.errors import CheckpointError
+    from gptpack.model.gpt import not_finite
 
     loaded = load_checkpoint(path, header.model)
     made_of = header.pack.get("checkpoint_sha256")
     if isinstance(made_of, str) and file_sha256(path) != made_of:
         note(f"{path}: the file was made of another checkpoint, {plain(made_of, 16)}...")
-    if broken := [name for name, value in loaded.weights.items() if not value.isfinite().all()]:
+    if broken := not_finite(loaded.weights):
         raise CheckpointError(
             f"{path}: not finite: {', '.join(broken[:4])}; compare with the checkpoint that the "
             "file was made of"

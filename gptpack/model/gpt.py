@@ -267,9 +267,14 @@ def state_problem(model: GPT, weights: Mapping[str, Tensor]) -> str:
         if weights[name].shape != wanted[name].shape:
             found, needed = tuple(weights[name].shape), tuple(wanted[name].shape)
             problems.append(f"{name} has shape {found}, needed {needed}")
-    if broken := [name for name in shared if not weights[name].isfinite().all()]:
+    if broken := not_finite({name: weights[name] for name in shared}):
         problems.append(f"not finite: {_some(broken)}")
     return "; ".join(problems[:6])
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of `weights` that hold infinities or what is no number."""
+    return [name for name, value in weights.items() if not value.isfinite().all()]
 
 
 def _some(names: list[str]) -> str:

@@ -100,7 +100,7 @@ class Law:
         trained = list({(r.parameters, r.vocab, r.tokens, r.bpb_before): r for r in runs}.values())
         vocabularies = sorted({r.vocab for r in trained})
         self.with_vocab = len(vocabularies) >= LEVELS
-        if len(vocabularies) == LEVELS - 1:
+        if 1 < len(vocabularies) < LEVELS:
             raise DataError(
                 f"runs with vocabularies of {' and '.join(map(str, vocabularies))}: a law takes "
                 f"one, or {LEVELS} and more; leave one out or add runs with others"

@@ -19,7 +19,7 @@ from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.config import Recipe, TokenizerIdentity, to_dict
 from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
-from gptpack.model.gpt import GPT, state_problem
+from gptpack.model.gpt import GPT, not_finite, state_problem
 from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
 from gptpack.training.averages import Average
@@ -374,8 +374,7 @@ class Run:
         Raises:
             TrainingError: weights are not finite, as a loss before the last update need not tell.
         """
-        broken = [n for n, p in self.model.named_parameters() if not p.isfinite().all()]
-        if broken:
+        if broken := not_finite(dict(self.model.named_parameters())):
             raise self._diverged(f"after step {self.step} {broken[0]} is not finite")
         optimizers = self.optimizers.state()
         if not self.ranks.main:

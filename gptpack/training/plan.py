@@ -203,17 +203,16 @@ def time_steps(run: Run) -> StepTime:
             if (TIMED_STEPS + 1) * expected.seconds > TIMING_SECONDS:
                 return expected
         run.warm_up()
+        kind = "compiled" if run.compiled else "uncompiled"
         seconds = _timed(run, looped=True)
         if late_recurrence(run.recipe):
             seconds = mean_seconds(run.recipe.training, _timed(run, looped=False), seconds)
+            kind += ", without recurrence and with it"
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{run.ranks.device} does not hold a step of {run.micro_batch()} windows at once; "
             "lower training.micro_batch_tokens"
         ) from error
-    kind = "compiled" if run.compiled else "uncompiled"
-    if late_recurrence(run.recipe):
-        kind += ", without recurrence and with it"
     return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {kind}", timed=True)
 
 
