@@ -12,8 +12,8 @@ from typing import get_args
 
 import numpy as np
 
-from gptpack.config import DataConfig, Loader
 from gptpack.data.batches import open_batches
+from gptpack.data.orders import DataConfig, Loader
 
 BOS = 1
 

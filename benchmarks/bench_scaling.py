@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptpack.config import Recipe, load_recipe
 from gptpack.data.shards import Shard, find_shards
 from gptpack.progress import silent
-from gptpack.recipe_files import find_recipe
-from gptpack.training.distributed import Ranks, ranks
+from gptpack.ranks import Ranks, ranks
 from gptpack.training.loop import METRICS, Run
+from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.training.recipe_files import find_recipe
 from gptpack.training.schedules import scheduled
 
 LAST_STEPS = 10

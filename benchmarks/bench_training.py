@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 from gptpack import ops
-from gptpack.config import load_recipe
-from gptpack.recipe_files import find_recipe
-from gptpack.training.distributed import ranks
+from gptpack.ranks import ranks
 from gptpack.training.loop import Run
+from gptpack.training.recipe import load_recipe
+from gptpack.training.recipe_files import find_recipe
 
 OPERATIONS = (
     "split_heads",

@@ -24,8 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gptpack.checkpoint import load_checkpoint
-from gptpack.config import load_recipe
 from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.clock import Clock
 from gptpack.evaluation.forward import Forward, batch_tokens_for
@@ -37,10 +35,12 @@ from gptpack.evaluation.settings import SWEEP, LoraSettings, SgdSettings, parse_
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.ttt_lora import score_with_lora
 from gptpack.evaluation.ttt_sgd import score_with_sgd
-from gptpack.model.gpt import GPT
-from gptpack.recipe_files import find_recipe
-from gptpack.reload import load_model
-from gptpack.training.distributed import pick_device
+from gptpack.families.golf.gpt import GPT
+from gptpack.jobs.reload import load_model
+from gptpack.ranks import pick_device
+from gptpack.training.checkpoint import load_checkpoint
+from gptpack.training.recipe import load_recipe
+from gptpack.training.recipe_files import find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,12 +26,10 @@ import numpy as np
 import torch
 
 from gptpack.calibration.text import calibrate, shard_windows
-from gptpack.checkpoint import load_checkpoint
-from gptpack.config import TokenizerIdentity, load_recipe
 from gptpack.data.shards import Shard, find_shards
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
 from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import UNLIMITED, Packed, Packer, take_apart
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
@@ -40,8 +38,11 @@ from gptpack.quant.allocation import Matrix
 from gptpack.quant.factor import factorize
 from gptpack.quant.gptq import quantize_uniform
 from gptpack.quant.types import PackedTensor, dequantize
-from gptpack.recipe_files import find_recipe
-from gptpack.training.distributed import Ranks, pick_device
+from gptpack.ranks import Ranks, pick_device
+from gptpack.training.checkpoint import load_checkpoint
+from gptpack.training.recipe import load_recipe
+from gptpack.training.recipe_files import find_recipe
+from gptpack.values import TokenizerIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ import torch
 from reference_scoring import slow_context
 from torch import nn
 
-from gptpack.config import ModelConfig
 from gptpack.data.accounting import PieceBytes
 from gptpack.evaluation.settings import LoraSettings, SgdSettings
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 
 VOCAB, BOS, CONTEXT = 16, 1, 12
 CONFIG = ModelConfig(

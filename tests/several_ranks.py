@@ -10,8 +10,8 @@ import torch
 from test_training import shards, tiny
 
 from gptpack.progress import silent
+from gptpack.ranks import Ranks, ranks
 from gptpack.training import adam
-from gptpack.training.distributed import Ranks, ranks
 from gptpack.training.loop import Run, train
 
 # so that the token embedding of the tiny model goes by its rows

@@ -7,8 +7,9 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gptpack.config import ModelConfig, TokenizerIdentity
+from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import METHODS, PackedTensor
+from gptpack.values import TokenizerIdentity
 
 MODEL = ModelConfig(vocab=64, layers=2, width=16, heads=2, kv_heads=1, mlp_hidden=32)
 TOKENIZER = TokenizerIdentity(sha256="ab12" * 16, vocab=64, bos=1)

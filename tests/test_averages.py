@@ -7,12 +7,12 @@ import torch
 from test_cli import invoke
 from test_training import CPU, shards, tiny
 
-from gptpack.checkpoint import load_checkpoint
-from gptpack.config import TokenizerIdentity
-from gptpack.model.gpt import GPT
-from gptpack.reload import load_model
+from gptpack.families.golf.gpt import GPT
+from gptpack.jobs.reload import load_model
 from gptpack.training.averages import Average
+from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, TrainResult, train
+from gptpack.values import TokenizerIdentity
 
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=64, bos=1)
 Weights = dict[str, torch.Tensor]

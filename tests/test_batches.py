@@ -10,13 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpack.config import DataConfig, Loader
 from gptpack.data.batches import AHEAD_STEPS, Batches, Prefetcher, open_batches
 from gptpack.data.coprime import SNAPSHOT_STEPS, Coprime, walk
-from gptpack.data.orders import Shuffled, coprime_shards, coprime_stride, generator
+from gptpack.data.orders import (
+    DataConfig,
+    Loader,
+    Shuffled,
+    coprime_shards,
+    coprime_stride,
+    generator,
+)
 from gptpack.data.shards import Shard, find_shards, write_shard
 from gptpack.errors import DataError
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
 
 CPU = torch.device("cpu")
 LOADERS = get_args(Loader)

@@ -17,16 +17,17 @@ import torch
 
 from gptpack.artifact.layout import MAGIC
 from gptpack.artifact.reader import decode_artifact
-from gptpack.checkpoint import Checkpoint, save_checkpoint
-from gptpack.cli.fresh import evaluate_in_fresh_process
 from gptpack.cli.main import run
-from gptpack.cli.pack_proof import Proof
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
+from gptpack.jobs.fresh import evaluate_in_fresh_process
+from gptpack.jobs.proof import Proof
 from gptpack.packing import search
 from gptpack.progress import silent
+from gptpack.training.checkpoint import Checkpoint, save_checkpoint
+from gptpack.values import TokenizerIdentity
 
 QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 CONFIG = ModelConfig(vocab=300, layers=2, width=96, heads=4, kv_heads=2, mlp_hidden=256, context=32)

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpack.errors import GptpackError
-from gptpack.submission import bundle as bundles
-from gptpack.submission.base123 import DECODER, decode, encode
-from gptpack.submission.bundle import bundle
-from gptpack.submission.imports import (
+from gptpack.contest import bundle as bundles
+from gptpack.contest.base123 import DECODER, decode, encode
+from gptpack.contest.bundle import bundle
+from gptpack.contest.imports import (
     NETWORK,
     imported_modules,
     own_modules,
     reaching,
     third_party,
 )
-from gptpack.submission.minify import dense, without_annotations
-from gptpack.submission.script import make_script
+from gptpack.contest.minify import dense, without_annotations
+from gptpack.contest.script import make_script
+from gptpack.errors import GptpackError
 
 MODULES = {
     "first": '''
@@ -221,7 +221,7 @@ def test_our_own_script_is_read_through():
     script = make_script({"range", "zstd"}, artifact="m.gptpack")
     for text in (script.small, script.readable):
         names = imported_modules(text)
-        assert "gptpack.reload" in names
+        assert "gptpack.jobs.reload" in names
         assert third_party(names) - own_modules(text) >= {"torch", "numpy", "sentencepiece"}
         assert not reaching(names, NETWORK)
 

@@ -14,10 +14,10 @@ from test_training import CPU
 from gptpack.calibration import text as calibration_text
 from gptpack.calibration.collect import Calibration, collect, input_moments, output_fisher
 from gptpack.calibration.text import calibrate, random_tokens, self_generated, shard_windows
-from gptpack.config import ModelConfig
 from gptpack.errors import CheckpointError, DataError
-from gptpack.model.gpt import GPT
-from gptpack.model.layers import Linear
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.layers import Linear
 
 VARIANTS = {
     "tied": {},
@@ -298,7 +298,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from test_calibration import model_of, windows_of
 from gptpack.calibration.collect import collect
-from gptpack.training.distributed import ranks
+from gptpack.ranks import ranks
 with ranks("cpu") as here:
     for windows, few in ((7, 4), (5, 1), (1, 1)):
         found = collect(

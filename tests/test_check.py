@@ -17,9 +17,9 @@ from test_cli_eval import World, world  # noqa: F401
 from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
 from gptpack.errors import ConfigError
-from gptpack.report.check import check
-from gptpack.report.check_formats import SUMMARY_BYTES, to_markdown
-from gptpack.report.limits import CheckConfig, Limits, expanded, load_check
+from gptpack.gate.check import check
+from gptpack.gate.formats import SUMMARY_BYTES, to_markdown
+from gptpack.gate.limits import CheckConfig, Limits, expanded, load_check
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "tiny-v1.artifact"

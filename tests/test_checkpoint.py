@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gptpack.config import ModelConfig, Recipe, TokenizerIdentity
 from gptpack.errors import CheckpointError
-from gptpack.model.gpt import GPT, state_problem
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT, state_problem
+from gptpack.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gptpack.training.recipe import Recipe
+from gptpack.values import TokenizerIdentity
 
 CONFIG = ModelConfig(vocab=40, layers=3, width=24, heads=4, kv_heads=2, mlp_hidden=20, context=8)
 

@@ -19,13 +19,14 @@ import torch
 from reference_scoring import slow_losses
 
 from gptpack.artifact.writer import write_artifact
-from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli import main
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 from gptpack.quant.int8 import keep_float
+from gptpack.training.checkpoint import Checkpoint, save_checkpoint
+from gptpack.values import TokenizerIdentity
 
 ROOT = Path(__file__).parent.parent
 WORDS = [

@@ -7,20 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpack.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    TrainingConfig,
-    from_dict,
-    load_recipe,
-    non_default,
-    parse_size,
-    to_dict,
-)
+from gptpack.data.orders import DataConfig
 from gptpack.errors import ConfigError
-from gptpack.recipe_files import find_recipe, recipe_names
+from gptpack.families.golf.config import ModelConfig
+from gptpack.training.recipe import OptimizerConfig, Recipe, TrainingConfig, load_recipe
+from gptpack.training.recipe_files import find_recipe, recipe_names
+from gptpack.values import from_dict, non_default, parse_size, to_dict
 
 
 @pytest.mark.parametrize(

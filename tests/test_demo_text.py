@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from gptpack.demo_text import SEPARATOR, docstrings, documents, topics, write_text
 from gptpack.errors import DataError
+from gptpack.jobs.demo_text import SEPARATOR, docstrings, documents, topics, write_text
 
 MODULE = b'''"""About the module."""
 raise SystemExit("must not run")

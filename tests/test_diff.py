@@ -17,17 +17,17 @@ from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.writer import encode_artifact, write_artifact
-from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli import main
 from gptpack.codec.costs import matrix_bits
 from gptpack.codec.range import encode_codes
 from gptpack.data.shards import file_sha256
 from gptpack.errors import GptpackError
+from gptpack.inspection.compare import overall, tensor_errors
+from gptpack.inspection.diff import diff
+from gptpack.inspection.shares import inspect_decoded, measured_bytes
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import dequantize
-from gptpack.report.diff import diff
-from gptpack.report.shares import inspect_decoded, measured_bytes
-from gptpack.report.weights import overall, tensor_errors
+from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "tiny-v1.artifact"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from gptpack.cli import main
-from gptpack.report.limits import load_check
+from gptpack.gate.limits import load_check
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

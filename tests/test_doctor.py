@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptpack import environment
 from gptpack.cli import main
-from gptpack.environment import REMEDIES, TASKS, Finding, abilities, survey
+from gptpack.jobs import environment
+from gptpack.jobs.environment import REMEDIES, TASKS, Finding, abilities, survey
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm
 
-from gptpack.config import ModelConfig
-from gptpack.model.dropout import WORD, Dropout, hashed
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.dropout import WORD, Dropout, hashed
+from gptpack.families.golf.gpt import GPT
 
 CPU = torch.device("cpu")
 

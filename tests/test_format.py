@@ -21,9 +21,10 @@ from gptpack.codec.range import (
 from gptpack.codec.stepper import TableStepper, trace_parities
 from gptpack.codec.stream import HEADER
 from gptpack.codec.trellis import POLYNOMIALS, state_table
-from gptpack.config import ModelConfig, to_dict
 from gptpack.errors import ArtifactError
+from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import PackedTensor, dequantize
+from gptpack.values import to_dict
 
 ROOT = Path(__file__).parent
 GOLDEN = ROOT / "golden"

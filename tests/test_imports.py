@@ -15,81 +15,101 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gptpack"
 
-EVERYONE = {"atomic", "errors", "progress", "version"}
+EVERYONE = {"atomic", "errors", "escape", "progress", "values", "version"}
 """What any part may import; these themselves import nothing but each other."""
 
 INSIDE: dict[str, set[str]] = {
-    "config": set(),
     "codec": set(),
-    "demo_text": set(),
-    "recipe_files": set(),
     "ops": {"kernels"},
-    "data": {"config"},
-    "model": {"config", "ops"},
-    "quant": {"codec.trellis", "config", "ops"},
-    "checkpoint": {"config"},
-    "training": {"checkpoint", "config", "data", "model", "ops", "quant.steps"},
-    "artifact": {"codec", "config", "quant.types"},
-    "calibration": {"config", "data", "model", "quant.allocation", "training.distributed"},
-    "packing": {
+    "ranks": set(),
+    "families.golf.config": set(),
+    "families": {"ops"},
+    "quant": {"codec.trellis", "ops"},
+    "artifact": {"codec", "families.golf.config", "quant.types"},
+    "data": set(),
+    "calibration": {"data", "families", "quant.allocation", "ranks"},
+    "training": {"data", "families", "ops", "quant.steps", "ranks"},
+    "packing": {"artifact", "calibration", "codec.trellis", "families", "quant", "ranks"},
+    "evaluation": {"data", "families"},
+    "inspection": {"artifact", "codec", "quant.types"},
+    "gate": {"artifact", "inspection"},
+    "runs": {"artifact", "inspection"},
+    "contest": {"codec.code_sections", "runs"},
+    "jobs": {
         "artifact",
         "calibration",
-        "checkpoint",
-        "config",
-        "model",
-        "codec.trellis",
+        "codec",
+        "contest",
+        "data",
+        "evaluation",
+        "families",
+        "gate",
+        "inspection",
+        "packing",
         "quant",
-        "training.distributed",
-        "training.schedules",
+        "ranks",
+        "runs",
+        "training",
     },
-    "reload": {"artifact", "config", "model", "quant"},
-    "evaluation": {"config", "data"},
-    "environment": {"codec"},
-    "report": {"artifact", "codec", "config", "quant.types"},
-    "submission": {"codec.code_sections", "config", "report"},
+    "cli": {"contest", "gate", "inspection", "jobs", "runs"},
 }
-"""Part -> the parts it may import; a dotted name allows that module only. `cli` may import all.
+"""Part -> the parts it may import; a dotted name allows that module only.
 
 docs/decisions/imports.md says where this is not the design's table, and why.
 """
 
 NUMERIC = {"numpy", "torch"}
 OUTSIDE: dict[str, set[str]] = {
-    "config": set(),
-    "demo_text": set(),
-    "atomic": set(),
-    "errors": set(),
-    "progress": set(),
-    "recipe_files": set(),
-    "version": set(),
     "codec": {"brotli", "constriction", "numpy", "zstandard"},
     "ops": {*NUMERIC, "triton"},
+    "ranks": {"torch"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
-    "model": {*NUMERIC, "kernels"},
+    "families": {*NUMERIC, "kernels"},
     "quant": {*NUMERIC, "numba"},
-    "checkpoint": {*NUMERIC, "safetensors"},
-    "training": NUMERIC,
+    "training": {*NUMERIC, "safetensors"},
     "artifact": {"numpy"},
     "calibration": {*NUMERIC, "safetensors"},
     "packing": NUMERIC,
-    "reload": NUMERIC,
     "evaluation": {*NUMERIC, "numba"},
-    "environment": set(),
-    "report": {"numpy", "plotly"},
-    "submission": set(),
-    "cli": {*NUMERIC, "click", "matplotlib", "rich"},
+    "inspection": {"numpy"},
+    "gate": set(),
+    "runs": {"numpy", "plotly"},
+    "contest": {*NUMERIC},
+    "jobs": {*NUMERIC, "matplotlib"},
+    "cli": {"click", "rich"},
 }
 """Part -> the third-party packages it may import; the standard library is open to all."""
+
+NOT_YET = {
+    "cli/data.py",
+    "cli/eval.py",
+    "cli/eval_report.py",
+    "cli/main.py",
+    "cli/models.py",
+    "cli/pack.py",
+    "cli/pack_curve.py",
+    "cli/pack_report.py",
+    "cli/report.py",
+    "cli/train.py",
+    "cli/verify.py",
+    "contest/rules.py",
+    "contest/standalone.py",
+    "packing/foresight.py",
+    "packing/packer.py",
+    "packing/tuning.py",
+}
+"""Modules that still import more than their part may, until the functions they call have moved."""
 
 WITHOUT_TORCH = {
     "artifact",
     "codec",
-    "environment",
+    "families.golf.config",
+    "gate",
+    "inspection",
     "quant.grids",
     "quant.steps",
     "quant.types",
-    "report",
-    "submission",
+    "runs",
 }
 
 
@@ -121,7 +141,7 @@ def violation(part: str, name: str) -> bool:
     top, _, inside = name.partition(".")
     if top == "gptpack":
         allowed = INSIDE.get(part, set()) | EVERYONE | {part}
-        return part not in ("cli", "__main__") and not allows(allowed, inside)
+        return part != "__main__" and not allows(allowed, inside)
     return top not in sys.stdlib_module_names and top not in OUTSIDE.get(part, set())
 
 
@@ -139,19 +159,23 @@ def test_no_parts_import_each_other_even_by_way_of_others():
 def test_a_module_imports_only_what_its_part_may(path):
     part = part_of(path)
     wrong = [f"line {line}: {name}" for line, name in imported(path) if violation(part, name)]
+    if str(path.relative_to(PACKAGE)) in NOT_YET:
+        assert wrong, f"{path.name} keeps the rules by now; take it out of NOT_YET"
+        return
     assert not wrong, f"{part} may import {sorted(INSIDE.get(part, set()) | EVERYONE)}"
 
 
 def test_the_rules_catch_what_they_are_for():
     assert violation("codec", "torch.nn")
-    assert violation("codec", "gptpack.config.ModelConfig")
-    assert violation("quant", "gptpack.model.gpt.GPT")
+    assert violation("codec", "gptpack.families.golf.config.ModelConfig")
+    assert violation("quant", "gptpack.families.golf.gpt.GPT")
     assert violation("artifact", "gptpack.quant.gptq.gptq")
     assert violation("model", "rich.console")
     assert violation("config", "gptpack")
     assert not violation("artifact", "gptpack.quant.types.PackedTensor")
     assert not violation("codec", "gptpack.errors.ArtifactError")
-    assert not violation("cli", "gptpack.packing.pack")
+    assert violation("cli", "gptpack.packing.search")
+    assert not violation("cli", "gptpack.jobs.pack")
 
 
 def test_kernels_import_nothing_of_the_project():

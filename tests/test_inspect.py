@@ -16,7 +16,7 @@ from gptpack.artifact.reader import decode_header
 from gptpack.artifact.writer import encode_artifact, write_artifact
 from gptpack.cli.inspect import command
 from gptpack.errors import ArtifactError, GptpackError
-from gptpack.report.inspect import flat, group_name, inspect, report_on
+from gptpack.inspection.inspect import flat, group_name, inspect, report_on
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny-v1.artifact"
 

@@ -13,9 +13,9 @@ import torch
 from kernel_cases import Case, run_both_ways
 
 from gptpack import ops
-from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")

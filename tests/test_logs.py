@@ -8,8 +8,8 @@ from test_cli import invoke
 
 from gptpack.cli import main
 from gptpack.errors import DataError
-from gptpack.report.logged import ReferenceLog
-from gptpack.report.logs import parse_log, read_log
+from gptpack.runs.logged import ReferenceLog
+from gptpack.runs.logs import parse_log, read_log
 
 # The lines that matter of two logs of parameter-golf (its records of 2026-03-29 and 2026-03-17).
 RECORD = """\

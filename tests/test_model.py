@@ -8,11 +8,11 @@ import pytest
 import reference_model
 import torch
 
-from gptpack.config import ModelConfig
 from gptpack.errors import ConfigError, MissingDependencyError
-from gptpack.model.attention import choose_backend, remove_own_value
-from gptpack.model.gpt import GPT, state_problem
-from gptpack.model.layers import BigramHash, rotary_tables
+from gptpack.families.golf.attention import choose_backend, remove_own_value
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT, state_problem
+from gptpack.families.golf.layers import BigramHash, rotary_tables
 
 SMALL = {
     "vocab": 40,
@@ -248,7 +248,7 @@ def test_the_backend_that_is_named_is_the_one_that_runs(name, last, masked):
 
 
 def test_flash_attention_3_comes_from_the_hub_only_by_name(monkeypatch):
-    from gptpack.model import attention
+    from gptpack.families.golf import attention
 
     def attend_slowly(q, k, v, causal):
         assert causal
@@ -279,7 +279,7 @@ def test_flash_attention_3_comes_from_the_hub_only_by_name(monkeypatch):
 
 
 def test_flash_attention_3_is_found_before_anything_is_compiled(monkeypatch):
-    from gptpack.model import attention
+    from gptpack.families.golf import attention
 
     torch._dynamo.reset()
     model = randomized(ModelConfig(**SMALL))
@@ -290,8 +290,9 @@ def test_flash_attention_3_is_found_before_anything_is_compiled(monkeypatch):
         assert not torch.compiler.is_compiling()
         return lambda q, k, v, causal: attention.attend(q, k, v, "math")
 
-    monkeypatch.setattr("gptpack.model.gpt.choose_backend", lambda *_args, **_keywords: "fa3")
-    monkeypatch.setattr("gptpack.model.gpt.flash_attention_3", found)
+    backend = "gptpack.families.golf.gpt.choose_backend"
+    monkeypatch.setattr(backend, lambda *_args, **_keywords: "fa3")
+    monkeypatch.setattr("gptpack.families.golf.gpt.flash_attention_3", found)
     assert model.use_attention("fa3") == "fa3"
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(tokens[:, :-1], tokens[:, 1:]), usual)
@@ -299,7 +300,7 @@ def test_flash_attention_3_is_found_before_anything_is_compiled(monkeypatch):
 
 @pytest.mark.parametrize("what", ["no package", "no build"])
 def test_flash_attention_3_that_cannot_be_had_is_one_line(monkeypatch, what):
-    from gptpack.model import attention
+    from gptpack.families.golf import attention
 
     def get_kernel(name, version):
         raise FileNotFoundError(f"no build variant of {name}")

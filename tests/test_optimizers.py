@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from test_training import CPU, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptpack.config import ModelConfig, OptimizerConfig
 from gptpack.errors import CheckpointError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
+from gptpack.ranks import Ranks
 from gptpack.training.adam import Adam
 from gptpack.training.decay import decay_cautiously
-from gptpack.training.distributed import Ranks
 from gptpack.training.muon import Muon, even_out
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.orthogonal import NEWTON_SCHULZ, POLAR_EXPRESS, orthogonalize, quintics
+from gptpack.training.recipe import OptimizerConfig
 
 SCALES = {"newton-schulz": (1.0, 1e-7), "polar-express": (1.02, 1e-6)}
 """What a matrix is divided by before the first iteration: a multiple of its norm, and a floor."""

@@ -14,10 +14,9 @@ from test_training import CPU
 from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import random_tokens
-from gptpack.checkpoint import Checkpoint
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 from gptpack.packing.config import METHODS, PackConfig
 from gptpack.packing.packer import (
     MARGIN_BYTES,
@@ -34,6 +33,8 @@ from gptpack.progress import silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import dequantize
+from gptpack.training.checkpoint import Checkpoint
+from gptpack.values import TokenizerIdentity
 
 QUALITY = {"bpb_before": 1.234567, "bpb_after": 1.345678, "context": 32, "tokens": 123456}
 PLENTY = 2**40

@@ -13,12 +13,11 @@ from test_packing import case
 from test_training import CPU, shards, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptpack.cli.train_plan import plan
-from gptpack.config import ModelConfig, Recipe, load_recipe
 from gptpack.data.shards import write_shard
 from gptpack.errors import BudgetError, ConfigError
-from gptpack.model.gpt import GPT
-from gptpack.recipe_files import find_recipe
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
+from gptpack.jobs.train_plan import plan
 from gptpack.training import plan as planning
 from gptpack.training.loop import Run
 from gptpack.training.plan import (
@@ -34,6 +33,8 @@ from gptpack.training.plan import (
     saved_bytes,
     training_flops,
 )
+from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.training.recipe_files import find_recipe
 
 SHAPES = {
     "tied": ModelConfig(vocab=64, layers=3, width=32, heads=4, kv_heads=2, mlp_hidden=48),

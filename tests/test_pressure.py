@@ -15,13 +15,11 @@ from test_training import CPU, TINY, shards, tiny
 
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import shard_windows
-from gptpack.checkpoint import Checkpoint, load_checkpoint
 from gptpack.cli.main import group
 from gptpack.codec.range import estimate_bits
-from gptpack.config import CompressionConfig, Recipe, TokenizerIdentity
 from gptpack.data.shards import file_sha256, write_shard
 from gptpack.errors import BudgetError, ConfigError, QuantError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
 from gptpack.packing.config import PackConfig
 from gptpack.packing.foresight import PackerForesight
 from gptpack.packing.packer import UNLIMITED, take_apart
@@ -32,11 +30,14 @@ from gptpack.quant.gptq import quantize_uniform
 from gptpack.quant.grids import quantize_scale, scale_values
 from gptpack.quant.steps import Outlook, Steps
 from gptpack.quant.types import PackedTensor, dequantize
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
+from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.fake import FakeQuantizer, grid_codes
 from gptpack.training.loop import Run, TrainResult, train
 from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
+from gptpack.training.recipe import CompressionConfig, Recipe
+from gptpack.values import TokenizerIdentity
 
 SHAPE = [
     "model.vocab=256",

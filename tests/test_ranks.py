@@ -12,7 +12,7 @@ from several_ranks import HALF, RECIPES, save_half
 from test_pressure import TARGET
 from test_training import CPU, shards, tiny
 
-from gptpack.checkpoint import Checkpoint, load_checkpoint
+from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.loop import train
 
 HERE = Path(__file__).parent

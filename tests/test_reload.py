@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from gptpack.artifact.writer import write_artifact
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import ArtifactError, GptpackError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
+from gptpack.jobs.reload import load_model
 from gptpack.quant.int8 import keep_float, quantize_reference
 from gptpack.quant.types import PackedTensor, dequantize
-from gptpack.reload import load_model
+from gptpack.values import TokenizerIdentity
 
 CONFIG = ModelConfig(
     vocab=64,

@@ -15,17 +15,17 @@ from strategies import MODEL, TOKENIZER
 from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.artifact.writer import write_artifact
-from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli import main
 from gptpack.data.shards import file_sha256
 from gptpack.errors import ConfigError, DataError, MissingDependencyError
+from gptpack.inspection.inspect import inspect
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import PackedTensor
-from gptpack.report import figures
-from gptpack.report.figures_runs import rate_distortion, seconds_ledger, thinned
-from gptpack.report.inspect import inspect
-from gptpack.report.page import render
-from gptpack.report.runs import gather, read_curve
+from gptpack.runs import figures
+from gptpack.runs.figures_runs import rate_distortion, seconds_ledger, thinned
+from gptpack.runs.gather import gather, read_curve
+from gptpack.runs.page import render
+from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 
 MATRIX = np.ones((8, 8), np.float32)
 STEPS = 3100

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpack.config import OptimizerConfig, TrainingConfig
+from gptpack.training.recipe import OptimizerConfig, TrainingConfig
 from gptpack.training.schedules import (
     momentum,
     progress,

@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from gptpack.submission.significance import compare
+from gptpack.contest.significance import compare
 
 
 def test_a_record_of_one_loss_gives_students_test():

@@ -13,9 +13,9 @@ from scipy import stats
 
 from gptpack.cli import main
 from gptpack.errors import ConfigError
-from gptpack.report.samples import read_runs
-from gptpack.report.stats import Run, judge, margin_in_bpb
-from gptpack.report.student_t import power_of
+from gptpack.runs.samples import read_runs
+from gptpack.runs.stats import Run, judge, margin_in_bpb
+from gptpack.runs.student_t import power_of
 
 # modded-nanogpt, 2025-07-12 and 2025-09-29; parameter-golf, 2026-03-19.
 TWENTY = """3.2784,3.2791,3.2819,3.2801,3.2788,3.2794,3.2782,3.277,3.2784,3.2773,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gptpack.report.student_t import power_of, t_below, t_quantile
+from gptpack.runs.student_t import power_of, t_below, t_quantile
 
 
 @given(st.floats(-200, 200), st.integers(1, 5000))

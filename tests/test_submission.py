@@ -16,17 +16,17 @@ from test_cli_eval import World, world  # noqa: F401
 from test_packaging import bare_environment
 
 from gptpack.artifact.writer import write_artifact
-from gptpack.checkpoint import Checkpoint, save_checkpoint
 from gptpack.cli import main
-from gptpack.cli.submission_runs import _exchange
-from gptpack.config import Recipe, TrainingConfig
+from gptpack.contest.folder import check_output, write_folder
+from gptpack.contest.logs import parse_log
+from gptpack.contest.rules import check_folder, read_folder
+from gptpack.contest.script import make_script
 from gptpack.errors import ConfigError
+from gptpack.inspection.inspect import inspect
+from gptpack.jobs.submission import _exchange
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
-from gptpack.report.inspect import inspect
-from gptpack.submission.folder import check_output, write_folder
-from gptpack.submission.logs import parse_log
-from gptpack.submission.rules import check_folder, read_folder
-from gptpack.submission.script import make_script
+from gptpack.training.checkpoint import Checkpoint, save_checkpoint
+from gptpack.training.recipe import Recipe, TrainingConfig
 
 # fmt: off
 EVERYTHING = ["brotli", "click", "constriction", "gptpack", "numba", "plotly", "rich",
@@ -231,7 +231,7 @@ def test_pack_reports_beside_a_file_make_the_times_known(
     values = json.loads((tmp_path / "out" / "submission.json").read_text())
     assert values["seed_results"]["4"]["pack_time_s"] == 3.5
     assert values["metric"] == "plain, context 32"
-    assert "SOURCES['gptpack.reload']" in (tmp_path / "out" / "train_gpt.py").read_text()
+    assert "SOURCES['gptpack.jobs.reload']" in (tmp_path / "out" / "train_gpt.py").read_text()
     assert rules(tmp_path / "out")["times"][0] == "pass"
     assert gptpack(*arguments, *options) == 2  # before anything is run
 

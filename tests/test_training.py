@@ -16,13 +16,15 @@ import torch
 from test_cli import invoke
 from test_cli_eval import World, world  # noqa: F401
 
-from gptpack.checkpoint import load_checkpoint
-from gptpack.config import Loader, Recipe, TokenizerIdentity, load_recipe
+from gptpack.data.orders import Loader
 from gptpack.data.shards import write_shard
 from gptpack.errors import CheckpointError, ConfigError, GptpackError, TrainingError
-from gptpack.model.gpt import GPT
-from gptpack.training.distributed import Ranks, ranks
+from gptpack.families.golf.gpt import GPT
+from gptpack.ranks import Ranks, ranks
+from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, train
+from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.values import TokenizerIdentity
 
 TINY = [
     "model.layers=2",
@@ -238,7 +240,7 @@ def test_a_result_is_printed_even_where_its_scoring_fails(command, tmp_path, cap
     def fail(*_: object, **__: object) -> None:
         raise GptpackError("evaluation in a fresh process ended with status 2")
 
-    monkeypatch.setattr("gptpack.cli.fresh.evaluate_in_fresh_process", fail)
+    monkeypatch.setattr("gptpack.jobs.fresh.evaluate_in_fresh_process", fail)
     assert invoke(*command) == 2
     captured = capsys.readouterr()
     printed = json.loads(captured.out)

@@ -15,7 +15,7 @@ from gptpack.evaluation.scoring import score
 from gptpack.evaluation.settings import LoraSettings
 from gptpack.evaluation.ttt_lora import Factors, find_layers, score_with_lora, side_by_side
 from gptpack.evaluation.windows import plan_windows
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
 
 TOKENS = text_of_documents([30, 3, 17, 1, 22])
 SMALL = LoraSettings(rank=2, lr=0.05, chunk=5, documents=2, targets="c_q+c_v")

@@ -22,7 +22,7 @@ from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import score
 from gptpack.evaluation.settings import SgdSettings
 from gptpack.evaluation.ttt_sgd import cosine, score_with_sgd
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
 
 TOKENS = text_of_documents([40, 70, 33])
 FAST = SgdSettings(lr=0.05, epochs=2, chunk=24, rows=1)

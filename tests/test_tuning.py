@@ -15,10 +15,9 @@ from test_training import CPU, shards, tiny
 from gptpack.artifact.reader import decode_artifact
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import shard_windows
-from gptpack.checkpoint import Checkpoint, load_checkpoint
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import BudgetError, ConfigError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 from gptpack.packing import progressive, tuning
 from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import Packed, Packer, grid_bits
@@ -36,7 +35,9 @@ from gptpack.packing.tuning import (
 )
 from gptpack.quant.allocation import quantize_matrices
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
+from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.loop import train
+from gptpack.values import TokenizerIdentity
 
 SMALL = PackConfig(states=8, codecs=("raw", "range"))
 UNIFORM = dataclasses.replace(SMALL, methods=(("*", "gptq-uniform"),))

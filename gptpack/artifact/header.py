@@ -19,9 +19,10 @@ from gptpack.artifact.layout import (
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
 from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
-from gptpack.config import ModelConfig, TokenizerIdentity, from_dict, non_default
 from gptpack.errors import ArtifactError, ConfigError
+from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import METHODS
+from gptpack.values import TokenizerIdentity, from_dict, non_default
 
 KEYS = ("model", "pack", "sections", "tensors", "tokenizer", "weights_sha256")
 

@@ -30,9 +30,10 @@ from gptpack.artifact.reader import decode_header, read_sections
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
 from gptpack.codec.sections import Array, codec_names, encode_streams
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import ArtifactError
+from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import METHODS, PackedTensor
+from gptpack.values import TokenizerIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.errors import CheckpointError
-from gptpack.model.gpt import GPT
-from gptpack.model.layers import Linear
+from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.layers import Linear
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,10 @@ from gptpack.atomic import replacing
 from gptpack.calibration.collect import Calibration, collect, finite
 from gptpack.data.batches import Tokens
 from gptpack.errors import DataError, GptpackError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
 
 Source = Literal["shards", "self", "random"]
 Array = npt.NDArray[Any]

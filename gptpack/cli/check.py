@@ -11,8 +11,9 @@ import click
 from gptpack.cli.console import note, print_table
 from gptpack.cli.options import FINITE
 from gptpack.errors import ArtifactError, ConfigError, LimitError, MissingDependencyError
-from gptpack.report.check import Result, check, load_baseline
-from gptpack.report.check_formats import (
+from gptpack.escape import plain
+from gptpack.gate.check import Result, check, load_baseline
+from gptpack.gate.formats import (
     COLUMNS,
     FORMATS,
     SUFFIXES,
@@ -22,8 +23,7 @@ from gptpack.report.check_formats import (
     skipped,
     to_markdown,
 )
-from gptpack.report.escape import plain
-from gptpack.report.limits import (
+from gptpack.gate.limits import (
     CONFIG,
     SAMPLE_TOKENS,
     CheckConfig,
@@ -153,7 +153,7 @@ def _can_prove(artifacts: list[Limits]) -> None:
 
 def _prover(folder: Path) -> Any:
     """A function that measures a file in a process of its own, on the CPU."""
-    from gptpack.cli.fresh import evaluate_in_fresh_process
+    from gptpack.jobs.fresh import evaluate_in_fresh_process
 
     def prove(path: Path, limits: Limits) -> dict[str, Any]:
         tokens = f"{limits.tokens:,}" if limits.tokens else "all"

@@ -6,7 +6,6 @@ from typing import get_args
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
-from gptpack.config import parse_size, to_dict
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.download import DownloadConfig, download_fineweb
 from gptpack.data.manifest import MANIFEST, Manifest, load_manifest, verify_manifest
@@ -14,6 +13,7 @@ from gptpack.data.shards import Shard, Split, find_shards, has_shards
 from gptpack.data.tokenize import TokenizeConfig, tokenize_files
 from gptpack.data.tokenizer import Normalization, Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.errors import ConfigError, DataError
+from gptpack.values import parse_size, to_dict
 
 PATH = click.Path(path_type=Path)
 SEPARATOR_OPTION = click.option(

@@ -16,8 +16,8 @@ import click
 from gptpack.cli import main
 from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.cli.options import DEVICE, POSITIVE
-from gptpack.config import parse_size
 from gptpack.errors import GptpackError
+from gptpack.values import parse_size
 
 VOCAB = 1024
 VAL_FRACTION = 0.05
@@ -81,7 +81,7 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
 
 def write_demo_text(path: Path) -> Path:
     """The text, and a word on where it is from."""
-    from gptpack.demo_text import standard_library, write_text
+    from gptpack.jobs.demo_text import standard_library, write_text
 
     note(f"text: the documentation in Python's standard library, {standard_library()}")
     with progress_bars() as progress:
@@ -108,8 +108,8 @@ def execute(*arguments: object) -> None:
 
 def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
     """What the file says of itself, and what a fresh process finds when it has only the file."""
-    from gptpack.cli.fresh import evaluate_in_fresh_process
-    from gptpack.report.inspect import inspect
+    from gptpack.inspection.inspect import inspect
+    from gptpack.jobs.fresh import evaluate_in_fresh_process
 
     note(f"$ python -m gptpack eval {packed} --data {data} --stride {STRIDE}")
     found = evaluate_in_fresh_process(packed, data, stride=STRIDE, device=device)

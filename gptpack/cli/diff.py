@@ -9,12 +9,12 @@ import click
 from gptpack.cli.console import note, print_json, print_table
 from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
-from gptpack.report.diff import DiffReport, GroupDiff, Side, diff
-from gptpack.report.escape import plain
-from gptpack.report.inspect import recorded_quality
+from gptpack.escape import plain
+from gptpack.inspection.diff import DiffReport, GroupDiff, Side, diff
+from gptpack.inspection.inspect import recorded_quality
 
 if TYPE_CHECKING:
-    from gptpack.report.weights import TensorError
+    from gptpack.inspection.compare import TensorError
 
 PATH = click.Path(path_type=Path)
 
@@ -74,8 +74,8 @@ def command(
 
 def _weights(before: Path, after: Path) -> dict[str, Any]:
     """How far the weights of the two files are apart."""
-    from gptpack.report.verify import verify
-    from gptpack.report.weights import overall, tensor_errors
+    from gptpack.inspection.compare import overall, tensor_errors
+    from gptpack.inspection.verify import verify
 
     (_, _, first), (_, _, second) = verify(before), verify(after)
     errors = tensor_errors(first, second, where=f"{before} and {after}")
@@ -85,8 +85,8 @@ def _weights(before: Path, after: Path) -> dict[str, Any]:
 def _errors(before: Path, after: Path, checkpoint: Path) -> dict[str, Any]:
     """Each file's error against the checkpoint."""
     from gptpack.cli.verify import checkpoint_values
-    from gptpack.report.verify import verify
-    from gptpack.report.weights import overall, tensor_errors
+    from gptpack.inspection.compare import overall, tensor_errors
+    from gptpack.inspection.verify import verify
 
     found: dict[str, Any] = {}
     sides: list[list[TensorError]] = []
@@ -112,7 +112,7 @@ def _measure(
     before: Path, after: Path, quiet: bool, settings: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Both files' scores, each by a process of its own."""
-    from gptpack.cli.fresh import evaluate_in_fresh_process
+    from gptpack.jobs.fresh import evaluate_in_fresh_process
 
     if settings["data"] is None:
         raise ConfigError("--bpb needs a folder of validation shards; name it with --data")

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from gptpack.cli.console import print_json, print_table
-from gptpack.environment import TASKS, abilities, survey
 from gptpack.errors import MissingDependencyError
-from gptpack.report.escape import plain
+from gptpack.escape import plain
+from gptpack.jobs.environment import TASKS, abilities, survey
 
 
 @click.command(

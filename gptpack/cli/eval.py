@@ -11,7 +11,7 @@ import click
 
 from gptpack.cli.console import progress_bars
 from gptpack.cli.options import COUNT, DEVICE, FINITE, Finite
-from gptpack.report.inspect import recorded_quality
+from gptpack.inspection.inspect import recorded_quality
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptpack.evaluation.reading import Reading
     from gptpack.evaluation.result import Documents, Score
     from gptpack.evaluation.settings import Settings
-    from gptpack.model.gpt import GPT
+    from gptpack.families.golf.gpt import GPT
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")
 PATH = click.Path(path_type=Path)
@@ -144,7 +144,7 @@ def command(
     from gptpack.evaluation.forward import Forward
     from gptpack.evaluation.reading import Reading
     from gptpack.evaluation.text import Text
-    from gptpack.training.distributed import ranks
+    from gptpack.ranks import ranks
 
     settings = _settings(adaptations)
     with ranks(device) as here, progress_bars(quiet=as_json or not here.main) as progress:
@@ -213,7 +213,7 @@ def _wait_for_file(device: "torch.device") -> None:
     import torch
 
     import gptpack.evaluation.scoring
-    import gptpack.reload  # noqa: F401
+    import gptpack.jobs.reload  # noqa: F401
 
     torch.zeros(1, device=device)
     if not sys.stdin.readline():
@@ -323,7 +323,7 @@ def _open(path: Path, device: "torch.device", recipe: str | None) -> Source:
     if path.suffix in CHECKPOINT_SUFFIXES and not _starts_as_artifact(path):
         return _open_checkpoint(path, device, recipe)
     from gptpack.errors import ConfigError
-    from gptpack.reload import load_model
+    from gptpack.jobs.reload import load_model
 
     if recipe:
         raise ConfigError(f"--model {recipe} is for bare state dicts; {path} says its own model")
@@ -351,7 +351,7 @@ def _starts_as_artifact(path: Path) -> bool:
 def _open_checkpoint(path: Path, device: "torch.device", recipe: str | None) -> Source:
     from gptpack.cli.models import load_told
     from gptpack.errors import CheckpointError
-    from gptpack.model.gpt import GPT, state_problem
+    from gptpack.families.golf.gpt import GPT, state_problem
 
     began = time.perf_counter()
     checkpoint = load_told(path, recipe)

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from gptpack.cli.console import print_json, print_table
-from gptpack.report.escape import plain
-from gptpack.report.inspect import InspectReport, flat, inspect
+from gptpack.escape import plain
+from gptpack.inspection.inspect import InspectReport, flat, inspect
 
 
 @click.command(
@@ -25,7 +25,7 @@ def command(path: str, as_json: bool, decode: bool) -> None:
     in proportion to what its codes cost, which takes some seconds.
     """
     if decode:
-        from gptpack.report.shares import inspect_decoded
+        from gptpack.inspection.shares import inspect_decoded
 
         report = inspect_decoded(path)
     else:

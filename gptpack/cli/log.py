@@ -6,7 +6,7 @@ import click
 
 from gptpack.cli.console import print_json, print_table
 from gptpack.errors import LimitError
-from gptpack.report.logs import read_log
+from gptpack.runs.logs import read_log
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

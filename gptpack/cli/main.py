@@ -20,7 +20,6 @@ from gptpack.version import VERSION
 
 COMMANDS = {
     "train": "Train a model and write a checkpoint.",
-    "plan": "Propose a model's shape for a budget, by a law through runs.",
     "pack": "Pack a checkpoint into one file under a byte budget.",
     "eval": "Reload a packed file and measure its bits per byte.",
     "stats": "Test whether runs beat a threshold by more than chance.",

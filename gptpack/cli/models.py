@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptpack.checkpoint import Checkpoint
+    from gptpack.training.checkpoint import Checkpoint
 
 
 def load_told(path: Path, recipe: str | None) -> "Checkpoint":
@@ -14,10 +14,10 @@ def load_told(path: Path, recipe: str | None) -> "Checkpoint":
         CheckpointError: see `load_checkpoint`.
         ConfigError: no such recipe, or the file says its own model.
     """
-    from gptpack.checkpoint import load_checkpoint
-    from gptpack.config import load_recipe
     from gptpack.errors import ConfigError
-    from gptpack.recipe_files import find_recipe
+    from gptpack.training.checkpoint import load_checkpoint
+    from gptpack.training.recipe import load_recipe
+    from gptpack.training.recipe_files import find_recipe
 
     told = load_recipe(find_recipe(recipe)).model if recipe else None
     checkpoint = load_checkpoint(path, told)

@@ -11,10 +11,10 @@ from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, progress_bars
 from gptpack.cli.models import load_told
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
-from gptpack.cli.pack_job import Job, Request, code_size, identity_of
-from gptpack.cli.pack_proof import Proof, check_proof
 from gptpack.cli.pack_report import print_report, quality, report_of
 from gptpack.codec.sections import codec_names
+from gptpack.jobs.pack import Job, Request, code_size, identity_of
+from gptpack.jobs.proof import Proof, check_proof
 
 PATH = click.Path(path_type=Path)
 
@@ -147,12 +147,12 @@ def command(
     """
     from gptpack.artifact.writer import write_atomic
     from gptpack.cli.pack_curve import parse_bits, write_curve
-    from gptpack.config import parse_size
     from gptpack.data.shards import file_sha256
     from gptpack.errors import ConfigError
     from gptpack.packing.config import PackConfig
     from gptpack.packing.packer import UNLIMITED, take_apart
-    from gptpack.training.distributed import ranks
+    from gptpack.ranks import ranks
+    from gptpack.values import parse_size
 
     _check_one_of(budget, bits, step, curve)
     if (plan and curve) or (tune == "none" and tune_seconds):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from gptpack.atomic import check_target
 from gptpack.cli.console import note, print_json, print_table
-from gptpack.cli.pack_proof import Proof
 from gptpack.errors import ConfigError
+from gptpack.jobs.proof import Proof
 
 if TYPE_CHECKING:
-    from gptpack.cli.pack_job import Job
+    from gptpack.jobs.pack import Job
     from gptpack.packing.packer import Packer
 
 MOST_BITS = 16

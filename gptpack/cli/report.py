@@ -9,8 +9,8 @@ from gptpack.cli.console import note, progress_bars
 from gptpack.errors import GptpackError
 
 if TYPE_CHECKING:
-    from gptpack.report.runs import Packed
-    from gptpack.report.weights import TensorError
+    from gptpack.inspection.compare import TensorError
+    from gptpack.runs.gather import Packed
 
 PATH = click.Path(path_type=Path)
 
@@ -34,9 +34,9 @@ def command(paths: tuple[Path, ...], output: Path, title: str) -> None:
       gptpack report runs/a runs/b other.gptpack -o compared.html
     """
     from gptpack.atomic import check_target, replacing
-    from gptpack.report.figures import graph_objects
-    from gptpack.report.page import render
-    from gptpack.report.runs import gather
+    from gptpack.runs.figures import graph_objects
+    from gptpack.runs.gather import gather
+    from gptpack.runs.page import render
 
     graph_objects()
     check_target(output, "page", b"<!doctype html>", b"<!DOCTYPE html>")
@@ -60,7 +60,7 @@ def _errors(packed: "Packed") -> "list[TensorError]":
     """Against the checkpoint beside the file, if the file was made of that one."""
     from gptpack.artifact.reader import read_artifact
     from gptpack.data.shards import file_sha256
-    from gptpack.report.weights import tensor_errors, values_of
+    from gptpack.inspection.compare import tensor_errors, values_of
 
     path, made_of = packed.checkpoint, packed.report.pack.get("checkpoint_sha256")
     if path is None:
@@ -68,7 +68,7 @@ def _errors(packed: "Packed") -> "list[TensorError]":
     if file_sha256(path) != made_of:
         note(f"{packed.name}: {path} is not the checkpoint that it was made of; no errors shown")
         return []
-    from gptpack.checkpoint import load_checkpoint
+    from gptpack.training.checkpoint import load_checkpoint
 
     try:
         artifact = read_artifact(packed.report.path)

@@ -7,8 +7,8 @@ import click
 from gptpack.cli.console import print_json, print_table
 from gptpack.cli.options import POSITIVE, Finite
 from gptpack.errors import ConfigError, LimitError
-from gptpack.report.samples import read_runs
-from gptpack.report.stats import Run, Verdict, judge, margin_in_bpb
+from gptpack.runs.samples import read_runs
+from gptpack.runs.stats import Run, Verdict, judge, margin_in_bpb
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True}
 

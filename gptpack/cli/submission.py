@@ -13,16 +13,7 @@ import click
 
 from gptpack.cli.console import note, print_json, print_table
 from gptpack.cli.options import DEVICE
-from gptpack.cli.submission_runs import (
-    Run,
-    depends_on_later_tokens,
-    read_run,
-    run_script,
-    tokenizer_of,
-)
-from gptpack.errors import BudgetError, ConfigError, GptpackError, LimitError
-from gptpack.report.escape import plain
-from gptpack.submission.folder import (
+from gptpack.contest.folder import (
     ARTIFACT,
     CAP_BYTES,
     FIGURES,
@@ -36,7 +27,16 @@ from gptpack.submission.folder import (
     readme,
     write_folder,
 )
-from gptpack.submission.logs import RunLog, parse_log, training_lines
+from gptpack.contest.logs import RunLog, parse_log, training_lines
+from gptpack.errors import BudgetError, ConfigError, GptpackError, LimitError
+from gptpack.escape import plain
+from gptpack.jobs.submission import (
+    Run,
+    depends_on_later_tokens,
+    read_run,
+    run_script,
+    tokenizer_of,
+)
 
 PATH = click.Path(path_type=Path)
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -115,7 +115,7 @@ def make(
       gptpack submission runs/a runs/b runs/c --data shards/ --github-id me -o submission
       gptpack submission make 1337=model.gptpack --data shards/ --github-id me -o submission
     """
-    from gptpack.submission.script import make_script
+    from gptpack.contest.script import make_script
 
     check_output(output, force=force)
     found = [read_run(run) for run in runs]
@@ -247,7 +247,7 @@ def check(
       gptpack submission check submission
       gptpack submission check submission --data shards/ --record-loss 1.8912
     """
-    from gptpack.submission.rules import check_folder, read_folder
+    from gptpack.contest.rules import check_folder, read_folder
 
     read = read_folder(folder)
     proved = None if data is None else _prove(folder, data, tokenizer, tokens, tolerance, device)
@@ -270,7 +270,7 @@ def _prove(
     """Run the script as it ships, and on changed text."""
     import json
 
-    from gptpack.submission.rules import Proved
+    from gptpack.contest.rules import Proved
 
     options: list[object] = ["--device", device, "--tokenizer", tokenizer_of(data, tokenizer)]
     script = folder.resolve() / SCRIPT

@@ -11,12 +11,13 @@ from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, Finite
 
 if TYPE_CHECKING:
-    from gptpack.config import Recipe, TokenizerIdentity
     from gptpack.data.batches import Tokens
     from gptpack.errors import GptpackError
     from gptpack.quant.steps import Foresight
-    from gptpack.training.distributed import Ranks
+    from gptpack.ranks import Ranks
     from gptpack.training.loop import TrainResult
+    from gptpack.training.recipe import Recipe
+    from gptpack.values import TokenizerIdentity
 
 BITS = Finite(min=0, min_open=True, max=16)
 FLOPS = Finite(min=0, min_open=True, max=1e21)
@@ -84,13 +85,13 @@ def command(
       gptpack train --recipe golf-1060 --plan --budget 16MB
       torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
     """
-    from gptpack.config import load_recipe
     from gptpack.data.manifest import TOKENIZER
     from gptpack.data.shards import Shard, find_shards
     from gptpack.data.tokenizer import Tokenizer
-    from gptpack.recipe_files import find_recipe
-    from gptpack.training.distributed import ranks
+    from gptpack.ranks import ranks
     from gptpack.training.loop import train
+    from gptpack.training.recipe import load_recipe
+    from gptpack.training.recipe_files import find_recipe
 
     if not planned and (bits, budget, flops) != (None, None, None):
         raise click.UsageError("--bits, --budget and --flops go with --plan")
@@ -102,7 +103,7 @@ def command(
     if data is not None:
         shards = [Shard.open(path, vocab).tokens for path in find_shards(data, "train")]
     if planned:
-        from gptpack.cli.train_plan import plan, plan_rows
+        from gptpack.jobs.train_plan import plan, plan_rows
 
         with ranks(device) as here:
             known = None if shards is None else _foresight(settings, shards, None, here)
@@ -160,7 +161,7 @@ def command(
 
 def _target(size: str | None, bits: float | None, budget: str | None) -> list[str]:
     """--target-bytes as an override of the recipe."""
-    from gptpack.config import parse_size
+    from gptpack.values import parse_size
 
     if size is None:
         return []
@@ -189,8 +190,8 @@ def _score(
     checkpoint: Path, data: Path, tokens: int, device: str, quiet: bool
 ) -> "tuple[dict[str, Any] | None, GptpackError | None]":
     """The validation of what was saved, or why there is none; what was trained is told first."""
-    from gptpack.cli.fresh import evaluate_in_fresh_process
     from gptpack.errors import GptpackError
+    from gptpack.jobs.fresh import evaluate_in_fresh_process
 
     settings = {"limit_tokens": tokens, "device": device, "quiet": quiet}
     try:

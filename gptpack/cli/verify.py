@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
-from gptpack.report.escape import plain
+from gptpack.escape import plain
 
 if TYPE_CHECKING:
     from gptpack.artifact.header import ArtifactHeader
-    from gptpack.report.verify import VerifyReport
-    from gptpack.report.weights import TensorError, Values
+    from gptpack.inspection.compare import TensorError, Values
+    from gptpack.inspection.verify import VerifyReport
 
 PATH = click.Path(path_type=Path)
 
@@ -35,8 +35,8 @@ def command(path: Path, checkpoint: Path | None, every: bool, as_json: bool) -> 
       gptpack verify model.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack verify model.gptpack --all --json
     """
-    from gptpack.report.verify import verify
-    from gptpack.report.weights import overall, tensor_errors
+    from gptpack.inspection.compare import overall, tensor_errors
+    from gptpack.inspection.verify import verify
 
     with progress_bars(quiet=as_json) as progress:
         progress("verify and decode", 0, 0)
@@ -67,10 +67,10 @@ def checkpoint_values(path: Path, header: "ArtifactHeader") -> "Values":
     Raises:
         CheckpointError: unreadable, or some are not finite and have no distance from anything.
     """
-    from gptpack.checkpoint import load_checkpoint
     from gptpack.data.shards import file_sha256
     from gptpack.errors import CheckpointError
-    from gptpack.model.gpt import not_finite
+    from gptpack.families.golf.gpt import not_finite
+    from gptpack.training.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path, header.model)
     made_of = header.pack.get("checkpoint_sha256")

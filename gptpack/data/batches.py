@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gptpack.config import DataConfig
 from gptpack.data.coprime import Coprime
 from gptpack.data.orders import (
     BosAligned,
+    DataConfig,
     Order,
     Sequential,
     Shuffled,

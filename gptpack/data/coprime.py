@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.config import DataConfig
 from gptpack.data.orders import (
+    DataConfig,
     Positions,
     coprime_stride,
     generator,

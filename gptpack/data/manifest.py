@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.atomic import replacing
-from gptpack.config import from_dict, to_dict
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.errors import ConfigError, DataError, ShardError
 from gptpack.progress import Progress, silent
+from gptpack.values import from_dict, to_dict
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"

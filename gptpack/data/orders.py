@@ -9,15 +9,46 @@ its last input it needs ``context + 1`` tokens, all of one shard.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import gcd
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.errors import DataError
+from gptpack.errors import ConfigError, DataError
 
+Loader = Literal["sequential", "coprime", "coprime-shards", "shuffled", "bos"]
 Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """In which order training sees the shards (docs/decisions/order-of-the-data.md)."""
+
+    loader: Loader = "sequential"
+    """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,
+    ``shuffled`` permutes all blocks, ``bos`` begins every window at a document's start."""
+    mix_shards_start: int = 8
+    mix_shards_end: int = 64
+    """Shards that ``coprime`` mixes in the first step and from `mix_steps` on. The record's are
+    ``max(8, ranks)`` and ``max(32, 8 ranks)``; these are its values on eight ranks."""
+    mix_steps: int = 1800
+    """Steps over which the mix goes linearly from its start to its end; 0 is there at once."""
+    mix_power_start: float = 0.9
+    mix_power_end: float = 0.5
+    """A shard is drawn with a weight of the blocks it has left to this power."""
+
+    def __post_init__(self) -> None:
+        for name in ("mix_shards_start", "mix_shards_end"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.mix_steps < 0:
+            raise ConfigError(f"mix_steps={self.mix_steps} must not be negative")
+        # higher powers of a large shard's blocks are beyond floats, and mix nothing any more
+        for name in ("mix_power_start", "mix_power_end"):
+            if not 0 <= getattr(self, name) <= 10:
+                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 10]")
 
 
 class Order(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptpack.data.atomic import staged_directory
+from gptpack.atomic import staged_directory
 from gptpack.data.documents import SEPARATOR, document_kind, iterate_documents
 from gptpack.data.encode import Document, Encoded, encoder
 from gptpack.data.manifest import (

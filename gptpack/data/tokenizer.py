@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import sentencepiece
 
 from gptpack.atomic import replacing
-from gptpack.config import TokenizerIdentity
 from gptpack.errors import ConfigError, DataError, TokenizerError
 from gptpack.progress import Progress, silent
+from gptpack.values import TokenizerIdentity
 
 Normalization = Literal["nmt_nfkc", "nfkc", "identity"]
 

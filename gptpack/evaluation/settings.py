@@ -7,8 +7,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from gptpack.config import from_dict
 from gptpack.errors import ConfigError
+from gptpack.values import from_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

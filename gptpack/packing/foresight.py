@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from gptpack.calibration.collect import collect
-from gptpack.checkpoint import Checkpoint
 from gptpack.codec.trellis import noise_of
-from gptpack.config import ModelConfig, TokenizerIdentity
 from gptpack.errors import QuantError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.packing.packer import UNLIMITED, Packer, on_grid, take_apart
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.steps import Outlook, Steps
 from gptpack.quant.types import PackedTensor, dequantize, grid_steps
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
+from gptpack.training.checkpoint import Checkpoint
+from gptpack.values import TokenizerIdentity
 
 STATES = 8
 """Of the trellis that stands for one of more states."""

@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
-from gptpack.checkpoint import Checkpoint
-from gptpack.config import TokenizerIdentity
 from gptpack.errors import BudgetError, CheckpointError, QuantError
-from gptpack.model.gpt import GPT, state_problem
+from gptpack.families.golf.gpt import GPT, state_problem
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import (
@@ -29,6 +27,8 @@ from gptpack.quant.gptq import quantize_clipped
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import PackedTensor
 from gptpack.quant.workers import side_by_side
+from gptpack.training.checkpoint import Checkpoint
+from gptpack.values import TokenizerIdentity
 from gptpack.version import VERSION
 
 QUALITY = {"bpb_before": 9.876543, "bpb_after": 9.876543, "context": 65536, "tokens": 9999999999}

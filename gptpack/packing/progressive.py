@@ -19,7 +19,7 @@ from torch import Tensor
 from gptpack.artifact.writer import EncodedSections
 from gptpack.calibration.collect import collect
 from gptpack.errors import QuantError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
 from gptpack.packing.packer import UNLIMITED, Packed, Packer, grid_bits, keep_smallest_float
 from gptpack.packing.search import pack_to_budget
 from gptpack.packing.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
@@ -32,7 +32,7 @@ from gptpack.quant.allocation import (
     with_row_scales,
 )
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
 
 HELD_BACK = 5e-4
 """Share of the budget kept for what the last tuning does to scales and floats."""

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.errors import ConfigError
-from gptpack.model.gpt import GPT
-from gptpack.model.layers import Embedding
+from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.layers import Embedding
 from gptpack.progress import Progress, silent
-from gptpack.training.distributed import Ranks
+from gptpack.ranks import Ranks
 from gptpack.training.schedules import progress as share_done
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gptpack.config import OptimizerConfig
+from gptpack.ranks import Pending, Ranks
 from gptpack.training.decay import decay_cautiously
-from gptpack.training.distributed import Pending, Ranks
+from gptpack.training.recipe import OptimizerConfig
 
 SHARED_NUMBERS = 2**20
 """A table of so many numbers or more is updated by its rows, a part on each rank; below, summing

@@ -7,7 +7,7 @@ steps towards the end (SWA; Izmailov et al. 2018, https://arxiv.org/abs/1803.054
 import torch
 from torch import Tensor, nn
 
-from gptpack.config import OptimizerConfig
+from gptpack.training.recipe import OptimizerConfig
 from gptpack.training.schedules import switch_at
 
 

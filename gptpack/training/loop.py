@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from gptpack.atomic import check_writable, remove_leftovers
-from gptpack.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gptpack.config import Recipe, TokenizerIdentity, to_dict
 from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
-from gptpack.model.gpt import GPT, not_finite, state_problem
+from gptpack.families.golf.gpt import GPT, not_finite, state_problem
 from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
+from gptpack.ranks import Ranks
 from gptpack.training.averages import Average
-from gptpack.training.distributed import Ranks
+from gptpack.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
+from gptpack.training.recipe import Recipe
 from gptpack.training.schedules import Scheduled, scheduled
+from gptpack.values import TokenizerIdentity, to_dict
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"

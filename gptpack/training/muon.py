@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gptpack.config import OptimizerConfig
+from gptpack.ranks import Pending, Ranks
 from gptpack.training.decay import decay_cautiously, decay_weights
-from gptpack.training.distributed import Pending, Ranks
 from gptpack.training.orthogonal import orthogonalize
+from gptpack.training.recipe import OptimizerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

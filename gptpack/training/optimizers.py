@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptpack.config import OptimizerConfig
 from gptpack.errors import CheckpointError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.gpt import GPT
+from gptpack.ranks import Ranks
 from gptpack.training.adam import Adam
-from gptpack.training.distributed import Ranks
 from gptpack.training.muon import Muon
+from gptpack.training.recipe import OptimizerConfig
 
 EMBEDDINGS = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 State = dict[str, dict[str, Tensor]]

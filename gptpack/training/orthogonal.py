@@ -6,7 +6,7 @@ Shape legend: N = matrices of equal shape, R = rows, C = columns.
 import torch
 from torch import Tensor
 
-from gptpack.config import MuonMethod
+from gptpack.training.recipe import MuonMethod
 
 Quintic = tuple[float, float, float]
 """(a, b, c) of the map ``s -> a s + b s^3 + c s^5`` of each singular value s."""

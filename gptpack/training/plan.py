@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptpack.config import ModelConfig, Recipe, TrainingConfig
 from gptpack.errors import BudgetError, ConfigError
-from gptpack.model.gpt import GPT
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 from gptpack.training.loop import Run
+from gptpack.training.recipe import Recipe, TrainingConfig
 
 LENGTHS = (16, 32, 64)
 PROBE_TOKENS = 1024

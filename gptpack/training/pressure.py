@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptpack.config import CompressionConfig
 from gptpack.errors import BudgetError, QuantError
 from gptpack.quant.steps import Foresight, Outlook, Steps
 from gptpack.training.fake import FakeQuantizer
 from gptpack.training.rate import Rate
+from gptpack.training.recipe import CompressionConfig
 from gptpack.training.schedules import Scheduled, switch_at
 
 FIRST_DELTA = 1e-3

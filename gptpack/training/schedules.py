@@ -7,7 +7,7 @@ it goes on with the same values.
 
 from dataclasses import dataclass
 
-from gptpack.config import OptimizerConfig, TrainingConfig
+from gptpack.training.recipe import OptimizerConfig, TrainingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,156 @@
+"""What a submission's train_gpt.py runs: its artifact -> bits per byte, without click and rich.
+
+`gptpack.contest.script` makes one file of this module and all that it needs. The lines that it
+prints are the contest's where the contest has one, and `gptpack.contest.logs` reads them back.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptpack.errors import GptpackError
+from gptpack.evaluation.result import Score
+from gptpack.evaluation.scoring import evaluate
+from gptpack.evaluation.text import Text
+from gptpack.evaluation.windows import plan_windows
+from gptpack.jobs.reload import load_model
+from gptpack.ranks import Ranks, ranks
+from gptpack.version import VERSION
+
+
+def main(script: str, *, artifact: str, stride: int = 0) -> None:
+    """Evaluate as the command line says and print the log; ends the process on an error.
+
+    Args:
+        script: the file that runs, whose bytes count; the artifact stands beside it.
+        stride: of the sliding window by default; 0 for none.
+    """
+    options = _parser(Path(script).with_name(artifact), stride).parse_args()
+    try:
+        with ranks(options.device) as here:
+            result, losses = _evaluate(options, here)
+            if here.main:
+                _print(result, Path(script), options.artifact)
+                if options.json:
+                    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+                    Path(options.json).write_text(text, encoding="utf-8")
+                if options.losses:
+                    np.save(options.losses, losses)
+    except GptpackError as error:
+        print(f"{Path(script).name}: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def _parser(artifact: Path, stride: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Decode the artifact and measure its bits per byte. Nothing is fetched or "
+        "sent. Runs under torchrun as well."
+    )
+    environment = os.environ
+    parser.add_argument("--artifact", type=Path, default=artifact, help="default: %(default)s")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=environment.get("DATA_PATH", "data"),
+        help="folder of validation shards; default: DATA_PATH, or data",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=environment.get("TOKENIZER_PATH"),
+        help="SentencePiece model; default: TOKENIZER_PATH, or that in the folder",
+    )
+    parser.add_argument(
+        "--stride", type=int, default=stride, help="of the sliding window; 0: none; %(default)s"
+    )
+    parser.add_argument("--limit-tokens", type=int, default=0, help="score the first so many")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--losses", help="write each target's nats to this file (.npy)")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any], Any]:
+    """All figures, and the nats of each target of the last pass."""
+    began = time.perf_counter()
+    loaded = load_model(options.artifact, here.device)
+    seconds = dict(loaded.seconds)
+    context = loaded.model.config.context
+    text = Text.load(
+        options.data,
+        vocab=loaded.model.config.vocab,
+        tokenizer=options.tokenizer,
+        sha256=loaded.header.tokenizer.sha256,
+        limit_tokens=options.limit_tokens,
+    )
+    passes: dict[str, int | None] = {"plain": None}
+    if options.stride:
+        passes["sliding"] = options.stride
+    targets = {
+        name: plan_windows(
+            len(text.tokens), context=context, stride=step, limit_tokens=options.limit_tokens
+        ).targets
+        for name, step in passes.items()
+    }
+    audited = text.audited_bytes(targets.values())
+    scores: dict[str, Score] = {}
+    for name, step in passes.items():
+        scores[name] = evaluate(
+            loaded.model,
+            text.tokens,
+            text.token_bytes,
+            context=context,
+            stride=step,
+            audited_bytes=audited[targets[name]],
+            limit_tokens=options.limit_tokens,
+            device=here.device,
+            per_token=bool(options.losses),
+        )
+        seconds[name] = scores[name].seconds
+    seconds["all"] = time.perf_counter() - began
+    last = list(scores.values())[-1]
+    cuda = here.device.type == "cuda"
+    result = {
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "weights_sha256": loaded.header.weights_sha256,
+        "adaptation": "none",
+        "scores": {name: score.to_dict() for name, score in scores.items()},
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name(here.device) if cuda else "cpu",
+        "ranks": here.world,
+    }
+    return result, last.losses
+
+
+def _print(result: dict[str, Any], script: Path, artifact: Path) -> None:
+    """The log, a figure a line."""
+    data = artifact.read_bytes()
+    code_bytes = script.stat().st_size
+    print(
+        f"gptpack:{VERSION} python:{platform.python_version()} torch:{torch.__version__} "
+        f"device:{result['device']} ranks:{result['ranks']}"
+    )
+    print(f"artifact:{artifact.name} sha256:{hashlib.sha256(data).hexdigest()}")
+    print(f"model_params:{result['parameters']}")
+    print(f"Serialized model: {len(data)} bytes")
+    print(f"Code size: {code_bytes} bytes")
+    print(f"Total submission size: {len(data) + code_bytes} bytes")
+    print(f"adaptation:{result['adaptation']}")
+    for name, score in result["scores"].items():
+        print(
+            f"final_{name}_exact val_loss:{score['nats_per_token']:.8f} "
+            f"val_bpb:{score['bpb']:.8f} tokens:{score['tokens']} bytes:{score['bytes']} "
+            f"context:{score['context']} stride:{score['stride']} "
+            f"eval_time:{1000 * score['seconds']:.0f}ms"
+        )
+    phases = " ".join(f"{name}:{spent:.2f}s" for name, spent in result["seconds"].items())
+    print(f"eval_seconds {phases}")

@@ -1,0 +1,151 @@
+"""What a GPT of this family looks like: one frozen value, checked where it is made."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gptpack.errors import ConfigError
+
+Activation = Literal["relu2", "leaky_relu2"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Shape of a GPT. The defaults are the parameter-golf baseline."""
+
+    vocab: int = 1024
+    layers: int = 9
+    width: int = 512
+    heads: int = 8
+    kv_heads: int = 4
+    """Key/value heads; each serves ``heads // kv_heads`` query heads."""
+    mlp_hidden: int = 1024
+    activation: Activation = "relu2"
+    """``relu(x)^2``, or ``leaky_relu(x, 0.5)^2``."""
+    context: int = 1024
+    """Tokens of a training sequence; evaluation uses the same unless told otherwise."""
+    tied_embedding: bool = True
+    rope_base: float = 10000.0
+    rope_dims: int = 0
+    """Rotated dimensions of each head; 0 rotates all of them."""
+    rope_ntk_context: int = 0
+    """Sequences longer than this stretch RoPE's base (NTK rule); 0 never does."""
+    qk_gain: float = 1.5
+    """Initial value of the learned per-head gain on normalised queries."""
+    logit_softcap: float = 30.0
+    xsa_layers: int = 0
+    """The last n layers subtract from each head its projection on the token's own value."""
+    bigram_rows: int = 0
+    """Rows of the hashed bigram table; 0 leaves it out."""
+    bigram_width: int = 0
+    smear_gate: bool = False
+    """Mix each token's embedding with its predecessor's, by a learned per-channel gate."""
+    smear_across_documents: bool = False
+    """Let the gate reach over a document's start, as the contest's first version did."""
+    bos: int = 1
+    """Token that starts each document."""
+    value_embedding_layers: tuple[int, ...] = ()
+    """Layers that add a shared token embedding to their values."""
+    value_embedding_width: int = 0
+    ln_scale: bool = False
+    """Scale both norm outputs of layer l by ``1 / sqrt(l + 1)``."""
+    orthogonal_init: bool = False
+    """Start matrices that are not zero as orthogonal ones; else uniform in ``+-1/sqrt(inputs)``."""
+    skip_gates: bool = False
+    """Blend each U-Net skip in by a learned gate per channel instead of adding it."""
+    attention_gate_inputs: int = 0
+    """Gate each head's output by a linear function of the first n channels of the layer's input."""
+    loop_start: int = 0
+    loop_layers: int = 0
+    """Depth recurrence: so many layers from `loop_start` on run `loops` times more, in turn."""
+    loops: int = 0
+    parallel_layers: int = 0
+    """In the last n layers attention and MLP both start from the layer's input."""
+    parallel_lanes: int = 1
+    """1: they share one residual stream; 2: each has its own, and adds to both."""
+    document_mask: bool = False
+    """No position attends beyond the start of its document."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "layers", "width", "heads", "kv_heads", "mlp_hidden", "context"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.heads:
+            raise ConfigError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.head_width % 2:
+            raise ConfigError(f"width / heads = {self.head_width} must be even for RoPE")
+        if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_width:
+            raise ConfigError(
+                f"rope_dims={self.rope_dims} must be even and at most {self.head_width}"
+            )
+        if not 0 <= self.xsa_layers <= self.layers:
+            raise ConfigError(f"xsa_layers={self.xsa_layers} must be 0 to layers={self.layers}")
+        if self.vocab > 65536:
+            raise ConfigError(f"vocab={self.vocab} does not fit the shards' 16-bit tokens")
+        for name in ("logit_softcap", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.bos < self.vocab:
+            raise ConfigError(f"bos={self.bos} must lie in 0..{self.vocab - 1}")
+        self._check_parts()
+        self._check_order()
+
+    def _check_parts(self) -> None:
+        for name in ("bigram_rows", "bigram_width", "value_embedding_width"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if (self.bigram_rows > 0) != (self.bigram_width > 0) or self.bigram_rows == 1:
+            raise ConfigError("bigram_rows (at least 2) and bigram_width go together")
+        if bool(self.value_embedding_layers) != (self.value_embedding_width > 0):
+            raise ConfigError("value_embedding_layers and value_embedding_width go together")
+        if any(not 0 <= layer < self.layers for layer in self.value_embedding_layers):
+            raise ConfigError(f"value_embedding_layers must lie in 0..{self.layers - 1}")
+        if len(set(self.value_embedding_layers)) < len(self.value_embedding_layers):
+            raise ConfigError("value_embedding_layers must not name a layer twice")
+        if self.smear_across_documents and not self.smear_gate:
+            raise ConfigError("smear_across_documents means nothing without smear_gate")
+        if not 0 <= self.attention_gate_inputs <= self.width:
+            raise ConfigError(
+                f"attention_gate_inputs={self.attention_gate_inputs} must be 0 to "
+                f"width={self.width}"
+            )
+
+    def _check_order(self) -> None:
+        if (self.loop_layers > 0) != (self.loops > 0) or min(self.loop_layers, self.loops) < 0:
+            raise ConfigError("loop_layers and loops go together; 0 and 0 are no recurrence")
+        loop_end = self.loop_start + self.loop_layers
+        if not 0 <= self.loop_start <= loop_end <= self.layers:
+            raise ConfigError(
+                f"loop_start={self.loop_start} and loop_layers={self.loop_layers} must lie within "
+                f"layers={self.layers}"
+            )
+        if self.parallel_lanes not in (1, 2):
+            raise ConfigError(f"parallel_lanes={self.parallel_lanes} must be 1 or 2")
+        if self.parallel_lanes == 2 and not self.parallel_layers:
+            raise ConfigError("parallel_lanes=2 means nothing without parallel_layers")
+        if not 0 <= self.parallel_layers <= self.layers:
+            raise ConfigError(
+                f"parallel_layers={self.parallel_layers} must be 0 to layers={self.layers}"
+            )
+        if self.loop_start and not self.loops:
+            raise ConfigError(f"loop_start={self.loop_start} means nothing without loops")
+        if self.loops and loop_end > self.layers - self.parallel_layers:
+            raise ConfigError(
+                f"layers {self.loop_start}..{loop_end - 1} run several times, so they must come "
+                f"before the last parallel_layers={self.parallel_layers}"
+            )
+
+    def layer_order(self, looped: bool = True) -> tuple[int, ...]:
+        """The layers as they run; those of the recurrence once only unless `looped`."""
+        end = self.loop_start + self.loop_layers
+        again = tuple(range(self.loop_start, end)) * (self.loops if looped else 0)
+        return (*range(end), *again, *range(end, self.layers))
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_width

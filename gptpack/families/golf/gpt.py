@@ -1,0 +1,281 @@
+"""The model: tokens -> nats. The parameter-golf baseline and the parts its records added.
+
+Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
+W = model width, V = vocabulary.
+
+Each block mixes the embedding back in, attends, and applies its MLP; the first half of the layers
+leaves its outputs as skips that the second half takes up in reverse (U-Net). State-dict names are
+those of the reference, so its checkpoints load (gptpack/training/checkpoint.py).
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from gptpack import ops
+from gptpack.errors import ConfigError
+from gptpack.families.golf.attention import choose_backend, flash_attention_3
+from gptpack.families.golf.blocks import Block, Lanes
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.dropout import Dropout
+from gptpack.families.golf.layers import (
+    BigramHash,
+    Embedding,
+    Linear,
+    Rope,
+    SmearGate,
+    ValueEmbedding,
+    ntk_base,
+    rotary_tables,
+    yarn,
+)
+from gptpack.families.golf.masks import document_mask
+from gptpack.ops import rms_norm
+
+TIED_EMBEDDING_STD = 0.005
+"""The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
+
+
+class GPT(nn.Module):
+    """A GPT of the shape `config`, with weights drawn from `seed`; None leaves them to be loaded.
+
+    Weights are float32. Activations are bfloat16 on CUDA and float32 elsewhere, unless
+    `compute_dtype` is set. `looped` says whether layers of a depth recurrence run more than once;
+    they do unless training has not come to it yet.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype: torch.dtype | None = None
+        self.rope: Rope | None = None
+        """Set by `use_rope`; None follows the configuration and the length of each sequence."""
+        self.rope_dims = config.rope_dims or config.head_width
+        self.looped = True
+        self.kernels = False
+        self.dropout: Dropout | None = None
+        std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
+        self.tok_emb = Embedding(config.vocab, config.width, std=std)
+        self.bigram = (
+            BigramHash(
+                config.bigram_rows,
+                config.bigram_width,
+                config.width,
+                bos=config.bos if config.document_mask else None,
+            )
+            if config.bigram_rows
+            else None
+        )
+        self.smear = (
+            SmearGate(config.width, bos=config.bos, across_documents=config.smear_across_documents)
+            if config.smear_gate
+            else None
+        )
+        self.ve_shared: ValueEmbedding | None = None
+        if config.value_embedding_layers:
+            self.ve_shared = ValueEmbedding(
+                config.vocab, config.value_embedding_width, config.kv_width
+            )
+            self.ve_layer_scales = nn.ParameterList(
+                nn.Parameter(torch.ones(1)) for _ in config.value_embedding_layers
+            )
+        skips = len(config.layer_order()) // 2
+        self.skip_weights = nn.Parameter(torch.ones(skips, config.width)) if skips else None
+        self.skip_gates = (
+            nn.Parameter(torch.zeros(skips, config.width)) if skips and config.skip_gates else None
+        )
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.lm_head = (
+            None if config.tied_embedding else Linear(config.width, config.vocab, zero=True)
+        )
+        if seed is not None:
+            self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Draw the weights; the same `seed` gives the same weights on every machine.
+
+        Orthogonal ones are the same on machines whose LAPACK computes alike.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.reset(generator, orthogonal=self.config.orthogonal_init)
+            elif isinstance(module, Embedding):
+                module.reset(generator)
+
+    def use_attention(self, name: str) -> str:
+        """Choose the attention backend of all layers; returns what was chosen.
+
+        Raises:
+            ConfigError: no such backend, or one that cannot keep documents apart.
+            MissingDependencyError: a backend that cannot be had.
+        """
+        device, masked = self.tok_emb.weight.device, self.config.document_mask
+        chosen = choose_backend(name, device, masked=masked)
+        function = flash_attention_3() if chosen == "fa3" else None
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.backend, block.attn.fa3 = chosen, function
+        return f"{chosen}, documents masked" if masked else chosen
+
+    def use_kernels(self, name: str) -> str:
+        """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what it is.
+
+        Kernels take the weights from their modules, so hooks on those see no activations.
+        """
+        chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
+        self.kernels = chosen.startswith("on")
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.kernels = block.mlp.kernels = self.kernels
+        return chosen
+
+    def use_dropout(self, share: float) -> Dropout | None:
+        """Leave out so much of what layers add, in either mode; returns what draws it."""
+        layers, device = len(self.config.layer_order()), self.tok_emb.weight.device
+        self.dropout = Dropout(share, layers, device) if share else None
+        return self.dropout
+
+    def _ntk_base(self, length: int) -> float:
+        """The configuration's base for sequences of `length`."""
+        config = self.config
+        trained = config.rope_ntk_context
+        return ntk_base(config.rope_base, self.rope_dims, length=length, trained=trained)
+
+    def use_rope(self, scaling: str, length: int) -> str:
+        """Fix the rotary angles for sequences of up to `length`; returns what they are, in words.
+
+        ``model`` applies the configuration's own rule to `length`. The others take the angles that
+        the model was trained with (those of sequences of ``config.context``) and, if `length` is
+        beyond that, leave them (``none``), stretch the base (``ntk``), or interpolate (``yarn``).
+
+        Raises:
+            ConfigError: no such scaling.
+        """
+        trained, dims = self.config.context, self.rope_dims
+        base = self._ntk_base(trained)
+        if scaling == "model":
+            self.rope = Rope(self._ntk_base(length))
+            known = self.config.rope_ntk_context
+            return f"model (ntk from {known:,})" if known else "model (unscaled)"
+        if scaling == "none":
+            self.rope = Rope(base)
+        elif scaling == "ntk":
+            self.rope = Rope(ntk_base(base, dims, length=length, trained=trained))
+        elif scaling == "yarn":
+            self.rope = yarn(base, dims, length=length, trained=trained)
+        else:
+            raise ConfigError(f"rope scaling '{scaling}': choose model, none, ntk, yarn")
+        return f"{scaling}, trained at {trained:,}" if length > trained else "as trained"
+
+    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+        """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
+
+        With `last`, that of the last so many positions: ``[B, last, W]``. The last layer then
+        computes keys and values for all positions, and everything else for those alone.
+        """
+        device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
+        dtype = self.compute_dtype or device_dtype
+        x = self.tok_emb(tokens, dtype)
+        if self.bigram is not None:
+            x = x + self.bigram(tokens, dtype)
+        x = rms_norm(x)
+        if self.smear is not None:
+            x = self.smear(x, tokens)
+        x0 = x
+        values = self._value_embeddings(tokens, dtype)
+        config = self.config
+        length = tokens.shape[1]
+        rope = self.rope or Rope(self._ntk_base(length))
+        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x)
+        mask = document_mask(tokens, config.bos) if config.document_mask else None
+        order = config.layer_order(self.looped)
+        encoders = len(order) // 2
+        lanes = Lanes(x)
+        skips: list[Lanes] = []
+        for position, layer in enumerate(order):
+            if position >= encoders and skips:
+                lanes = self._take_up(skips.pop(), lanes, position - encoders)
+            block = self.blocks[layer]
+            assert isinstance(block, Block)
+            asking = last if position == len(order) - 1 and last != length else None
+            if isinstance(mask, BlockMask):
+                # FlexAttention's blocks are made for all queries
+                asking = None
+            elif asking is not None and mask is not None:
+                mask = mask[:, :, -asking:]
+            thinned = partial(self.dropout, position) if self.dropout is not None else None
+            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking, thinned=thinned)
+            if position < encoders:
+                skips.append(lanes)
+        x = rms_norm(lanes.mean())
+        return x if last is None or x.shape[1] == last else x[:, -last:]
+
+    def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
+        """`lanes` with a skip of the first half; with gates a blend, ``s + g (x - s)``."""
+        assert self.skip_weights is not None
+        weight = self.skip_weights[index].to(skip.first.dtype)
+        if self.skip_gates is None:
+            return lanes.map(skip, lambda x, s: x + weight * s)
+        gate = torch.sigmoid(self.skip_gates[index]).to(weight.dtype)
+        return lanes.map(skip, lambda x, s: torch.lerp(weight * s, x, gate))
+
+    def _value_embeddings(self, tokens: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
+        if self.ve_shared is None:
+            return {}
+        shared = self.ve_shared(tokens, dtype)
+        layers = self.config.value_embedding_layers
+        scales = [scale.to(dtype) for scale in self.ve_layer_scales]
+        return {layer: shared * scale for layer, scale in zip(layers, scales, strict=True)}
+
+    @property
+    def head(self) -> Tensor:
+        """Weight ``[V, W]`` of the output layer."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Soft-capped float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
+        return ops.softcapped(hidden, self.head, self.config.logit_softcap)
+
+    def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy in nats of each target, float32 ``[B, S]``.
+
+        `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
+        """
+        hidden = self.hidden(inputs, last=targets.shape[1])
+        cap = self.config.logit_softcap
+        return ops.head_losses(hidden, self.head, targets, cap, kernels=self.kernels)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy in nats over all targets."""
+        return self.token_losses(inputs, targets).mean()
+
+
+def state_problem(model: GPT, weights: Mapping[str, Tensor]) -> str:
+    """What keeps `weights` from being the state of `model`, in one line; empty if nothing does."""
+    wanted = model.state_dict()
+    problems = []
+    if missing := sorted(wanted.keys() - weights.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(weights.keys() - wanted.keys()):
+        problems.append(f"unexpected {_some(extra)}")
+    shared = [name for name in wanted if name in weights]
+    for name in shared:
+        if weights[name].shape != wanted[name].shape:
+            found, needed = tuple(weights[name].shape), tuple(wanted[name].shape)
+            problems.append(f"{name} has shape {found}, needed {needed}")
+    if broken := not_finite({name: weights[name] for name in shared}):
+        problems.append(f"not finite: {_some(broken)}")
+    return "; ".join(problems[:6])
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of `weights` that hold infinities or what is no number."""
+    return [name for name, value in weights.items() if not value.isfinite().all()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

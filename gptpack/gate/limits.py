@@ -1,0 +1,152 @@
+"""What `gptpack check` holds artifacts to: the table ``[check]`` of gptpack.toml.
+
+Keys of ``[check]`` are defaults for each ``[[check.artifact]]``; paths are relative to the file's
+folder and may hold wildcards. Unknown keys are errors.
+"""
+
+import dataclasses
+import glob
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpack.errors import ConfigError
+from gptpack.values import from_dict, parse_size
+
+CONFIG = "gptpack.toml"
+SAMPLE_TOKENS = 65536
+"""A 27 M parameter model scores so many in two minutes on two busy cores (docs/log.md)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of one artifact, or of each that a wildcard finds; what is not set is not checked."""
+
+    path: str
+    name: str = ""
+    """In reports, and in the baseline that it is compared with; the path by default."""
+    budget: str = ""
+    """Most bytes of the file and its code, such as ``16MB``; by default what the file names."""
+    code: tuple[str, ...] = ()
+    """Files whose bytes count into the budget."""
+    max_bpb: float = math.inf
+    """Most bits per byte: of the sample where it is scored, else what the packer recorded."""
+    max_bpb_rise: float = math.inf
+    """Most bits per byte above the baseline."""
+    max_bytes_rise: str = ""
+    """Most bytes (file and code) above the baseline, such as ``10KB``."""
+    data: str = ""
+    """Folder of validation shards that the score is proved on."""
+    tokenizer: str = ""
+    """SentencePiece model; that in `data` by default."""
+    tokens: int = SAMPLE_TOKENS
+    """Targets of the sample; 0 scores all."""
+    stride: int = 0
+    """Of a sliding window; 0 scores whole contexts."""
+    message: str = ""
+    """What to tell whoever breaks a limit."""
+
+    def __post_init__(self) -> None:
+        where = f"check of '{self.path}'"
+        if not self.path:
+            raise ConfigError("check: an artifact without a path")
+        for name in ("tokens", "stride"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{where}: {name}={getattr(self, name)} must not be negative")
+        if not self.max_bpb > 0:
+            raise ConfigError(f"{where}: max_bpb={self.max_bpb} must be positive")
+        # a loss that gets smaller is no rise, so a negative limit asks for progress
+        if not self.max_bpb_rise > -math.inf:
+            raise ConfigError(f"{where}: max_bpb_rise={self.max_bpb_rise} must be a finite number")
+        for name in ("budget", "max_bytes_rise"):
+            if getattr(self, name):
+                parse_size(getattr(self, name))
+
+    @property
+    def label(self) -> str:
+        return self.name or self.path
+
+
+DEFAULTS = {field.name for field in dataclasses.fields(Limits)} - {"path", "name"}
+"""What ``[check]`` may say for all of its artifacts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckConfig:
+    """The artifacts of one check, and what they are compared with."""
+
+    artifacts: tuple[Limits, ...]
+    folder: Path = Path()
+    """Where relative paths begin."""
+    baseline: str = ""
+
+
+def load_check(path: Path) -> CheckConfig:
+    """Read the table ``[check]`` of a TOML file.
+
+    Raises:
+        ConfigError: unreadable, no such table, no artifacts, unknown keys, values of a wrong type,
+            or two artifacts of one name.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read it: {error.strerror}; name the artifacts, or write the limits "
+            f"into {CONFIG}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    table = values.get("check")
+    if not isinstance(table, dict) or not isinstance(table.get("artifact"), list):
+        raise ConfigError(f"{path}: needs a table [check] with at least one [[check.artifact]]")
+    known = {*DEFAULTS, "baseline", "artifact"}
+    if unknown := sorted(table.keys() - known):
+        raise ConfigError(
+            f"{path}: unknown setting 'check.{unknown[0]}'; there are: {', '.join(sorted(known))}"
+        )
+    defaults = {key: value for key, value in table.items() if key in DEFAULTS}
+    artifacts = [_limits(path, defaults, row) for row in table["artifact"]]
+    baseline = table.get("baseline", "")
+    if not artifacts or not isinstance(baseline, str):
+        raise ConfigError(f"{path}: needs [[check.artifact]] tables, and a file name as baseline")
+    return CheckConfig(artifacts=distinct(artifacts), folder=path.parent, baseline=baseline)
+
+
+def _limits(path: Path, defaults: Mapping[str, Any], row: Any) -> Limits:
+    if not isinstance(row, dict) or "path" not in row:
+        raise ConfigError(f"{path}: each [[check.artifact]] needs a path")
+    try:
+        return from_dict(Limits, {**defaults, **row}, "check.artifact")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def distinct(artifacts: list[Limits]) -> tuple[Limits, ...]:
+    """`artifacts`, given that no two go by one name: a baseline is looked up by it."""
+    labels = [limits.label for limits in artifacts]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ConfigError(f"check: two artifacts are called '{twice[0]}'; give each a name")
+    return tuple(artifacts)
+
+
+def expanded(config: CheckConfig) -> list[Limits]:
+    """One entry for each file that a wildcard finds; a path that finds none stays as it is."""
+    found = []
+    for limits in config.artifacts:
+        paths = files(config.folder, limits.path) or [limits.path]
+        for path in paths:
+            name = limits.name and (f"{limits.name}: {path}" if len(paths) > 1 else limits.name)
+            found.append(dataclasses.replace(limits, path=path, name=name))
+    return found
+
+
+def files(folder: Path, pattern: str) -> list[str]:
+    """Paths below `folder` that `pattern` names, sorted; the name of a file stands for itself."""
+    if (folder / pattern).exists():
+        return [pattern]
+    names = glob.glob(pattern, root_dir=folder, recursive=True)
+    return sorted(name for name in names if (folder / name).is_file())

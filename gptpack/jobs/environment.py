@@ -1,0 +1,216 @@
+"""What this machine has of what gptpack can use, found by trying it rather than by looking.
+
+Modules are imported and codecs run; a CUDA device multiplies two matrices. Nothing is installed,
+fetched or written.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpack.codec.general import BYTE_CODECS
+from gptpack.errors import GptpackError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing, whether it works, and what to do if it does not."""
+
+    name: str
+    works: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ability:
+    """Something that a user may want to do here."""
+
+    task: str
+    works: bool
+    missing: tuple[str, ...]
+    """Names of the findings that it needs and that do not work."""
+
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "check": ("numpy", "zstandard"),
+    "inspect": ("numpy", "zstandard"),
+    "verify": ("numpy", "zstandard", "constriction"),
+    "data": ("numpy", "sentencepiece", "zstandard"),
+    "train": ("torch", "numpy", "sentencepiece", "safetensors"),
+    "pack": ("torch", "numba", "constriction", "zstandard", "sentencepiece", "safetensors"),
+    "eval": ("torch", "constriction", "zstandard", "sentencepiece"),
+    "download": ("huggingface_hub",),
+    "report": ("plotly",),
+    "brotli": ("codec brotli",),
+    "cuda": ("torch", "cuda"),
+    "triton": ("torch", "cuda", "triton"),
+    "fa3": ("torch", "cuda", "fa3"),
+}
+"""What each task needs."""
+
+REMEDIES = {
+    "numpy": "pip install numpy",
+    "zstandard": "pip install zstandard",
+    "constriction": "pip install constriction",
+    "sentencepiece": "pip install sentencepiece",
+    "safetensors": "pip install safetensors",
+    "numba": "pip install numba",
+    "torch": "pip install torch",
+    "plotly": "pip install 'gptpack[report]'",
+    "huggingface_hub": "pip install 'gptpack[hub]'",
+    "triton": "pip install 'gptpack[triton]'",
+    "cuda": "a CUDA device, its driver, and a torch built for CUDA",
+    "fa3": "a Hopper device and pip install kernels, or flash_attn_interface",
+    "codec brotli": "pip install 'gptpack[brotli]'",
+}
+MODULES = (
+    "numpy",
+    "torch",
+    "numba",
+    "constriction",
+    "zstandard",
+    "sentencepiece",
+    "safetensors",
+    "triton",
+    "plotly",
+    "huggingface_hub",
+)
+
+
+def survey(folder: Path) -> list[Finding]:
+    """Everything about this machine; the disk is that of `folder`."""
+    findings = [*machine(folder), *(_module(name) for name in MODULES)]
+    findings += [_codec(codec) for codec in BYTE_CODECS]
+    return [*findings, *_cuda(), _flash_attention()]
+
+
+def abilities(findings: Iterable[Finding]) -> list[Ability]:
+    """Every task, and what keeps it from running."""
+    working = {finding.name for finding in findings if finding.works}
+    return [
+        Ability(
+            task=task,
+            works=working.issuperset(needed),
+            missing=tuple(name for name in needed if name not in working),
+        )
+        for task, needed in TASKS.items()
+    ]
+
+
+def machine(folder: Path) -> list[Finding]:
+    """Python, processor, memory, disk."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    python = platform.python_version_tuple()[:2]
+    recent = tuple(map(int, python)) >= (3, 11)
+    disk = shutil.disk_usage(folder)
+    writable = os.access(folder, os.W_OK)
+    return [
+        Finding(
+            name="python",
+            works=recent,
+            found=f"{platform.python_version()} on {system}",
+            remedy="" if recent else "Python 3.11 or newer",
+        ),
+        Finding(name="processor", works=True, found=f"{cores} cores{_memory()}"),
+        Finding(
+            name="disk",
+            works=writable and disk.free > 1 << 30,
+            found=f"{disk.free / 1e9:,.1f} GB free{'' if writable else ', not writable'}",
+            remedy="" if writable and disk.free > 1 << 30 else "a folder with a GB to write to",
+        ),
+    ]
+
+
+def _memory() -> str:
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+        return ""
+    return f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:,.1f} GB of memory"
+
+
+def _tried(name: str, attempt: Callable[[], str]) -> Finding:
+    """A finding of what `attempt` says, or of why it fails: anything may be broken here."""
+    try:
+        return Finding(name=name, works=True, found=attempt())
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        why = first if isinstance(error, GptpackError) else f"{type(error).__name__}: {first}"
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            why = f"not installed; {REMEDIES[name]}"
+        return Finding(name=name, works=False, found=why, remedy=REMEDIES.get(name, ""))
+
+
+def _module(name: str) -> Finding:
+    def attempt() -> str:
+        importlib.import_module(name)
+        return importlib.metadata.version(name)
+
+    return _tried(name, attempt)
+
+
+def _codec(codec: Any) -> Finding:
+    """A codec, after it has coded and decoded some bytes."""
+    sample = bytes(range(256)) * 4
+
+    def attempt() -> str:
+        stored = codec.encode(sample)
+        if codec.decode(stored, len(sample)) != sample:
+            raise GptpackError("does not give back what it coded")
+        return "works"
+
+    return _tried(f"codec {codec.name}", attempt)
+
+
+def _cuda() -> list[Finding]:
+    """Each CUDA device, after it has multiplied two matrices."""
+    try:
+        torch = importlib.import_module("torch")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except Exception:  # torch's own finding says why
+        count = 0
+    if not count:
+        found = f"torch sees none; needs {REMEDIES['cuda']}"
+        return [Finding(name="cuda", works=False, found=found, remedy=REMEDIES["cuda"])]
+
+    def attempt(index: int) -> str:
+        place = torch.device("cuda", index)
+        ones = torch.ones(64, 64, device=place, dtype=torch.bfloat16)
+        if float((ones @ ones).float().sum()) != 64**3:
+            raise GptpackError("multiplies matrices wrongly")
+        about = torch.cuda.get_device_properties(place)
+        return (
+            f"{about.name}, {about.total_memory / 1e9:,.0f} GB, capability "
+            f"{about.major}.{about.minor}, CUDA {torch.version.cuda}"
+        )
+
+    first = _tried("cuda", functools.partial(attempt, 0))
+    others = [_tried(f"cuda:{i}", functools.partial(attempt, i)) for i in range(1, count)]
+    return [first, *others]
+
+
+def _flash_attention() -> Finding:
+    """FlashAttention-3; gptpack does without it (`gptpack.families.golf.attention`)."""
+
+    def attempt() -> str:
+        torch = importlib.import_module("torch")
+        if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+            raise GptpackError("needs a Hopper device; cuDNN or torch's own attention is used")
+        try:
+            importlib.import_module("flash_attn_interface")
+            return "flash_attn_interface"
+        except ImportError:
+            # our own folder `kernels` is found by that name in a checkout, without get_kernel
+            if hasattr(importlib.import_module("kernels"), "get_kernel"):
+                return "by way of kernels"
+            raise GptpackError("not installed; cuDNN's attention is used") from None
+
+    return _tried("fa3", attempt)

@@ -1,0 +1,226 @@
+"""What runs left, gathered for a report: packed files, metrics, curves, and reports in JSON.
+
+A source is a run's folder, or one of those files. Everything may be missing but not wrong: a file
+that is there and cannot be read is an error.
+"""
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptpack.errors import ConfigError, DataError
+from gptpack.inspection.inspect import InspectReport, recorded_quality
+from gptpack.inspection.shares import inspect_decoded
+from gptpack.runs.metrics import read_metrics
+
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+LONGEST_SECONDS = 1e12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A packed file, and what reports say of it."""
+
+    name: str
+    report: InspectReport
+    sha256: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By phase: of packing and of evaluation, where a report says so."""
+    sliding_bpb: float | None = None
+    checkpoint: Path | None = None
+    """The checkpoint beside it, which may be the one that it was made of."""
+
+    @property
+    def quality(self) -> dict[str, float]:
+        return recorded_quality(self.report.pack)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Points of size and bits per byte from a file of ``gptpack pack --curve``."""
+
+    name: str
+    points: tuple[Mapping[str, float], ...]
+    """Each has ``bytes``, and ``measured`` or ``predicted`` bits per byte or both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One argument of the command."""
+
+    name: str
+    packed: tuple[Packed, ...] = ()
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    curves: tuple[Curve, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of training, by phase."""
+
+
+def gather(paths: Sequence[Path]) -> list[Source]:
+    """Read every source; their names differ.
+
+    Raises:
+        ConfigError: a path is none of them, or a folder has nothing to show.
+        GptpackError: a file cannot be read.
+    """
+    names = _names(paths)
+    return [_source(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as it takes to tell them apart."""
+    resolved = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, resolved), default=1) + 1):
+        names = ["/".join(parts[-count:]) for parts in resolved]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("one path is given twice; name each run once")
+
+
+def _source(path: Path, name: str) -> Source:
+    if path.is_dir():
+        return _folder(path, name)
+    if path.suffix == ".csv":
+        return Source(name=name, curves=(read_curve(path, name),))
+    if path.name == METRICS:
+        return Source(name=name, metrics=tuple(read_metrics(path)))
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder; give a run's folder or a packed file")
+    beside = list(_reports(sorted(path.parent.glob("*.json"))))
+    return Source(name=name, packed=(_packed(path, name, beside),))
+
+
+def _folder(path: Path, name: str) -> Source:
+    beside = list(_reports(sorted(path.glob("*.json"))))
+    metrics = path / METRICS
+    found = Source(
+        name=name,
+        packed=tuple(
+            _packed(file, f"{name}/{file.name}", beside) for file in sorted(path.glob("*.gptpack"))
+        ),
+        metrics=tuple(read_metrics(metrics)) if metrics.exists() else (),
+        curves=tuple(
+            read_curve(file, f"{name}/{file.name}") for file in sorted(path.glob("*.csv"))
+        ),
+        seconds=_training_seconds(beside),
+    )
+    if not (found.packed or found.metrics or found.curves):
+        raise ConfigError(
+            f"{path}: no *.gptpack, {METRICS} or *.csv to show; "
+            "give a run's folder or a packed file"
+        )
+    return found
+
+
+def _reports(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among `paths`; others, and what is none, is not ours."""
+    for path in paths:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            yield values
+
+
+def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> Packed:
+    """A packed file with the reports that name it."""
+    report = inspect_decoded(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    packings = [values for values in beside if values.get("sha256") == sha256]
+    seconds: dict[str, float] = {}
+    for values in packings:
+        seconds |= _phases(values.get("seconds"), "")
+    sliding = None
+    proofs = [packing["after"] for packing in packings if "after" in packing]
+    for values in [*proofs, *beside]:
+        if not _evaluates(values, report.weights_sha256):
+            continue
+        if values not in proofs:  # the time of a proof is in that of packing
+            seconds |= _phases(values.get("seconds"), "eval ")
+        score = values.get("sliding")
+        bpb = score.get("bpb") if isinstance(score, dict) else None
+        if type(bpb) is float and math.isfinite(bpb):
+            sliding = bpb
+    checkpoint = path.with_name(CHECKPOINT)
+    return Packed(
+        name=name,
+        report=report,
+        sha256=sha256,
+        seconds=seconds,
+        sliding_bpb=sliding,
+        checkpoint=checkpoint if checkpoint.exists() else None,
+    )
+
+
+def _evaluates(values: Any, weights_sha256: str) -> bool:
+    """Whether a report is of ``gptpack eval`` on a file with these weights."""
+    file = values.get("file") if isinstance(values, dict) else None
+    return isinstance(file, dict) and file.get("weights_sha256") == weights_sha256
+
+
+def _phases(values: Any, prefix: str) -> dict[str, float]:
+    """Seconds by phase, of what a report has under ``seconds``."""
+    if not isinstance(values, dict):
+        return {}
+    return {
+        f"{prefix}{phase}": float(spent)
+        for phase, spent in values.items()
+        if type(spent) in (int, float) and 0 <= spent < LONGEST_SECONDS
+    }
+
+
+def _training_seconds(beside: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Of the report of ``gptpack train --json``, if it is there."""
+    for values in beside:
+        if "steps" in values and "compile_seconds" in values:
+            phases = {"train": values.get("seconds"), "compile": values["compile_seconds"]}
+            return _phases(phases, "")
+    return {}
+
+
+def read_curve(path: Path, name: str) -> Curve:
+    """A table of sizes and bits per byte, by its column names.
+
+    Raises:
+        DataError: unreadable, no column of bytes, none of bits per byte, or something that is no
+            number.
+    """
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot read the curve: {error}") from error
+    header = list(rows[0]) if rows else []
+    columns = {
+        "bytes": _column(header, ("bytes",)),
+        "predicted": _column(header, ("predicted",)),
+        "measured": _column(header, ("measured", "bpb_after")) or _column(header, ("bpb",)),
+    }
+    if columns["measured"] == columns["predicted"]:
+        columns["measured"] = None
+    if columns["bytes"] is None or not (columns["predicted"] or columns["measured"]):
+        raise DataError(
+            f"{path}: needs a column of bytes and one of predicted or measured bpb, has "
+            f"{', '.join(map(str, header)) or 'no rows'}"
+        )
+    try:
+        points = tuple(
+            {key: float(row[c]) for key, c in columns.items() if c is not None and row[c]}
+            for row in rows
+        )
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: a value is no number: {error}") from error
+    if not all(math.isfinite(value) for point in points for value in point.values()):
+        raise DataError(f"{path}: a value is not finite")
+    return Curve(name=name, points=points)
+
+
+def _column(header: Sequence[str], words: Sequence[str]) -> str | None:
+    """The first column whose name has one of `words`."""
+    return next((c for c in header if c and any(word in c.lower() for word in words)), None)

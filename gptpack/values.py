@@ -1,0 +1,137 @@
+"""Values as text: sizes in bytes, frozen dataclasses <-> plain values, and which tokenizer.
+
+Configuration consists of frozen dataclasses that are checked where they are made. `from_dict` makes
+one of plain values, as TOML and JSON have them; unknown keys and wrong types are errors.
+"""
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from gptpack.errors import ConfigError
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+MOST_DIGITS = 18
+"""Of a size: all of them fit into 64 bits."""
+MOST_BITS = 63
+"""Of an integer setting, without its sign."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes that `text` stands for: ``16MB`` is 16,000,000 and ``16MiB`` is 16,777,216.
+
+    Raises:
+        ConfigError: not a number with one of the units, or not a whole number of bytes.
+    """
+    # a comma that parts no three digits is a decimal one, and would be read as ten times as much
+    number = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?"
+    match = re.fullmatch(rf"\s*({number})\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"size '{text}': write a number and a unit, such as 16MB or 16MiB")
+    whole, _, fraction = match[1].replace(",", "").replace("_", "").partition(".")
+    if len(whole + fraction) > MOST_DIGITS:
+        raise ConfigError(
+            f"size of {len(whole + fraction):,} digits: write at most {MOST_DIGITS} and a unit, "
+            "such as 16MB or 16MiB"
+        )
+    numerator = int(whole + fraction) * unit
+    size_bytes, remainder = divmod(numerator, int(10 ** len(fraction)))
+    if remainder:
+        raise ConfigError(f"size '{text}' is not a whole number of bytes; write it in bytes")
+    return size_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerIdentity:
+    """Which tokenizer a model's tokens belong to."""
+
+    sha256: str
+    """Hexadecimal digest of the SentencePiece model file."""
+    vocab: int
+    bos: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ConfigError(f"tokenizer sha256 '{self.sha256}' is not 64 hexadecimal digits")
+        if not 1 <= self.vocab <= 65536:
+            raise ConfigError(f"tokenizer vocab={self.vocab} must lie in 1..65536")
+        if not 0 <= self.bos < self.vocab:
+            raise ConfigError(f"tokenizer bos={self.bos} must lie in 0..{self.vocab - 1}")
+
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """`config` as plain dictionaries, lists and scalars; `from_dict` reads it back."""
+    plain = dataclasses.asdict(config)
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: listed(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: listed(value) for key, value in plain.items()}
+
+
+def non_default(config: Any) -> dict[str, Any]:
+    """What of `to_dict` differs from the defaults of the configuration's class."""
+    defaults = to_dict(type(config)())
+    return {key: value for key, value in to_dict(config).items() if value != defaults[key]}
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build `cls` from plain values; the types are checked against its annotations.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type; names its dotted path.
+    """
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise ConfigError(f"unknown setting '{path}'; there are: {', '.join(sorted(hints))}")
+        arguments[key] = _coerce(hints[key], value, path)
+    return cls(**arguments)
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ConfigError(
+            f"{path} is an integer of {value.bit_length()} bits; it may have {MOST_BITS} and a sign"
+        )
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type[Any], hint), value, path)
+    if origin is Literal and value in typing.get_args(hint):
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(typing.get_args(hint)[0], item, path) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{path}={value!r} must be a finite number")
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = (
+        "one of " + ", ".join(map(str, typing.get_args(hint)))
+        if origin is Literal
+        else getattr(hint, "__name__", hint)
+    )
+    raise ConfigError(f"{path}={value!r} must be {wanted}")
