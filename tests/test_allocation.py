@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gptpack.artifact.writer import encode_sections
 from gptpack.errors import QuantError
+from gptpack.packing.solve import solve_delta
 from gptpack.quant.allocation import (
     BEYOND,
     LEAST_GAIN,
@@ -17,7 +18,6 @@ from gptpack.quant.allocation import (
     grid_indexes,
     prepare_matrix,
     quantize_matrices,
-    solve_delta,
 )
 from gptpack.quant.grids import scale_values
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize

@@ -8,7 +8,7 @@ from test_cli import invoke
 from test_training import CPU, shards, tiny
 
 from gptpack.families.golf.gpt import GPT
-from gptpack.jobs.reload import load_model
+from gptpack.jobs.load import load
 from gptpack.training.averages import Average
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, TrainResult, train
@@ -67,7 +67,7 @@ def test_what_gets_packed_is_the_average_of_the_steps_weights(tmp_path, monkeypa
     packed = tmp_path / "model.gptpack"
     command = ["pack", str(result.checkpoint), "--budget", "1MB", "--method", "float16"]
     assert invoke(*command, "--output", str(packed), "--device", "cpu") == 0
-    state = load_model(packed).model.state_dict()
+    state = load(packed).model.state_dict()
     assert state.keys() == mean.keys()
     for name, value in state.items():
         # float16 on the way

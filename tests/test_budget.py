@@ -23,7 +23,9 @@ from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.jobs.fresh import evaluate_in_fresh_process
+from gptpack.jobs.load import Loaded, load
 from gptpack.jobs.proof import Proof
+from gptpack.jobs.request import PackRequest
 from gptpack.packing import search
 from gptpack.progress import silent
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
@@ -32,7 +34,6 @@ from gptpack.values import TokenizerIdentity
 QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 CONFIG = ModelConfig(vocab=300, layers=2, width=96, heads=4, kv_heads=2, mlp_hidden=256, context=32)
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=300, bos=1)
-QUALITY = {"bpb_before": 3.141592, "bpb_after": 3.271828, "context": 32, "tokens": 123456}
 
 
 def checkpoint() -> Checkpoint:
@@ -97,29 +98,35 @@ def test_the_command_proves_in_a_fresh_process_what_it_reports(place, tmp_path):
 
 @pytest.mark.slow
 def test_a_proof_that_was_got_ready_early_is_that_of_the_file(place, tmp_path):
-    settings = {"model": None, "stride": None, "limit_tokens": 640, "device": "cpu"}
+    loaded = load(place / "c.pt")
+    request = PackRequest(data=place, eval_tokens=640, device="cpu")
+    target = tmp_path / "m.gptpack"
     made = ["--budget", "400KB", "--method", "int8", "-o", str(tmp_path / "first.gptpack")]
     assert gptpack(place, *made).returncode == 0
     file = (tmp_path / "first.gptpack").read_bytes()
     found = []
     for early in (True, False):
-        with Proof(place / "c.pt", place, tmp_path / "m.gptpack", early=early, **settings) as proof:
+        proof = Proof(loaded, request, target, torch.device("cpu"))
+        proof.early = early
+        with proof:
             assert (proof.waiting is not None) is early
             # the second file has no process waiting for it
-            found += [proof.of(file, progress=silent)["after"]["plain"]["bpb"] for _ in range(2)]
+            found += [proof.of(file, progress=silent)[1].plain.bpb for _ in range(2)]
     assert len(set(found)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["first.gptpack"]
-    with Proof(place / "c.pt", place, tmp_path / "m.gptpack", early=True, **settings) as proof:
+    proof = Proof(loaded, request, target, torch.device("cpu"))
+    proof.early = True
+    with proof:
         waiting = proof.waiting.process
     assert waiting.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", ["m.gptpack", "m" * 240 + ".gptpack"])
 def test_two_proofs_for_one_target_have_files_of_their_own(tmp_path, name):
-    settings = {"model": None, "stride": None, "early": False}
-    proofs = [Proof(tmp_path / "c.pt", None, tmp_path / name, **settings) for _ in range(2)]
-    for proof in proofs:
-        proof.candidate.write_bytes(b"")
+    loaded, request = Loaded(model=GPT(CONFIG), kind="checkpoint"), PackRequest(data=tmp_path)
+    for _ in range(2):
+        with Proof(loaded, request, tmp_path / name, torch.device("cpu")) as proof:
+            proof.candidate.write_bytes(b"")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -133,7 +140,7 @@ def test_a_checkpoint_may_have_a_name_that_begins_with_a_dash(place, tmp_path, m
     shutil.copy(place / "c.pt", tmp_path / "-c.pt")
     monkeypatch.chdir(tmp_path)
     found = evaluate_in_fresh_process(Path("-c.pt"), place, limit_tokens=64, quiet=True)
-    assert found["plain"]["tokens"] == 64
+    assert found.plain.tokens == 64
 
 
 @pytest.mark.slow
@@ -263,7 +270,7 @@ def test_points_beyond_the_finest_steps_are_left_out_and_do_not_move_others(
     finest, coarse = (row["bits"] for row in json.loads(captured.out)["curve"])
     assert 3.5 < finest < 15
     assert abs(coarse - 3) < 0.25
-    assert f"--curve-bits 15: left out, the finest steps take {finest:.3f}" in captured.err
+    assert f"--curve-bits 15: left out, the finest grids take {finest:.3f}" in captured.err
 
 
 @pytest.mark.slow
@@ -291,8 +298,8 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
     [
         ((), 2, "give one of --budget"),
         (("--budget", "1MB", "--bits", "3"), 2, "give one of --budget"),
-        (("--bits", "3", "--step-factor", "blocks.0.*"), 2, "write PATTERN=FACTOR"),
-        (("--bits", "3", "--step-factor", "blocks.0.*=0"), 2, "must be positive"),
+        (("--bits", "3", "--delta-factor", "blocks.0.*"), 2, "write PATTERN=FACTOR"),
+        (("--bits", "3", "--delta-factor", "blocks.0.*=0"), 2, "must be positive"),
         (("--curve", "c.csv", "--curve-bits", "a"), 2, "write positive numbers"),
         (("--budget", "1MB", "--tokenizer", "absent.model"), 2, "absent.model"),
         (("--budget", "1MB", "--tokenizer", "{other}"), 2, "was trained with"),
@@ -300,7 +307,7 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--budget", "1MB", "-o", "{place}/c.pt"), 2, "no packed file; it stays as it is"),
         (("--budget", "1MB", "-o", "{place}"), 2, "is a directory"),
         (("--bits", "3", "--method", "zz*=int8"), 2, "'zz*' matches no tensor"),
-        (("--bits", "3", "--step-factor", "zz=2"), 2, "'zz' matches no tensor"),
+        (("--bits", "3", "--delta-factor", "zz=2"), 2, "'zz' matches no tensor"),
         (("--bits", "3", "--method", "int8", "--method", "float16"), 2, "several methods"),
         (("--curve", "c.csv", "--plan"), 2, "writes no --curve"),
         (("--curve", "c.csv", "--curve-bits", "17,3"), 2, "positive numbers up to 16"),

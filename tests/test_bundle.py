@@ -221,7 +221,7 @@ def test_our_own_script_is_read_through():
     script = make_script({"range", "zstd"}, artifact="m.gptpack")
     for text in (script.small, script.readable):
         names = imported_modules(text)
-        assert "gptpack.jobs.reload" in names
+        assert "gptpack.jobs.load" in names
         assert third_party(names) - own_modules(text) >= {"torch", "numpy", "sentencepiece"}
         assert not reaching(names, NETWORK)
 

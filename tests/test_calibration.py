@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from test_training import CPU
 
 from gptpack.calibration import text as calibration_text
-from gptpack.calibration.collect import Calibration, collect, input_moments, output_fisher
+from gptpack.calibration.collect import (
+    EMBEDDED,
+    Calibration,
+    collect,
+    input_moments,
+    output_fisher,
+)
 from gptpack.calibration.text import calibrate, random_tokens, self_generated, shard_windows
 from gptpack.errors import CheckpointError, DataError
 from gptpack.families.golf.config import ModelConfig
@@ -175,7 +181,7 @@ def slow_fisher(model: GPT, windows: torch.Tensor, labels: torch.Tensor) -> dict
             if isinstance(module, Linear) and name != "lm_head":
                 key = f"{name}.weight"
             elif name == "tok_emb":
-                key = "tok_emb.input"
+                key = EMBEDDED
             else:
                 continue
             hooks.append(
@@ -252,7 +258,7 @@ def test_an_untied_embedding_costs_by_how_often_a_token_comes_and_what_follows_i
     table = found.sensitivities["tok_emb.weight"]
     counts = np.bincount(windows.flatten().numpy(), minlength=24)
     assert table.row_weight == pytest.approx(counts / windows.numel())
-    fisher = output_fisher(model, windows, batch=2, seed=0)["tok_emb.input"]
+    fisher = output_fisher(model, windows, batch=2, seed=0)[EMBEDDED]
     np.testing.assert_allclose(table.hessian, np.diag(fisher / windows.numel()), rtol=1e-5)
 
 
@@ -261,7 +267,7 @@ def test_a_tied_embedding_has_both_its_costs():
     table = found_of(model, windows, fisher_windows=7).sensitivities["tok_emb.weight"]
     counts = np.bincount(windows.flatten().numpy(), minlength=24) / windows.numel()
     fisher = output_fisher(model, windows, batch=2, seed=0)
-    inputs_CC = np.diag(fisher["tok_emb.input"] / windows.numel())
+    inputs_CC = np.diag(fisher[EMBEDDED] / windows.numel())
     outputs_CC = input_moments(model, windows, batch=2)["tok_emb.weight"].numpy() / windows.numel()
     head_R = fisher["tok_emb.weight"].numpy() / windows.numel()
     # the two costs of an error that is white over all rows and columns add up

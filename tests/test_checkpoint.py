@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT, state_problem
+from gptpack.families.golf.gpt import GPT
+from gptpack.families.language_model import state_problem
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity

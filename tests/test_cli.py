@@ -123,8 +123,8 @@ def test_what_the_file_system_refuses_is_one_line(failing, capsys):
     ("words", "said"),
     [
         (("--bits", "nan"), "'nan' is not a finite number"),
-        (("--step", "inf"), "'inf' is not a finite number"),
-        (("--step", "0"), "0 is not in the range x>0"),
+        (("--delta", "inf"), "'inf' is not a finite number"),
+        (("--delta", "0"), "0 is not in the range x>0"),
         (("--budget", "1MB", "--seed", "-1"), "-1 is not in the range"),
         (("--budget", "1MB", "--tune-labels", "1.5"), "1.5 is not in the range"),
         (("--budget", "1MB", "--device", "foo"), "'foo' is not one of"),
@@ -268,14 +268,14 @@ def test_an_interrupt_says_what_was_reached(failing, capsys):
     def interrupted():
         with console.progress_bars(quiet=True) as report:
             report("hessians", 3, 32)
-            report("search steps", 2, 0)
+            report("search delta", 2, 0)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         interrupted()
     failing(stopped.value)
     assert invoke("inspect") == 130
-    assert "interrupted at: search steps, 2; nothing unfinished" in capsys.readouterr().err
+    assert "interrupted at: search delta, 2; nothing unfinished" in capsys.readouterr().err
 
 
 def test_sigterm_cleans_up_as_an_interrupt_does_and_ends_with_143(monkeypatch, capsys):
@@ -285,7 +285,7 @@ def test_sigterm_cleans_up_as_an_interrupt_does_and_ends_with_143(monkeypatch, c
     def command() -> None:
         try:
             with console.progress_bars(quiet=True) as report:
-                report("search steps", 2, 0)
+                report("search delta", 2, 0)
                 signal.raise_signal(signal.SIGTERM)
         finally:
             signal.raise_signal(signal.SIGTERM)  # a second one does not end this
@@ -296,7 +296,7 @@ def test_sigterm_cleans_up_as_an_interrupt_does_and_ends_with_143(monkeypatch, c
     monkeypatch.setitem(sys.modules, "gptpack.cli.inspect", module)
     assert invoke("inspect") == 143
     assert left == ["cleaned up"]
-    assert "gptpack: terminated at: search steps, 2; nothing unfinished" in capsys.readouterr().err
+    assert "gptpack: terminated at: search delta, 2; nothing unfinished" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

@@ -11,8 +11,9 @@ import torch
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.families.golf.attention import choose_backend, remove_own_value
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT, state_problem
+from gptpack.families.golf.gpt import GPT
 from gptpack.families.golf.layers import BigramHash, rotary_tables
+from gptpack.families.language_model import state_problem
 
 SMALL = {
     "vocab": 40,

@@ -13,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import CPU, TINY, shards, tiny
 
+from gptpack.artifact.record import PackRecord, Quality
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import shard_windows
 from gptpack.cli.main import group
 from gptpack.codec.range import estimate_bits
 from gptpack.data.shards import file_sha256, write_shard
 from gptpack.errors import BudgetError, ConfigError, QuantError
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import GPT, build
 from gptpack.packing.config import PackConfig
 from gptpack.packing.foresight import PackerForesight
-from gptpack.packing.packer import UNLIMITED, take_apart
+from gptpack.packing.packer import take_apart
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Sensitivity
 from gptpack.quant.factor import factorize
@@ -66,7 +67,7 @@ def foresight(
 ) -> PackerForesight:
     windows = shard_windows(text(), windows=64, context=16, seed=1)
     return PackerForesight(
-        model=recipe.model,
+        build=functools.partial(build, recipe.model, device=torch.device("cpu")),
         windows=windows,
         ranks=here,
         tokenizer=IDENTITY,
@@ -356,25 +357,24 @@ def test_the_file_has_the_bytes_that_training_predicted(trained):
     # by another calibration, on other text, and by the trellis that the packer has
     checkpoint = load_checkpoint(trained.checkpoint)
     packer = take_apart(
-        checkpoint,
+        build(checkpoint.model, checkpoint.weights, torch.device("cpu")),
         IDENTITY,
         PackConfig(),
         sensitivities(checkpoint),
-        budget_bytes=UNLIMITED,
-        provenance={
-            "checkpoint_sha256": file_sha256(trained.checkpoint),
-            "step": checkpoint.step,
-            "calibration": "shards",
-            "calibration_tokens": 4096,
-        },
+        record=PackRecord(
+            checkpoint_sha256=file_sha256(trained.checkpoint),
+            step=checkpoint.step,
+            calibration="shards",
+            calibration_tokens=4096,
+        ),
     )
-    quality = {"bpb_before": 1.234567, "bpb_after": 1.345678, "context": 16, "tokens": 123456}
-    real = len(pack_to_budget(packer, delta=trained.packing_step).file(quality))
+    quality = Quality(bpb_before=1.234567, bpb_after=1.345678, context=16, tokens=123456)
+    real = len(pack_to_budget(packer, delta=trained.packing_step).assemble(quality))
     assert trained.predicted_bytes == pytest.approx(real, rel=0.01)
     assert trained.predicted_bytes == pytest.approx(TARGET, rel=0.01)
     packer.budget_bytes = TARGET
     fitted = pack_to_budget(packer)
-    assert abs(math.log2(fitted.pack["delta"] / trained.packing_step)) < 0.1
+    assert abs(math.log2(fitted.record.delta / trained.packing_step)) < 0.1
 
 
 def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
@@ -488,7 +488,7 @@ def test_a_target_larger_than_codes_can_fill_ends_at_the_finest_steps(tmp_path):
 def test_a_model_without_matrices_on_a_grid_has_no_use_for_a_target(tmp_path):
     recipe = tiny("compression.target_bytes=9000")
     teller = PackerForesight(
-        model=recipe.model,
+        build=functools.partial(build, recipe.model, device=torch.device("cpu")),
         windows=shard_windows(shards(), windows=16, context=16, seed=0),
         ranks=CPU,
     )

@@ -231,7 +231,7 @@ def test_pack_reports_beside_a_file_make_the_times_known(
     values = json.loads((tmp_path / "out" / "submission.json").read_text())
     assert values["seed_results"]["4"]["pack_time_s"] == 3.5
     assert values["metric"] == "plain, context 32"
-    assert "SOURCES['gptpack.jobs.reload']" in (tmp_path / "out" / "train_gpt.py").read_text()
+    assert "SOURCES['gptpack.jobs.load']" in (tmp_path / "out" / "train_gpt.py").read_text()
     assert rules(tmp_path / "out")["times"][0] == "pass"
     assert gptpack(*arguments, *options) == 2  # before anything is run
 

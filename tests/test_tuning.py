@@ -1,5 +1,6 @@
 """Tuning moves what is in floats towards the teacher, and nothing that is coded."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -13,29 +14,28 @@ from test_packing import Case
 from test_training import CPU, shards, tiny
 
 from gptpack.artifact.reader import decode_artifact
+from gptpack.artifact.record import Quality
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import shard_windows
 from gptpack.errors import BudgetError, ConfigError
-from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import GPT, build
 from gptpack.packing import progressive, tuning
 from gptpack.packing.config import PackConfig
-from gptpack.packing.packer import Packed, Packer, grid_bits
-from gptpack.packing.progressive import ProgressiveConfig, _with_gain, groups_of, pack_progressively
+from gptpack.packing.packer import CodedFile, Packer, grid_bits
+from gptpack.packing.progressive import ProgressiveConfig, _with_gain, pack_progressively
 from gptpack.packing.search import pack_to_budget
 from gptpack.packing.tuning import (
-    Coded,
     TuneConfig,
     Tuned,
-    copy_of,
     floats,
     freeze,
+    gain_name,
     gains,
     tune,
 )
 from gptpack.quant.allocation import quantize_matrices
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
-from gptpack.training.checkpoint import Checkpoint, load_checkpoint
+from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import train
 from gptpack.values import TokenizerIdentity
 
@@ -73,22 +73,16 @@ VARIANTS = {
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Trained checkpoints by variant: tuning has something to keep."""
+    """Trained models by variant: tuning has something to keep."""
 
     @functools.cache
-    def made(variant: str) -> Checkpoint:
+    def made(variant: str) -> GPT:
         run = tmp_path_factory.mktemp("tuning") / variant
         recipe = tiny(*SHAPE, *VARIANTS[variant])
         found = load_checkpoint(train(recipe, shards(6000), run, CPU).checkpoint)
-        return dataclasses.replace(found, training=None)
+        return build(found.model, found.weights, torch.device("cpu")).eval()
 
     return made
-
-
-def model_of(checkpoint: Checkpoint) -> GPT:
-    model = GPT(checkpoint.model)
-    model.load_state_dict(checkpoint.weights)
-    return model.eval()
 
 
 def windows(count: int = 64) -> torch.Tensor:
@@ -99,10 +93,10 @@ def windows(count: int = 64) -> torch.Tensor:
 def case(trained):
     @functools.cache
     def made(variant: str = "tied") -> Case:
-        checkpoint = trained(variant)
-        found = collect(model_of(checkpoint), windows(), CPU, fisher_windows=32, batch=32, seed=0)
+        model = trained(variant)
+        found = collect(model, windows(), CPU, fisher_windows=32, batch=32, seed=0)
         return Case(
-            checkpoint=checkpoint,
+            model=model,
             tokenizer=TokenizerIdentity(sha256="ab" * 32, vocab=64, bos=1),
             sensitivities=dict(found.sensitivities),
         )
@@ -117,9 +111,9 @@ def divergence(student: GPT, teacher: GPT, tokens: torch.Tensor) -> float:
         return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def unpacked(packed: Packed) -> GPT:
+def unpacked(packed: CodedFile) -> GPT:
     """The model in the file."""
-    artifact = decode_artifact(packed.file(), verify_weights=True)
+    artifact = decode_artifact(packed.assemble(), verify_weights=True)
     model = GPT(artifact.header.model)
     model.load_state_dict(
         {t.name: torch.from_numpy(dequantize(t).copy()) for t in artifact.tensors}
@@ -129,8 +123,8 @@ def unpacked(packed: Packed) -> GPT:
 
 def coded_student(chosen: Case, delta: float) -> tuple[GPT, GPT, dict[str, PackedTensor]]:
     """A teacher, and a student with all its large matrices coded."""
-    teacher = model_of(chosen.checkpoint)
-    student = copy_of(teacher)
+    teacher = chosen.model
+    student = copy.deepcopy(teacher)
     packer = chosen.packer(SMALL)
     tensors = {
         coded.tensor.name: coded.tensor
@@ -149,7 +143,7 @@ DELTA = 0.003
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_frozen_student_computes_with_the_coded_values(case, variant):
     teacher, student, tensors = coded_student(case(variant), DELTA)
-    plain = copy_of(teacher)
+    plain = copy.deepcopy(teacher)
     values = {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
     plain.load_state_dict({**teacher.state_dict(), **values})
     tokens = windows(4)
@@ -160,7 +154,7 @@ def test_a_frozen_student_computes_with_the_coded_values(case, variant):
         )
     assert gains(student).keys() == tensors.keys()
     assert floats(student).keys() == teacher.state_dict().keys() - tensors.keys()
-    assert not any(isinstance(module, Coded) for module in teacher.modules())
+    assert not gains(teacher)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -180,10 +174,11 @@ def test_divergence_falls_and_codes_stay_as_they_are(case, variant):
     assert reported.steps == 40
     assert reported.loss_nats < before
     for name, tensor in tensors.items():
-        base = student.get_submodule(name.removesuffix(".weight"))
-        assert np.array_equal(base.base.numpy(), dequantize(tensor))
+        module = student.get_submodule(name.removesuffix(".weight"))
+        base = module.parametrizations.weight[0].base
+        assert np.array_equal(base.numpy(), dequantize(tensor))
         torch.testing.assert_close(
-            base.weight.detach(), base.base * gains(student)[name][:, None], rtol=0, atol=0
+            module.weight.detach(), base * gains(student)[name][:, None], rtol=0, atol=0
         )
     assert any((gain != 1).any() for gain in gains(student).values())
 
@@ -201,14 +196,18 @@ def test_the_teacher_and_the_windows_stay_as_they_are(case):
 
 def test_fixed_parameters_do_not_move_and_others_do(case):
     teacher, student, _ = coded_student(case(), DELTA)
-    fixed = ("blocks.0.attn_scale", "blocks.1.mlp.fc.gain")
+    fixed = ("blocks.0.attn_scale", gain_name("blocks.1.mlp.fc.weight"))
     before = {name: value.detach().clone() for name, value in student.named_parameters()}
     tune(student, teacher, windows(16), TuneConfig(steps=4, tokens=64), CPU, fixed=fixed)
     moved = {
         name for name, value in student.named_parameters() if not torch.equal(before[name], value)
     }
     assert not moved & set(fixed)
-    assert moved >= {"blocks.1.attn_scale", "blocks.0.mlp.fc.gain", "blocks.0.resid_mix"}
+    assert moved >= {
+        "blocks.1.attn_scale",
+        gain_name("blocks.0.mlp.fc.weight"),
+        "blocks.0.resid_mix",
+    }
 
 
 def test_no_steps_change_nothing(case):
@@ -235,7 +234,7 @@ def test_a_clock_ends_tuning_with_rates_near_zero(case, monkeypatch):
 
     monkeypatch.setattr(torch.optim.Adam, "step", noted)
     settings = TuneConfig(steps=1000, seconds=1.05, tokens=64, warmup=0, scale_lr=1.0)
-    result = tune(student, model_of(case().checkpoint), windows(16), settings, CPU)
+    result = tune(student, case().model, windows(16), settings, CPU)
     assert result.steps == len(rates) == 10
     assert rates == pytest.approx([1 - look / 10.5 for look in range(1, 11)])
 
@@ -320,7 +319,7 @@ def test_gains_round_trip_into_row_scales(case):
 def test_groups_are_tables_first_and_then_layers_from_the_last(case):
     matrices = case("everything").packer(SMALL).matrices
     names = [matrix.name for matrix in matrices]
-    layers = groups_of(matrices, by_layer=True)
+    layers = case("everything").model.groups(names)
     assert [group[0].split(".")[0] for group in layers] == [
         layers[0][0].split(".")[0],
         "blocks",
@@ -330,15 +329,14 @@ def test_groups_are_tables_first_and_then_layers_from_the_last(case):
     assert all(name.startswith("blocks.1.") for name in layers[1])
     assert all(name.startswith("blocks.0.") for name in layers[2])
     assert sorted(name for group in layers for name in group) == sorted(names)
-    assert groups_of(matrices, by_layer=False) == [names]
 
 
 def progressively(
     chosen: Case, packer: Packer, settings: ProgressiveConfig = QUICK, **more
-) -> Packed:
+) -> CodedFile:
     return pack_progressively(
         packer,
-        model_of(chosen.checkpoint),
+        chosen.model,
         windows(64),
         CPU,
         chosen.sensitivities,
@@ -354,12 +352,12 @@ def test_tuning_brings_the_file_closer_to_the_teacher_at_the_same_step(case, var
     settings = dataclasses.replace(QUICK, by_layer=by_layer)
     tuned = progressively(chosen, chosen.packer(SMALL), settings, delta=DELTA)
     plain = chosen.pack(config=SMALL, delta=DELTA)
-    teacher, held_out = model_of(chosen.checkpoint), windows(96)[64:]
+    teacher, held_out = chosen.model, windows(96)[64:]
     before = divergence(unpacked(plain), teacher, held_out)
     after = divergence(unpacked(tuned), teacher, held_out)
     assert after < 0.8 * before
-    assert tuned.pack["delta"] == plain.pack["delta"] == DELTA
-    assert tuned.pack["tuned_steps"] == 30 + (12 if by_layer else 0)
+    assert tuned.record.delta == plain.record.delta == DELTA
+    assert tuned.record.tuned_steps == 30 + (12 if by_layer else 0)
 
 
 @pytest.mark.parametrize("by_layer", [True, False])
@@ -368,10 +366,10 @@ def test_a_tuned_file_stays_within_its_budget_and_is_the_tuned_one(case, by_laye
     budget = int(chosen.packer(SMALL).weights * 3 / 8) + 3000
     settings = dataclasses.replace(QUICK, by_layer=by_layer)
     tuned = progressively(chosen, chosen.packer(UNIFORM, budget, code_bytes=100), settings)
-    assert len(tuned.file({"bpb_before": 1.234567, "bpb_after": 1.3})) + 100 <= budget
-    assert "tuned_steps" in tuned.pack
+    assert len(tuned.assemble(Quality(bpb_before=1.234567, bpb_after=1.3))) + 100 <= budget
+    assert tuned.record.tuned_steps is not None
     plain = chosen.pack(budget, UNIFORM, code_bytes=100)
-    teacher, held_out = model_of(chosen.checkpoint), windows(96)[64:]
+    teacher, held_out = chosen.model, windows(96)[64:]
     after = divergence(unpacked(tuned), teacher, held_out)
     assert after < divergence(unpacked(plain), teacher, held_out)
 
@@ -384,7 +382,7 @@ def test_a_budget_that_is_too_small_is_found_before_any_tuning(case):
             case().packer(SMALL, 1000),
             progress=lambda phase, _done, _total: phases.add(phase),
         )
-    assert phases == {"search steps"}
+    assert phases == {"search delta"}
 
 
 def test_matrices_of_other_methods_stay_as_they_were_coded(case, monkeypatch):
@@ -408,7 +406,7 @@ def test_matrices_of_other_methods_stay_as_they_were_coded(case, monkeypatch):
     assert torch.equal(plain[name], packed.state_dict()[name])
     # the file is the student that was trained, but for the rounding of its gains and floats
     held_out = windows(96)[64:]
-    teacher = model_of(chosen.checkpoint)
+    teacher = chosen.model
     apart = divergence(packed, students[-1], held_out)
     assert apart < 0.1 * divergence(packed, teacher, held_out)
 
@@ -430,13 +428,13 @@ def test_a_limit_in_seconds_leaves_steps_out_and_says_how_many_there_were(case, 
     chosen = case()
     settings = dataclasses.replace(QUICK, by_layer=by_layer, final_steps=100_000, seconds=0.3)
     packed = progressively(chosen, chosen.packer(SMALL), settings, delta=DELTA)
-    assert packed.pack["tuned_steps"] < 50_000
-    assert len(packed.file()) > 0
+    assert packed.record.tuned_steps < 50_000
+    assert len(packed.assemble()) > 0
 
 
 def test_two_progressive_packs_give_identical_bytes(case):
     chosen = case()
-    files = [progressively(chosen, chosen.packer(SMALL), delta=DELTA).file() for _ in range(2)]
+    files = [progressively(chosen, chosen.packer(SMALL), delta=DELTA).assemble() for _ in range(2)]
     assert files[0] == files[1]
 
 
@@ -446,7 +444,7 @@ def test_tuning_that_does_not_fit_is_left_out_and_said_so(case, monkeypatch):
     settings = dataclasses.replace(QUICK, by_layer=False, final_steps=1)
     monkeypatch.setattr(progressive, "HELD_BACK_BYTES", -(10**6))
     packed = progressively(chosen, chosen.packer(UNIFORM, budget), settings)
-    assert packed.file() == chosen.pack(budget, UNIFORM).file()
+    assert packed.assemble() == chosen.pack(budget, UNIFORM).assemble()
     (note,) = packed.notes
     assert "tuning was left out" in note
 
@@ -458,19 +456,18 @@ def test_floats_that_tuning_makes_larger_are_tuned_within_the_budget(case, monke
     monkeypatch.setattr(progressive, "HELD_BACK", held_back)
     weights = {
         name: value if name.endswith(".weight") else value.bfloat16().float().round(decimals=1)
-        for name, value in chosen.checkpoint.weights.items()
+        for name, value in chosen.model.state_dict().items()
     }
-    chosen = dataclasses.replace(
-        chosen, checkpoint=dataclasses.replace(chosen.checkpoint, weights=weights)
-    )
+    model = build(chosen.model.config, weights, torch.device("cpu")).eval()
+    chosen = dataclasses.replace(chosen, model=model)
     config = dataclasses.replace(UNIFORM, codecs=("zlib", "range"))
     budget = int(chosen.packer(SMALL).weights * 3 / 8) + 3000
     settings = dataclasses.replace(QUICK, by_layer=False)
     tuned = progressively(chosen, chosen.packer(config, budget), settings)
     assert tuned.notes == ()
-    assert tuned.pack["tuned_steps"] == 30
-    assert 0.98 * budget < len(tuned.file()) <= budget
-    teacher, held_out = model_of(chosen.checkpoint), windows(96)[64:]
+    assert tuned.record.tuned_steps == 30
+    assert 0.98 * budget < len(tuned.assemble()) <= budget
+    teacher, held_out = chosen.model, windows(96)[64:]
     after = divergence(unpacked(tuned), teacher, held_out)
     assert after < divergence(unpacked(chosen.pack(budget, config)), teacher, held_out)
 
@@ -481,7 +478,7 @@ def test_bits_are_the_most_that_a_tuned_file_has(case, by_layer, bits):
     chosen = case("everything")
     settings = dataclasses.replace(QUICK, by_layer=by_layer, scale_lr=1e-2)
     tuned = progressively(chosen, chosen.packer(SMALL), settings, bits=bits)
-    assert tuned.pack["tuned_steps"] > 0
+    assert tuned.record.tuned_steps > 0
     assert bits - 0.04 < grid_bits(tuned.encoded) <= bits
 
 
@@ -491,4 +488,3 @@ def test_what_is_kept_in_floats_is_what_tuning_made_of_it(case):
     plain = unpacked(pack_to_budget(chosen.packer(SMALL), delta=DELTA)).state_dict()
     for name in ("blocks.0.attn_scale", "blocks.1.resid_mix", "skip_weights"):
         assert not torch.equal(tuned[name], plain[name]), name
-    assert isinstance(chosen.checkpoint.model, ModelConfig)

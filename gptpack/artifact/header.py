@@ -18,6 +18,7 @@ from gptpack.artifact.layout import (
     SECTION_DIGEST_CHARACTERS,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
+from gptpack.artifact.record import PackRecord
 from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
 from gptpack.errors import ArtifactError, ConfigError
 from gptpack.families.golf.config import ModelConfig
@@ -56,6 +57,11 @@ class ArtifactHeader:
     """Preamble and stored header; the rest of the file is sections."""
     header_sha256: str
     """The preamble's digest. As the header holds the sections' digests, it names the whole file."""
+
+    @property
+    def record(self) -> PackRecord:
+        """What of `pack` can be meant, typed."""
+        return PackRecord.from_dict(self.pack)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -8,7 +8,7 @@ Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabul
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.errors import CheckpointError
-from gptpack.families.golf.gpt import GPT
-from gptpack.families.golf.layers import Linear
+from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
@@ -34,24 +33,6 @@ class Calibration:
     """By the name of the weight."""
     hessian_tokens: int
     fisher_tokens: int
-
-
-def _linears(model: GPT) -> dict[str, Linear]:
-    return {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear)
-    }
-
-
-def _sources(names: Iterable[str]) -> dict[str, str]:
-    """For each matrix the first one that has the same input: queries, keys and values share it."""
-    first: dict[str, str] = {}
-    found = {}
-    for name in names:
-        shared = name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
-        found[name] = first.setdefault(shared, name)
-    return found
 
 
 @contextmanager
@@ -90,8 +71,18 @@ def _mirrored(sum_CC: Tensor) -> Tensor:
     return upper_CC + upper_CC.triu(1).T
 
 
+EMBEDDED = "embedded tokens"
+"""Key of what belongs to the token embedding's output."""
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def input_moments(
-    model: GPT,
+    model: LanguageModel,
     windows: Tensor,
     *,
     batch: int,
@@ -102,12 +93,10 @@ def input_moments(
     The embedding, where it is the output head, has the final norm's output as x. Layers that share
     weights add up. Accumulated in float32 on the model's device.
     """
-    device = model.tok_emb.weight.device
-    linears, shared = _linears(model), _sources(_linears(model))
-    sources = {name: m for name, m in linears.items() if shared[name] == name}
-    head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
-    sizes = {name: linear.weight.shape[1] for name, linear in sources.items()}
-    sizes[head] = model.config.width
+    device, layers, head = model.device, model.layers(), model.head_name
+    sources = {n: layer.module for n, layer in layers.items() if layer.shares_input_of == n != head}
+    sizes = {name: _weight(module).shape[1] for name, module in sources.items()}
+    sizes[head] = _weight(model.embedding).shape[1]
     # zeros where a rank has no window: ranks add up the same names in the same order
     sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
 
@@ -115,8 +104,8 @@ def input_moments(
         _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
 
     def register(stack: ExitStack) -> None:
-        for name, linear in sources.items():
-            hook = linear.register_forward_pre_hook(
+        for name, module in sources.items():
+            hook = module.register_forward_pre_hook(
                 lambda _module, inputs, name=name: add(name, inputs[0])
             )
             stack.callback(hook.remove)
@@ -145,7 +134,7 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def output_fisher(
-    model: GPT,
+    model: LanguageModel,
     windows: Tensor,
     *,
     batch: int,
@@ -154,18 +143,18 @@ def output_fisher(
 ) -> dict[str, Tensor]:
     """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, labels sampled from the model.
 
-    L is the sum of the tokens' cross entropies. The key ``tok_emb.input`` has the same of the
-    embedding's output, by channel ``[C]``.
+    L is the sum of the tokens' cross entropies. The key `EMBEDDED` has the same of the embedding's
+    output, by channel ``[C]``.
 
     Raises:
         CheckpointError: the model's outputs are not finite.
     """
-    device = model.tok_emb.weight.device
+    device, head = model.device, model.head_name
     generator = torch.Generator(device=device).manual_seed(seed)
-    head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
-    vocab, width = model.tok_emb.weight.shape
-    sizes = {name: linear.weight.shape[0] for name, linear in _linears(model).items()}
-    sizes |= {head: vocab, "tok_emb.input": width}
+    vocab, width = _weight(model.embedding).shape
+    layers = {name: layer.module for name, layer in model.layers().items() if name != head}
+    sizes = {name: _weight(module).shape[0] for name, module in layers.items()}
+    sizes |= {head: vocab, EMBEDDED: width}
     sums = {name: torch.zeros(size, device=device) for name, size in sizes.items()}
 
     def add(name: str, squares: Tensor) -> None:
@@ -182,10 +171,9 @@ def output_fisher(
         return forward
 
     def register(stack: ExitStack) -> None:
-        for name, linear in _linears(model).items():
-            if name != "lm_head.weight":
-                stack.callback(linear.register_forward_hook(watch(name)).remove)
-        stack.callback(model.tok_emb.register_forward_hook(watch("tok_emb.input")).remove)
+        for name, module in layers.items():
+            stack.callback(module.register_forward_hook(watch(name)).remove)
+        stack.callback(model.embedding.register_forward_hook(watch(EMBEDDED)).remove)
 
     with _hooks(register):
         for start in range(0, len(windows), batch):
@@ -205,7 +193,7 @@ def output_fisher(
 
 
 def collect(
-    model: GPT,
+    model: LanguageModel,
     windows: Tensor,
     ranks: Ranks,
     *,
@@ -231,10 +219,10 @@ def collect(
     fisher_tokens = min(fisher_windows, len(windows)) * windows.shape[1]
     found = {
         name: Sensitivity(
-            hessian=(moments[source] / tokens).cpu().numpy(),
+            hessian=(moments[layer.shares_input_of] / tokens).cpu().numpy(),
             row_weight=(fisher[name] / fisher_tokens).cpu().numpy(),
         )
-        for name, source in _sources(_linears(model)).items()
+        for name, layer in model.layers().items()
     }
     counts = torch.bincount(windows.flatten().cpu(), minlength=model.config.vocab)
     found.update(_tables(model, found, moments, fisher, windows, counts, tokens, fisher_tokens))
@@ -242,7 +230,7 @@ def collect(
 
 
 def _tables(
-    model: GPT,
+    model: LanguageModel,
     linears: Mapping[str, Sensitivity],
     moments: Mapping[str, Tensor],
     fisher: Mapping[str, Tensor],
@@ -259,30 +247,29 @@ def _tables(
     """
     found = {}
     share_R = (counts / tokens).numpy()
-    for name, table in (("bigram", model.bigram), ("ve_shared", model.ve_shared)):
-        # once coded, a projection is no Linear (tuning.py), and its table is coded too
-        if table is None or f"{name}.proj.weight" not in linears:
+    layers = model.layers()
+    for table in model.tables():
+        # once tuning has frozen a projection it is no layer to pack, and its table is coded too
+        if table.projection not in linears:
             continue
-        projection = table.proj.weight.detach().float().cpu().numpy()
-        rows = linears[f"{name}.proj.weight"].row_weight
-        use_R = share_R
-        if model.bigram is not None and name == "bigram":
-            hashed = model.bigram.hashes(windows.cpu()).flatten()
-            use_R = (torch.bincount(hashed, minlength=model.bigram.rows) / tokens).numpy()
-        found[f"{name}.embed.weight"] = Sensitivity(
-            hessian=projection.T @ (rows[:, None] * projection), row_weight=use_R
+        projection = _weight(layers[table.projection].module).detach().float().cpu().numpy()
+        rows = linears[table.projection].row_weight
+        used = torch.bincount(table.ids(windows.cpu()).flatten(), minlength=table.rows)
+        found[table.weight] = Sensitivity(
+            hessian=projection.T @ (rows[:, None] * projection),
+            row_weight=(used / tokens).numpy(),
         )
-    input_C = (fisher["tok_emb.input"] / fisher_tokens).cpu().numpy()
+    input_C = (fisher[EMBEDDED] / fisher_tokens).cpu().numpy()
     input_part = Sensitivity(hessian=np.diag(input_C), row_weight=share_R)
-    if model.lm_head is None:
-        head = "tok_emb.weight"
-        output_part = Sensitivity(
-            hessian=(moments[head] / tokens).cpu().numpy(),
-            row_weight=(fisher[head] / fisher_tokens).cpu().numpy(),
-        )
-        found[head] = _together(input_part, output_part)
-    else:
-        found["tok_emb.weight"] = input_part
+    head = model.head_name
+    if head != model.embedding_name:
+        found[model.embedding_name] = input_part
+        return found
+    output_part = Sensitivity(
+        hessian=(moments[head] / tokens).cpu().numpy(),
+        row_weight=(fisher[head] / fisher_tokens).cpu().numpy(),
+    )
+    found[head] = _together(input_part, output_part)
     return found
 
 

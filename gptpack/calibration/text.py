@@ -22,7 +22,7 @@ from gptpack.atomic import replacing
 from gptpack.calibration.collect import Calibration, collect, finite
 from gptpack.data.batches import Tokens
 from gptpack.errors import DataError, GptpackError
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
@@ -30,9 +30,14 @@ from gptpack.ranks import Ranks
 Source = Literal["shards", "self", "random"]
 Array = npt.NDArray[Any]
 
+TOKENS = {"cuda": 524288, "cpu": 65536}
+"""Tokens of calibration text where nobody says how many, by device."""
+BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}
+"""Tokens that go through the model at once while it is calibrated, by device."""
 DIGEST = "sha256"
 TEMPERATURE = 0.8
-"""Of self-generated text: parameter-golf #1019 measured it as good as validation text."""
+"""Temperature of self-generated text; parameter-golf #1019 measured such text as good as that of
+validation."""
 
 
 def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed: int) -> Tensor:
@@ -59,25 +64,23 @@ def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed:
 
 
 def self_generated(
-    model: GPT, *, windows: int, context: int, seed: int, progress: Progress = silent
+    model: LanguageModel, *, windows: int, context: int, seed: int, progress: Progress = silent
 ) -> Tensor:
     """`windows` texts that `model` samples from itself, each from BOS, ``[N, T]``.
 
     Raises:
         CheckpointError: the model's outputs are not finite.
     """
-    device = model.tok_emb.weight.device
+    device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
     tokens = torch.full((windows, 1), model.config.bos, dtype=torch.int64, device=device)
-    # not inference_mode: what it makes cannot be calibrated on, autograd refuses it
     with torch.no_grad():
         for length in range(1, context):
             logits = finite(model.logits(model.hidden(tokens)[:, -1])) / TEMPERATURE
             drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             tokens = torch.cat((tokens, drawn), 1)
             progress("write calibration text", length + 1, context)
-    # tensors of inference mode cannot take part in the Fisher pass
-    return tokens.cpu().clone()
+    return tokens.cpu()
 
 
 def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tensor:
@@ -86,14 +89,42 @@ def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tenso
     return torch.randint(0, vocab, (windows, context), generator=generator)
 
 
+def calibration_text(
+    model: LanguageModel,
+    source: Source,
+    shards: Sequence[Tokens],
+    *,
+    tokens: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Tensor:
+    """Windows ``[N, T]`` of the model's context from `source`, about `tokens` in all.
+
+    Args:
+        shards: training tokens, for the source ``shards``.
+        tokens: 0 takes `TOKENS` of the model's device.
+
+    Raises:
+        DataError: the shards hold fewer.
+        CheckpointError: see `self_generated`.
+    """
+    context = model.config.context
+    count = max(1, (tokens or TOKENS[model.device.type]) // context)
+    if source == "shards":
+        return shard_windows(shards, windows=count, context=context, seed=seed)
+    if source == "self":
+        return self_generated(model, windows=count, context=context, seed=seed, progress=progress)
+    return random_tokens(model.config.vocab, windows=count, context=context, seed=seed)
+
+
 def calibrate(
-    model: GPT,
+    model: LanguageModel,
     windows: Tensor,
     ranks: Ranks,
     *,
-    fisher_windows: int,
-    batch: int,
-    seed: int,
+    fisher_windows: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
     cache: Path | None = None,
     background: Executor | None = None,
     progress: Progress = silent,
@@ -101,10 +132,16 @@ def calibrate(
     """`collect`, or what an earlier call with the same weights and tokens left in `cache`.
 
     Args:
+        fisher_windows: windows of the Fisher pass, the first ones; None takes a quarter of them.
+        batch: windows that go through the model at once; None chooses by device.
         cache: folder of the cached file, whose name is a hash of everything that matters; None
             keeps nothing. Only the main rank writes.
         background: writes that file; None makes the caller wait for it.
     """
+    if fisher_windows is None:
+        fisher_windows = max(1, len(windows) // 4)
+    if batch is None:
+        batch = max(1, BATCH_TOKENS[ranks.device.type] // windows.shape[1])
     path = None
     if cache is not None:
         said = f"2 {fisher_windows} {seed} {ranks.device.type} {ranks.world} {model.config}"

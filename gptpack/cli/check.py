@@ -166,7 +166,7 @@ def _prover(folder: Path) -> Any:
             limit_tokens=limits.tokens,
             device="cpu",
             quiet=True,
-        )
+        ).to_dict()
 
     return prove
 

@@ -1,6 +1,7 @@
 """What every command prints with: tables and JSON on stdout, progress and notes on stderr."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,11 @@ def print_table(
     if not console.is_terminal:
         console = Console(width=200, soft_wrap=True, no_color=True)
     console.print(table)
+
+
+def main_rank() -> bool:
+    """Whether this process prints: it is rank 0 of those that torchrun started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def note(text: str) -> None:

@@ -122,8 +122,8 @@ def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
         "bytes": packed.stat().st_size,
         "headroom_bytes": header.headroom_bytes,
         "bpb_before": header.pack["quality"]["bpb_before"],
-        "bpb": found["plain"]["bpb"],
-        "sliding_bpb": found["sliding"]["bpb"],
+        "bpb": found.plain.bpb,
+        "sliding_bpb": found.best.bpb,
         "stride": STRIDE,
     }
 

@@ -127,7 +127,7 @@ def _measure(
             device=settings["device"],
             quiet=quiet,
         )
-        found[side] = score["sliding"] or score["plain"]
+        found[side] = score.best.to_dict()
     return found
 
 

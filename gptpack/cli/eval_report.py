@@ -1,100 +1,21 @@
-"""What `gptpack eval` says: its JSON, and the tables."""
+"""An evaluation -> JSON, or aligned tables."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gptpack.cli.console import note, print_json, print_table
 
 if TYPE_CHECKING:
-    import torch
-
-    from gptpack.cli.eval import Source
-    from gptpack.evaluation.clock import Clock
-    from gptpack.evaluation.result import Score
-    from gptpack.evaluation.text import Text
+    from gptpack import Evaluation
 
 
-def result_of(
-    path: Path,
-    source: "Source",
-    text: "Text",
-    scores: Mapping[str, "Score"],
-    clock: "Clock",
-    device: "torch.device",
-    world: int,
-) -> dict[str, Any]:
-    """Everything that is known about this evaluation, for JSON."""
-    import torch
-
-    from gptpack.data.shards import file_sha256
-    from gptpack.version import VERSION
-
-    most = max(score.planned_tokens for score in scores.values())
-    cuda = device.type == "cuda"
-    named = {name: score.to_dict() for name, score in scores.items()}
-    recorded = source.recorded
-    plain = scores["plain"]
-    comparable = recorded is not None and plain.complete
-    vocabulary = text.vocabulary
-    return {
-        "source": source.kind,
-        "file": {
-            "path": str(path),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-            "weights_sha256": source.weights_sha256,
-        },
-        "plain": named["plain"],
-        "sliding": named.get("sliding"),
-        "ngram": named.get("ngram"),
-        "ttt": {name: row for name, row in named.items() if name.startswith("ttt")},
-        "decisive": decisive(scores),
-        "adaptation": scores[decisive(scores)].adaptation,
-        "recorded": recorded,
-        "difference_bpb": plain.bpb - recorded["bpb"] if recorded and comparable else None,
-        "unknown_tokens": text.unknown_tokens(most),
-        "tokenizer": {
-            "path": str(vocabulary.path),
-            "sha256": vocabulary.sha256,
-            "vocab": vocabulary.vocab,
-            "checked": source.tokenizer_sha256 is not None,
-        },
-        "accounting": {
-            "kind": text.accounting,
-            "audited_against": str(text.source) if text.source else "what the tokens decode to",
-        },
-        "shards": [{"file": shard.name, "sha256": file_sha256(shard)} for shard in text.shards],
-        "seconds": clock.ledger(),
-        "time_limit_seconds": clock.limit_seconds or None,
-        "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "ranks": world,
-        },
-        "versions": {"gptpack": VERSION, "torch": torch.__version__},
-    }
-
-
-def decisive(scores: Mapping[str, "Score"]) -> str:
-    """The last figure that was asked for; of several ways of test-time training, none."""
-    adapted = [name for name in scores if name.startswith("ttt")]
-    if len(adapted) == 1:
-        return adapted[0]
-    return next(name for name in ("ngram", "sliding", "plain") if name in scores)
-
-
-def report(
-    result: Mapping[str, Any],
-    scores: Mapping[str, "Score"],
-    *,
-    as_json: bool,
-    output: Path | None,
-) -> None:
+def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
     """Print the result, and write it where asked."""
+    result = found.to_dict()
+    scores = found.scores
     if output is not None:
         from gptpack.atomic import replacing
 
@@ -122,7 +43,7 @@ def report(
             for score in scores.values()
         ],
     )
-    _print_adaptations(scores)
+    _print_adaptations(found)
     if ngram := scores.get("ngram"):
         checked = ngram.details["normalisation"]
         click.echo(
@@ -144,8 +65,9 @@ def report(
     )
 
 
-def _print_adaptations(scores: Mapping[str, "Score"]) -> None:
+def _print_adaptations(found: "Evaluation") -> None:
     """Ways of test-time training beside the same windows without."""
+    scores = found.scores
     adapted = {name: score for name, score in scores.items() if name.startswith("ttt")}
     if not adapted:
         return

@@ -1,57 +1,11 @@
-"""What `gptpack pack` reports: the file to its last byte, and what it is worth."""
+"""A pack's report, or a curve -> aligned tables."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptpack.cli.console import note, print_table
 
 if TYPE_CHECKING:
-    from gptpack.packing.packer import Packed
-
-
-def quality(scores: Mapping[str, Any]) -> dict[str, float]:
-    """What the header says of the file's worth."""
-    before, after = (scores[when]["plain"] for when in ("before", "after"))
-    return {
-        "bpb_before": round(before["bpb"], 6),
-        "bpb_after": round(after["bpb"], 6),
-        "context": after["context"],
-        "tokens": after["tokens"],
-    }
-
-
-def report_of(packed: "Packed", file: bytes, path: Path | None) -> dict[str, Any]:
-    """Everything about the file but its scores."""
-    from gptpack.artifact.writer import summarize
-    from gptpack.packing.packer import UNLIMITED, grid_bits
-
-    summary = summarize(path or "", file)
-    tensors = packed.encoded.tensors
-    left = packed.budget_bytes - packed.code_bytes - len(file)
-    limited = packed.budget_bytes < UNLIMITED
-    return {
-        "file": None if path is None else str(path),
-        "bytes": len(file),
-        "sha256": hashlib.sha256(file).hexdigest(),
-        "budget_bytes": packed.budget_bytes if limited else None,
-        "code_bytes": packed.code_bytes,
-        "headroom_bytes": left if limited else None,
-        "parameters": sum(tensor.numel for tensor in tensors),
-        "bits": grid_bits(packed.encoded),
-        "delta": packed.pack.get("delta"),
-        "predicted_nats": packed.predicted_nats,
-        "methods": dict(Counter(tensor.method for tensor in tensors)),
-        "fallbacks": [tensor.name for tensor in tensors if "fallback" in tensor.record],
-        "notes": list(packed.notes),
-        "header_bytes": summary.header_bytes,
-        "sections": {
-            section.name: {"codec": section.codec, "bytes": section.stored_bytes}
-            for section in summary.sections
-        },
-    }
+    from gptpack.jobs.curve import Curve, Point
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -66,7 +20,7 @@ def print_report(report: dict[str, Any]) -> None:
         rows.insert(4, ["headroom, bytes", f"{report['headroom_bytes']:,}"])
     if report["delta"] is not None:
         rows.append(["coded bits per weight on a grid", f"{report['bits']:.3f}"])
-        rows.append(["step (delta)", f"{report['delta']:.4g}"])
+        rows.append(["delta", f"{report['delta']:.4g}"])
     counts = ", ".join(f"{method} {count}" for method, count in report["methods"].items())
     rows.append(["tensors", f"{counts}; fallback {len(report['fallbacks'])}"])
     predicted = report["predicted_nats"]
@@ -96,3 +50,18 @@ def print_report(report: dict[str, Any]) -> None:
         ],
     )
     note(f"wrote {report['file']}" if report["file"] else "nothing was written (--plan)")
+
+
+def print_curve(curve: "Curve") -> None:
+    print_table(
+        ["bits a weight", "delta", "bytes", "bpb predicted", "bpb measured", "penalty"],
+        [[f"{p.bits:.3f}", f"{p.delta:.4g}", f"{p.bytes:,}", *_figures(p)] for p in curve.points],
+    )
+    note(f"wrote {curve.path}" + (f" and {curve.plot}" if curve.plot else ""))
+
+
+def _figures(point: "Point") -> list[str]:
+    before, predicted, measured = point.bpb_before, point.bpb_predicted, point.bpb_measured
+    if before is None or predicted is None or measured is None:
+        return ["", "", ""]
+    return [f"{predicted:.5f}", f"{measured:.5f}", f"{measured - before:+.5f}"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,7 @@ def _score(
 
     settings = {"limit_tokens": tokens, "device": device, "quiet": quiet}
     try:
-        return evaluate_in_fresh_process(checkpoint, data, **settings), None
+        return evaluate_in_fresh_process(checkpoint, data, **settings).to_dict(), None
     except GptpackError as error:
         return None, error
 
@@ -219,7 +220,7 @@ def _rows(result: "TrainResult", score: dict[str, Any] | None) -> list[list[str]
             ["steps on quantized weights", f"{result.qat_steps:,}"],
             ["seconds of looks at the packer", f"{result.look_seconds:.1f} (in the clock)"],
             ["predicted file, bytes", f"{result.predicted_bytes:,}"],
-            ["  when packed with --step", f"{result.packing_step:.6g}"],
+            ["  when packed with --delta", f"{result.packing_step:.6g}"],
         ]
     if result.peak_memory_bytes:
         rows.append(["peak memory, GB", f"{result.peak_memory_bytes / 1e9:.2f}"])
@@ -238,11 +239,12 @@ def _foresight(
     if not settings.compression.target_bytes:
         return None
     from gptpack.calibration.text import shard_windows
+    from gptpack.families.golf.gpt import build
     from gptpack.packing.foresight import PackerForesight
 
     context = settings.model.context
     return PackerForesight(
-        model=settings.model,
+        build=partial(build, settings.model, device=here.device),
         windows=shard_windows(
             shards,
             windows=max(1, MEASURED_TOKENS[here.device.type] // context),

@@ -69,7 +69,7 @@ def checkpoint_values(path: Path, header: "ArtifactHeader") -> "Values":
     """
     from gptpack.data.shards import file_sha256
     from gptpack.errors import CheckpointError
-    from gptpack.families.golf.gpt import not_finite
+    from gptpack.families.language_model import not_finite
     from gptpack.training.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path, header.model)

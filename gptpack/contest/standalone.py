@@ -22,7 +22,7 @@ from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.windows import plan_windows
-from gptpack.jobs.reload import load_model
+from gptpack.jobs.load import load_packed
 from gptpack.ranks import Ranks, ranks
 from gptpack.version import VERSION
 
@@ -82,14 +82,14 @@ def _parser(artifact: Path, stride: int) -> argparse.ArgumentParser:
 def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any], Any]:
     """All figures, and the nats of each target of the last pass."""
     began = time.perf_counter()
-    loaded = load_model(options.artifact, here.device)
+    loaded = load_packed(options.artifact, here.device)
     seconds = dict(loaded.seconds)
     context = loaded.model.config.context
     text = Text.load(
         options.data,
         vocab=loaded.model.config.vocab,
         tokenizer=options.tokenizer,
-        sha256=loaded.header.tokenizer.sha256,
+        sha256=loaded.tokenizer.sha256 if loaded.tokenizer else None,
         limit_tokens=options.limit_tokens,
     )
     passes: dict[str, int | None] = {"plain": None}
@@ -121,7 +121,7 @@ def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any],
     cuda = here.device.type == "cuda"
     result = {
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "weights_sha256": loaded.header.weights_sha256,
+        "weights_sha256": loaded.weights_sha256,
         "adaptation": "none",
         "scores": {name: score.to_dict() for name, score in scores.items()},
         "seconds": seconds,

@@ -1,13 +1,14 @@
-"""What an evaluation comes to."""
+"""What an evaluation comes to: scores, and everything that is known about how they were made."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.errors import DataError, LimitError
 from gptpack.evaluation.windows import Tail
 
 Documents = Literal["packed", "masked"]
@@ -96,3 +97,156 @@ class Score:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Score":
+        """The score that `to_dict` wrote; raises as a mapping does where a figure is missing."""
+        own = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        derived = ("metric", "bpb", "nats_per_token", "share", "tokens_per_second")
+        details = {key: values[key] for key in values if key not in (*own, *derived)}
+        own["rope"] = own["rope"] or ""
+        return cls(**own, details=details, in_order="(not in order)" not in values["metric"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One evaluation of a model on a text; `to_dict` is the JSON of ``gptpack eval``."""
+
+    source: Literal["artifact", "checkpoint"]
+    """Whether the model came from a packed file or from a checkpoint."""
+    path: str
+    file_bytes: int
+    file_sha256: str | None
+    weights_sha256: str | None
+    """SHA-256 of the float32 weights, where a packed file says it."""
+    scores: Mapping[str, Score]
+    """By name, in the order in which they were made: ``plain``, ``sliding``, ``ngram`` and the ways
+    of test-time training, which begin with ``ttt``."""
+    recorded: Mapping[str, float] | None = None
+    """What the packer measured: bpb, and of how many tokens at which context."""
+    unknown_tokens: int = 0
+    """Scored targets that the tokenizer has no piece for; they count 0 bytes."""
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    """Its path, sha256, vocab, and whether it was checked against the model's."""
+    accounting: Mapping[str, Any] = field(default_factory=dict)
+    """What says how many bytes tokens stand for, and what that was audited against."""
+    shards: tuple[Mapping[str, str], ...] = ()
+    """File and sha256 of each."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds of each phase, and in total."""
+    time_limit_seconds: float | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Score:
+        """Plain evaluation, by the reference's accounting."""
+        return self.scores["plain"]
+
+    @property
+    def sliding(self) -> Score | None:
+        """The sliding window, where one was asked for."""
+        return self.scores.get("sliding")
+
+    @property
+    def best(self) -> Score:
+        """The sliding window where there is one, else plain evaluation."""
+        return self.sliding or self.plain
+
+    @property
+    def decisive_name(self) -> str:
+        """The last figure that was asked for; of several ways of test-time training, none."""
+        adapted = [name for name in self.scores if name.startswith("ttt")]
+        if len(adapted) == 1:
+            return adapted[0]
+        return next(name for name in ("ngram", "sliding", "plain") if name in self.scores)
+
+    @property
+    def decisive(self) -> Score:
+        """The score that limits are compared with; see `decisive_name`."""
+        return self.scores[self.decisive_name]
+
+    @property
+    def difference_bpb(self) -> float | None:
+        """How far the plain score is from the recorded one; None where they do not compare."""
+        if not self.recorded or not self.plain.complete:
+            return None
+        return self.plain.bpb - self.recorded["bpb"]
+
+    def check(self, max_bpb: float | None = None) -> None:
+        """Hold the decisive score to `max_bpb`, and every score to having been made whole.
+
+        Raises:
+            LimitError: a time limit came first, or bits per byte are above `max_bpb`.
+        """
+        if stopped := [score for score in self.scores.values() if not score.complete]:
+            raise LimitError(
+                f"{self.path}: the time limit of {self.time_limit_seconds or 0:g} s came with "
+                f"{stopped[0].tokens:,} of {stopped[0].planned_tokens:,} targets scored "
+                f"({stopped[0].metric})"
+            )
+        last = self.decisive
+        if max_bpb is not None and not last.bpb <= max_bpb:
+            raise LimitError(
+                f"{self.path}: {last.bpb:.6f} bits per byte ({last.metric}), {max_bpb} at most "
+                "are allowed"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        named = {name: score.to_dict() for name, score in self.scores.items()}
+        return {
+            "source": self.source,
+            "file": {
+                "path": self.path,
+                "bytes": self.file_bytes,
+                "sha256": self.file_sha256,
+                "weights_sha256": self.weights_sha256,
+            },
+            "plain": named["plain"],
+            "sliding": named.get("sliding"),
+            "ngram": named.get("ngram"),
+            "ttt": {name: row for name, row in named.items() if name.startswith("ttt")},
+            "decisive": self.decisive_name,
+            "adaptation": self.decisive.adaptation,
+            "recorded": self.recorded,
+            "difference_bpb": self.difference_bpb,
+            "unknown_tokens": self.unknown_tokens,
+            "tokenizer": dict(self.tokenizer),
+            "accounting": dict(self.accounting),
+            "shards": [dict(shard) for shard in self.shards],
+            "seconds": dict(self.seconds),
+            "time_limit_seconds": self.time_limit_seconds,
+            "device": dict(self.device),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """The evaluation that `to_dict` wrote.
+
+        Raises:
+            DataError: not the JSON of ``gptpack eval``; says what is missing.
+        """
+        try:
+            rows = {name: values[name] for name in ("plain", "sliding", "ngram") if values[name]}
+            rows |= values["ttt"]
+            file = values["file"]
+            rest = {
+                each.name: values[each.name]
+                for each in fields(cls)
+                if each.name in values and each.name != "shards"
+            }
+            return cls(
+                path=file["path"],
+                file_bytes=file["bytes"],
+                file_sha256=file["sha256"],
+                weights_sha256=file["weights_sha256"],
+                scores={name: Score.from_dict(row) for name, row in rows.items()},
+                shards=tuple(values["shards"]),
+                **rest,
+            )
+        except (AttributeError, LookupError, TypeError) as error:
+            raise DataError(
+                f"not the JSON of 'gptpack eval' ({type(error).__name__}: {error})"
+            ) from error

@@ -4,6 +4,7 @@ Written ``sgd:lr=0.002,epochs=3`` or ``lora:rank=8``; `describe` is what a resul
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ class SgdSettings:
     """All weights, by SGD on each chunk of text once it is scored (parameter-golf #549, #1060)."""
 
     lr: float = 0.002
-    """Of the first chunk; falls to 0 with the last as half a cosine."""
+    """Learning rate on the first chunk; it falls to 0 with the last as half a cosine."""
     epochs: int = 3
     momentum: float = 0.9
     clip: float = 1.0
@@ -79,7 +80,7 @@ class LoraSettings:
 
 
 LARGEST_COUNT = 2**31
-"""Of targets, rows, documents, epochs and the like; no text or patience has more."""
+"""Most targets, rows, documents, epochs and the like; no text or patience has more."""
 
 Settings = SgdSettings | LoraSettings
 
@@ -116,6 +117,21 @@ def parse_settings(text: str) -> Settings:
             raise ConfigError(f"'{text}': '{part}' is not key=value")
         values[key.strip()] = _number(value.strip())
     return from_dict(_KINDS[kind], values, kind)
+
+
+def named_settings(texts: Sequence[str]) -> dict[str, Settings]:
+    """Each way of test-time training by the name of its score; ``sweep`` stands for four.
+
+    Raises:
+        ConfigError: see `parse_settings`.
+    """
+    named: dict[str, str] = {}
+    for text in texts:
+        if text == "sweep":
+            named |= {f"ttt {letter}": setting for letter, setting in SWEEP.items()}
+        else:
+            named[f"ttt {len(named) + 1}" if len(texts) > 1 else "ttt"] = text
+    return {name: parse_settings(text) for name, text in named.items()}
 
 
 def describe(settings: Settings) -> str:

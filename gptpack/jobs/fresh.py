@@ -1,4 +1,4 @@
-"""Evaluation in a process of its own, which has nothing but the file."""
+"""A path and shards -> the `Evaluation` of a process of its own, which has nothing but those."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
+from gptpack.evaluation.result import Evaluation
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 _ERRORS: dict[int, type[GptpackError]] = {3: ArtifactError, 4: MissingDependencyError}
@@ -27,8 +28,8 @@ class FreshEvaluation:
     ) -> None:
         self.path, self.process, self.output, self.waits = path, process, output, waits
 
-    def result(self) -> dict[str, Any]:
-        """What it found, as its JSON.
+    def result(self) -> Evaluation:
+        """What it found.
 
         Raises:
             GptpackError: the evaluation failed; says what it said.
@@ -41,8 +42,7 @@ class FreshEvaluation:
                 f"{self.path}: evaluation in a fresh process ended with status {status}"
                 + (f": {said[-1]}" if said else "")
             )
-        result: dict[str, Any] = json.loads(self.output.read_text(encoding="utf-8"))
-        return result
+        return Evaluation.from_dict(json.loads(self.output.read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def fresh_evaluation(
                     stream.close()
 
 
-def evaluate_in_fresh_process(path: Path, data: Path, **settings: Any) -> dict[str, Any]:
+def evaluate_in_fresh_process(path: Path, data: Path, **settings: Any) -> Evaluation:
     """What ``gptpack eval PATH --data DATA`` finds; settings and errors as above."""
     with fresh_evaluation(path, data, **settings) as running:
         return running.result()

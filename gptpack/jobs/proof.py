@@ -1,115 +1,128 @@
-"""Scores of a checkpoint and of the file made of it, each by a process that has nothing else."""
+"""A model and a file made of it -> the scores of both, each by a process that has nothing else."""
 
 import secrets
+import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gptpack.artifact.writer import write_atomic
+from gptpack.data.shards import Shard, find_shards
 from gptpack.errors import ConfigError
-from gptpack.families.golf.config import ModelConfig
+from gptpack.evaluation.result import Evaluation
+from gptpack.evaluation.windows import plan_windows
+from gptpack.jobs.evaluate import evaluate
 from gptpack.jobs.fresh import FreshEvaluation, fresh_evaluation
+from gptpack.jobs.load import Loaded
+from gptpack.jobs.request import PackRequest
 from gptpack.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_proof(
-    data: Path | None, model: ModelConfig, *, stride: int | None, limit_tokens: int
+    data: Path, *, vocab: int, context: int, stride: int | None, limit_tokens: int
 ) -> None:
-    """Whether a file can be proved on `data`, asked before it is made; None proves nothing.
+    """Whether a file can be proved on `data`, asked before it is made.
 
     Raises:
         GptpackError: it cannot.
     """
-    from gptpack.data.shards import Shard, find_shards
-    from gptpack.evaluation.windows import plan_windows
-
-    if data is None:
-        return
-    context = model.context
     if 0 < limit_tokens < context:
         raise ConfigError(
             f"--eval-tokens {limit_tokens:,}: whole contexts of {context:,} tokens are scored; "
             "ask for that many at least, or 0 for all"
         )
-    tokens = sum(len(Shard.open(path, model.vocab).tokens) for path in find_shards(data, "val"))
+    tokens = sum(len(Shard.open(path, vocab).tokens) for path in find_shards(data, "val"))
     for step in {None, stride}:
         plan_windows(tokens, context=context, stride=step, limit_tokens=limit_tokens)
 
 
 class Proof:
-    """The checkpoint is scored once, on CUDA while the packer works; files as they are made.
+    """The unpacked model is scored once, on CUDA while the packer works; files as they are made.
 
     The process for the first file then starts early too, and has everything but the file when that
     is there. On a CPU all would want the same cores, so they wait until the first file is there.
     """
 
     def __init__(
-        self,
-        checkpoint: Path,
-        data: Path | None,
-        target: Path,
-        *,
-        model: str | None,
-        stride: int | None,
-        early: bool,
-        **settings: Any,
+        self, loaded: Loaded, request: PackRequest, target: Path | None, device: "torch.device"
     ) -> None:
-        """Files are scored next to where `target` will be.
-
-        `data` None proves nothing; `settings` are those of `fresh_evaluation`.
-        """
-        self.checkpoint, self.data, self.model = checkpoint, data, model
-        # a name of its own: two packs to one target must not prove each other's file
-        self.candidate = target.with_name(f".gptpack-{secrets.token_hex(8)}.unproved")
-        self.stride, self.settings, self.early = stride, settings, early
+        """Files are scored next to where `target` will be, or among temporary files."""
+        self.loaded, self.request, self.target = loaded, request, target
+        self.data = None if request.data is None or request.plan else Path(request.data)
+        self.early = device.type == "cuda"
         self.stack = ExitStack()
+        self.candidate = Path()
         self.running: FreshEvaluation | None = None
         self.waiting: FreshEvaluation | None = None
-        self.found: dict[str, Any] | None = None
+        self.found: Evaluation | None = None
 
-    def _start(self, data: Path) -> FreshEvaluation:
+    def _settings(self) -> dict[str, Any]:
+        request = self.request
+        return {
+            "tokenizer": request.tokenizer,
+            "limit_tokens": request.eval_tokens,
+            "device": request.device,
+        }
+
+    def _start(self, path: Path, data: Path) -> FreshEvaluation:
+        told = self.loaded.told
         return self.stack.enter_context(
-            fresh_evaluation(self.checkpoint, data, model=self.model, quiet=True, **self.settings)
+            fresh_evaluation(path, data, model=told, quiet=True, **self._settings())
         )
 
     def __enter__(self) -> "Proof":
-        if self.early and self.data is not None:
-            self.running = self._start(self.data)
+        if self.data is None:
+            return self
+        if self.target is None:
+            folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="gptpack-"))
+            self.target = Path(folder) / "file"
+        # a name of its own: two packs to one target must not prove each other's file
+        self.candidate = self.target.with_name(f".gptpack-{secrets.token_hex(8)}.unproved")
+        if self.early:
+            if self.loaded.path is not None:
+                self.running = self._start(self.loaded.path, self.data)
             self.waiting = self._of_file(self.data, wait=True)
         return self
 
     def _of_file(self, data: Path, *, wait: bool) -> FreshEvaluation:
+        stride = self.request.stride
         return self.stack.enter_context(
             fresh_evaluation(
-                self.candidate, data, stride=self.stride, quiet=True, wait=wait, **self.settings
+                self.candidate, data, stride=stride, quiet=True, wait=wait, **self._settings()
             )
         )
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def before(self, progress: Progress) -> dict[str, Any]:
-        """What the checkpoint scores.
+    def before(self, data: Path, progress: Progress) -> Evaluation:
+        """What the unpacked model scores; one that is in memory alone is scored in this process.
 
         Raises:
             GptpackError: the evaluation failed.
         """
-        assert self.data is not None
         if self.found is None:
             progress("score the checkpoint", 0, 0)
-            self.running = self.running or self._start(self.data)
-            self.found = self.running.result()
+            if self.loaded.path is None:
+                settings = self._settings()
+                settings.pop("device")
+                self.found = evaluate(self.loaded, data, **settings)
+            else:
+                self.running = self.running or self._start(self.loaded.path, data)
+                self.found = self.running.result()
         return self.found
 
-    def of(self, file: bytes, *, progress: Progress) -> dict[str, Any]:
-        """Scores ``before`` and ``after`` of a file that does not have its final name yet.
+    def of(self, file: bytes, *, progress: Progress) -> tuple[Evaluation, Evaluation] | None:
+        """Scores before and after packing, of a file that does not have its final name yet.
 
-        Nothing where there is no data to prove it on.
+        None where there is no text to prove it on.
         """
-        from gptpack.artifact.writer import write_atomic
-
         if self.data is None:
-            return {}
-        before = self.before(progress)
+            return None
+        before = self.before(self.data, progress)
         candidate = self.candidate
         made = [folder for folder in candidate.parents if not folder.exists()]
         try:
@@ -123,4 +136,4 @@ class Proof:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
-        return {"before": before, "after": after}
+        return before, after

@@ -9,32 +9,28 @@ Shape legend: R = rows (outputs), C = columns (inputs).
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from gptpack.calibration.collect import collect
+from gptpack.artifact.record import PackRecord
+from gptpack.calibration.text import calibrate
 from gptpack.codec.trellis import noise_of
 from gptpack.errors import QuantError
-from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.language_model import LanguageModel
 from gptpack.packing.config import GRIDS, PackConfig
-from gptpack.packing.packer import UNLIMITED, Packer, on_grid, take_apart
+from gptpack.packing.packer import Packer, on_grid, take_apart
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.steps import Outlook, Steps
 from gptpack.quant.types import PackedTensor, dequantize, grid_steps
 from gptpack.ranks import Ranks
-from gptpack.training.checkpoint import Checkpoint
 from gptpack.values import TokenizerIdentity
 
 STATES = 8
-"""Of the trellis that stands for one of more states."""
+"""States of the trellis that stands in for one of more states."""
 CODES = ("trellis.codes", "uniform.codes")
-BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}
-"""Of a pass of the measurement."""
 UNKNOWN = hashlib.sha256().hexdigest()
 """Stands for a digest that is not known yet."""
 
@@ -43,7 +39,8 @@ UNKNOWN = hashlib.sha256().hexdigest()
 class PackerForesight:
     """A `gptpack.quant.steps.Foresight` that asks the packer of a configuration."""
 
-    model: ModelConfig
+    build: Callable[[Mapping[str, Tensor]], LanguageModel]
+    """Makes the model of given weights, on the device of `ranks`."""
     windows: Tensor
     """Training tokens ``[N, T]``, never validation."""
     ranks: Ranks
@@ -65,39 +62,21 @@ class PackerForesight:
         Raises:
             QuantError: no matrix of the model is coded on a grid.
         """
-        device = self.ranks.device
-        # drawing weights that are replaced takes seconds where they are orthogonal
-        with torch.device("meta"):
-            model = GPT(self.model)
-        model.load_state_dict({n: w.detach().to(device) for n, w in weights.items()}, assign=True)
-        model.eval().use_attention("auto")
-        found = collect(
-            model,
-            self.windows,
-            self.ranks,
-            fisher_windows=max(1, len(self.windows) // 4),
-            batch=max(1, BATCH_TOKENS[device.type] // self.windows.shape[1]),
-            seed=0,
-        )
-        shape = self.model
+        model = self.build(weights).eval()
+        model.use_attention("auto")
+        found = calibrate(model, self.windows, self.ranks)
+        vocab, bos = model.config.vocab, model.config.bos
         self.packer = take_apart(
-            Checkpoint(
-                model=shape,
-                weights={name: value.detach().cpu() for name, value in weights.items()},
-                tokenizer=self.tokenizer,
-                recipe=None,
-                step=0,
-            ),
-            self.tokenizer or TokenizerIdentity(sha256=UNKNOWN, vocab=shape.vocab, bos=shape.bos),
+            model,
+            self.tokenizer or TokenizerIdentity(sha256=UNKNOWN, vocab=vocab, bos=bos),
             replace(self.config, states=min(STATES, self.config.states), rescale=False),
             found.sensitivities,
-            budget_bytes=UNLIMITED,
-            provenance={
-                "checkpoint_sha256": UNKNOWN,
-                "step": 9999,
-                "calibration": "shards",
-                "calibration_tokens": found.hessian_tokens,
-            },
+            record=PackRecord(
+                checkpoint_sha256=UNKNOWN,
+                step=9999,
+                calibration="shards",
+                calibration_tokens=found.hessian_tokens,
+            ),
         )
         # every rank quantizes, all at the same time
         self.packer.threads = max(1, len(os.sched_getaffinity(0)) // self.ranks.world)

@@ -1,7 +1,6 @@
-"""The packer's story: a checkpoint becomes the bytes of one file that fits its budget.
+"""A model and its sensitivities -> codes at one delta -> coded sections -> the bytes of a file.
 
-checkpoint -> checked weights -> sensitivities -> codes at one slope -> coded sections -> a file's
-bytes. Which slope fits is found in search.py. Nothing here writes a file; the caller does.
+The delta that fits a budget is found in search.py. Nothing here writes a file; the caller does.
 """
 
 import math
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.artifact.record import PackRecord, Quality
 from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
 from gptpack.errors import BudgetError, CheckpointError, QuantError
-from gptpack.families.golf.gpt import GPT, state_problem
+from gptpack.families.language_model import LanguageModel, not_finite
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import (
@@ -27,21 +27,14 @@ from gptpack.quant.gptq import quantize_clipped
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import PackedTensor
 from gptpack.quant.workers import side_by_side
-from gptpack.training.checkpoint import Checkpoint
 from gptpack.values import TokenizerIdentity
 from gptpack.version import VERSION
 
-QUALITY = {"bpb_before": 9.876543, "bpb_after": 9.876543, "context": 65536, "tokens": 9999999999}
-"""Stands for the figures that are measured once the sections are known, so that they have room."""
-LONGEST = {"budget_bytes": 9876543210, "code_bytes": 9876543}
-"""Stands for the figures of the request, so that a size is the same whatever the budget is."""
-MEASURED = {"delta": 0.000123456, "predicted_nats": 0.0123456}
-"""Stands for the figures that the search ends with."""
 MARGIN_BYTES = 32
-"""What deflating other digits may add to a header: 21 bytes at the worst of 3,000 headers."""
+"""Bytes that deflating other digits may add to a header: 21 at the worst of 3,000 headers."""
 UNLIMITED = 2**62
 """The budget of a pack that has none; larger than any file. A header does not mention it."""
-SMALL_NUMEL = 4096
+LEAST_CODED = 4096
 """Matrices of fewer weights are kept in floats: their tables and scales would cost more."""
 SMALLEST_FLOAT16 = 2.0**-17
 """From here on float16, whose smallest values are 2^-24 apart, has eight bits or more."""
@@ -49,13 +42,14 @@ Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """Coded sections and everything that the header will say."""
+class CodedFile:
+    """Coded sections and everything that the header will say; `assemble` makes the bytes."""
 
     encoded: EncodedSections
-    checkpoint: Checkpoint
+    model: Any
+    """The family's configuration."""
     tokenizer: TokenizerIdentity
-    pack: Mapping[str, Any]
+    record: PackRecord
     budget_bytes: int
     code_bytes: int
     notes: tuple[str, ...] = ()
@@ -63,16 +57,26 @@ class Packed:
     predicted_nats: float = 0.0
     """Rise of the loss per token that the allocation expects."""
 
-    def file(self, quality: Mapping[str, float] | None = None) -> bytes:
-        """The file, with what was measured of it; never over the budget.
+    @property
+    def delta(self) -> float:
+        """The delta of all grids.
+
+        Raises:
+            QuantError: no matrix is on a grid.
+        """
+        if self.record.delta is None:
+            raise QuantError("no matrix is on a grid, so there is no delta")
+        return self.record.delta
+
+    def assemble(self, quality: Quality | None = None) -> bytes:
+        """The file's bytes, with what was measured of it; never over the budget.
 
         Raises:
             BudgetError: it does not fit.
         """
-        pack = {**self.pack, **({"quality": dict(quality)} if quality else {})}
-        data = assemble(
-            self.encoded, model=self.checkpoint.model, tokenizer=self.tokenizer, pack=pack
-        )
+        record = replace(self.record, quality=quality or Quality())
+        pack = record.to_dict()
+        data = assemble(self.encoded, model=self.model, tokenizer=self.tokenizer, pack=pack)
         check_budget(len(data), self.budget_bytes, self.code_bytes)
         return data
 
@@ -97,23 +101,24 @@ def grid_bits(encoded: EncodedSections) -> float | None:
     return 8 * stored / weights if weights else None
 
 
-def checked_weights(checkpoint: Checkpoint) -> dict[str, Float32]:
-    """The weights by name, in the model's order, all there and finite.
+def finite_weights(model: LanguageModel) -> dict[str, Float32]:
+    """The weights by name, in the model's order, in float32 on the CPU.
 
     Raises:
-        CheckpointError: missing, extra, misshapen or non-finite tensors, all named.
+        CheckpointError: some are not finite; names them.
     """
-    model = GPT(checkpoint.model, seed=None)
-    if problem := state_problem(model, checkpoint.weights):
-        raise CheckpointError(f"the checkpoint does not fit its model: {problem}")
-    return {name: checkpoint.weights[name].numpy() for name in model.state_dict()}
+    weights = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
+    if broken := not_finite(weights):
+        raise CheckpointError(f"the model has weights that are not finite: {', '.join(broken[:4])}")
+    return {name: value.numpy() for name, value in weights.items()}
 
 
 @dataclass(slots=True, kw_only=True)
 class Packer:
-    """A checkpoint taken apart: what is on a grid of one slope, and what does not move."""
+    """A model taken apart: what is on grids of one delta, and what does not depend on it."""
 
-    checkpoint: Checkpoint
+    model: Any
+    """The family's configuration, for the header."""
     tokenizer: TokenizerIdentity
     config: PackConfig
     order: list[str]
@@ -122,11 +127,12 @@ class Packer:
     states: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, PackedTensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    budget_bytes: int = 0
+    record: PackRecord = field(default_factory=PackRecord)
+    """What the header will say, as far as it is known."""
+    budget_bytes: int = UNLIMITED
     code_bytes: int = 0
     threads: int | None = None
-    """That quantize; one per core by default."""
+    """Threads that quantize; None takes one per core."""
     proved: bool = True
     """Whether the header will have figures that are measured on the file."""
 
@@ -135,28 +141,10 @@ class Packer:
         """Weights that are on grids."""
         return sum(matrix.weight.size for matrix in self.matrices)
 
-    def header(self) -> dict[str, Any]:
-        """The header's `pack` without what is measured later."""
-        methods = [list(pair) for pair in self.config.methods]
-        limited = self.budget_bytes < UNLIMITED
-        factors = [list(pair) for pair in self.config.step_factors]
-        return {
-            "gptpack": VERSION,
-            "method": methods[0][1] if len(methods) == 1 else methods,
-            **({"budget_bytes": self.budget_bytes} if limited else {}),
-            "code_bytes": self.code_bytes,
-            **({"step_factors": factors} if factors else {}),
-            **self.provenance,
-        }
-
     def size(self, encoded: EncodedSections) -> int:
         """Bytes of the file, with room for what is measured later."""
-        pack = {**self.header(), **LONGEST, **MEASURED}
-        if self.proved:
-            pack["quality"] = QUALITY
-        file_bytes = assembled_bytes(
-            encoded, model=self.checkpoint.model, tokenizer=self.tokenizer, pack=pack
-        )
+        pack = self.record.widest(proved=self.proved).to_dict()
+        file_bytes = assembled_bytes(encoded, model=self.model, tokenizer=self.tokenizer, pack=pack)
         return file_bytes + MARGIN_BYTES
 
     def tensors(self, coded: Mapping[str, PackedTensor]) -> list[PackedTensor]:
@@ -189,24 +177,27 @@ class Packer:
         """As large as `encode` would make it, or a few bytes larger, and of no other use."""
         return encode_sections(self.tensors(coded), self.config.codecs, draft=True)
 
-    def packed(
+    def seal(
         self, encoded: EncodedSections, *, delta: float | None, predicted_nats: float
-    ) -> Packed:
+    ) -> CodedFile:
         """The result, within the budget.
 
         Raises:
             BudgetError: it does not fit.
         """
         check_budget(self.size(encoded), self.budget_bytes, self.code_bytes)
-        pack = self.header()
+        record = self.record
         if delta is not None:
-            pack["delta"] = float(f"{delta:.6g}")
-            pack["predicted_nats"] = float(f"{predicted_nats:.6g}")
-        return Packed(
+            record = replace(
+                record,
+                delta=float(f"{delta:.6g}"),
+                predicted_nats=float(f"{predicted_nats:.6g}"),
+            )
+        return CodedFile(
             encoded=encoded,
-            checkpoint=self.checkpoint,
+            model=self.model,
             tokenizer=self.tokenizer,
-            pack=pack,
+            record=record,
             budget_bytes=self.budget_bytes,
             code_bytes=self.code_bytes,
             notes=tuple(self.notes),
@@ -215,14 +206,14 @@ class Packer:
 
 
 def take_apart(
-    checkpoint: Checkpoint,
+    model: LanguageModel,
     tokenizer: TokenizerIdentity,
     config: PackConfig,
     sensitivities: Mapping[str, Sensitivity],
     *,
-    budget_bytes: int,
+    budget_bytes: int = UNLIMITED,
     code_bytes: int = 0,
-    provenance: Mapping[str, Any] | None = None,
+    record: PackRecord = PackRecord(),  # noqa: B008, frozen
     proved: bool = True,
     progress: Progress = silent,
 ) -> Packer:
@@ -232,22 +223,30 @@ def take_apart(
         sensitivities: by weight name; matrices without one that need it fall back to int8 rows,
             which is noted, or an error where `config` is strict.
         code_bytes: bytes of code that count into the same budget.
-        provenance: what the header shall say of the input, such as its hash.
+        record: what the header shall say of the input, such as its hash.
         proved: whether the file will be scored, and its header have room for the figures.
 
     Raises:
-        CheckpointError: see `checked_weights`.
+        CheckpointError: weights are not finite.
         QuantError: a Hessian that cannot be used, or a fallback where `config` is strict.
     """
-    weights = checked_weights(checkpoint)
+    weights = finite_weights(model)
+    methods, factors = config.methods, config.step_factors
     packer = Packer(
-        checkpoint=checkpoint,
+        model=model.config,
         tokenizer=tokenizer,
         config=config,
         order=list(weights),
         budget_bytes=budget_bytes,
         code_bytes=code_bytes,
-        provenance=dict(provenance or {}),
+        record=replace(
+            record,
+            gptpack=VERSION,
+            method=methods[0][1] if len(methods) == 1 else methods,
+            budget_bytes=budget_bytes if budget_bytes < UNLIMITED else None,
+            code_bytes=code_bytes,
+            step_factors=factors or None,
+        ),
         proved=proved,
     )
     config.check_names(weights)
@@ -282,7 +281,7 @@ def take_apart(
 
 def on_grid(name: str, shape: Sequence[int]) -> bool:
     """Whether calibrated methods code a tensor of this name; others are kept in floats."""
-    return len(shape) == 2 and name.endswith(".weight") and math.prod(shape) >= SMALL_NUMEL
+    return len(shape) == 2 and name.endswith(".weight") and math.prod(shape) >= LEAST_CODED
 
 
 def keep_smallest_float(name: str, values: Float32) -> PackedTensor:

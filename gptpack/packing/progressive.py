@@ -6,9 +6,10 @@ inputs that the coded layers really give it. The last group's step takes up what
 or the bits.
 """
 
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,16 +20,15 @@ from torch import Tensor
 from gptpack.artifact.writer import EncodedSections
 from gptpack.calibration.collect import collect
 from gptpack.errors import QuantError
-from gptpack.families.golf.gpt import GPT
-from gptpack.packing.packer import UNLIMITED, Packed, Packer, grid_bits, keep_smallest_float
+from gptpack.families.language_model import LanguageModel
+from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, grid_bits, keep_smallest_float
 from gptpack.packing.search import pack_to_budget
-from gptpack.packing.tuning import TuneConfig, copy_of, floats, freeze, gains, tune
+from gptpack.packing.solve import solve_delta
+from gptpack.packing.tuning import TuneConfig, floats, freeze, gain_name, gains, tune
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import (
-    Matrix,
     Sensitivity,
     prepare_matrix,
-    solve_delta,
     with_row_scales,
 )
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
@@ -58,7 +58,7 @@ class ProgressiveConfig:
     matrix_lr: float = 3e-4
     scale_lr: float = 2e-3
     labels: float = 0.0
-    """Share of the tuning loss that is the text's own next tokens. Above 0 it trains on: a gain for
+    """Weight of the text's cross entropy in the loss. Above 0 it trains on: a gain for
     a checkpoint that was not trained out, a loss for one that was (docs/log.md, 2026-11-28)."""
     seconds: float = 0.0
     """Most seconds of all this after the first search, shared among the groups by their steps; 0
@@ -67,25 +67,9 @@ class ProgressiveConfig:
     """Windows from which each group's Hessians are collected again."""
 
 
-def groups_of(matrices: Sequence[Matrix], *, by_layer: bool) -> list[list[str]]:
-    """Names in the order of coding: embeddings and their projections, then layers from the last."""
-    names = [matrix.name for matrix in matrices]
-    if not by_layer:
-        return [names]
-    layers: dict[int, list[str]] = {}
-    tables = []
-    for name in names:
-        if name.startswith("blocks."):
-            layers.setdefault(int(name.split(".")[1]), []).append(name)
-        else:
-            tables.append(name)
-    found = [layers[layer] for layer in sorted(layers, reverse=True)]
-    return [tables, *found] if tables else found
-
-
 def pack_progressively(
     packer: Packer,
-    teacher: GPT,
+    teacher: LanguageModel,
     windows: Tensor,
     ranks: Ranks,
     sensitivities: Mapping[str, Sensitivity],
@@ -94,7 +78,7 @@ def pack_progressively(
     delta: float | None = None,
     bits: float | None = None,
     progress: Progress = silent,
-) -> Packed:
+) -> CodedFile:
     """Pack as `pack_to_budget` does, with tuning between the groups and after the last.
 
     `packer` stays as it is.
@@ -110,12 +94,12 @@ def pack_progressively(
     """
     first = pack_to_budget(packer, delta=delta, bits=bits, progress=progress)
     search = delta is None
-    delta = first.pack["delta"]
-    assert isinstance(delta, float)
-    packer = replace(packer, fixed=dict(packer.fixed), provenance=dict(packer.provenance))
-    student = copy_of(teacher)
+    delta = first.delta
+    packer = replace(packer, fixed=dict(packer.fixed))
+    student = copy.deepcopy(teacher)
     held = _hold(packer, student)
-    plan = groups_of(packer.matrices, by_layer=config.by_layer)
+    coded_names = [matrix.name for matrix in packer.matrices]
+    plan = student.groups(coded_names) if config.by_layer else [coded_names]
     batch = max(1, 16384 // windows.shape[1])
     goal = _goal(packer, bits)
     coded: dict[str, PackedTensor] = {}
@@ -181,14 +165,12 @@ def pack_progressively(
         )
         tuned += result.steps
         position += result.steps * max(1, config.tokens // windows.shape[1])
-    packer.provenance["tuned_steps"] = tuned
-    if config.labels:
-        packer.provenance["tuned_labels"] = config.labels
+    packer.record = replace(packer.record, tuned_steps=tuned, tuned_labels=config.labels or None)
     finished = _finish(packer, coded, student, goal, loss, delta if search else None)
     if finished is None:
         return _untuned(first)
     encoded, more = finished
-    return packer.packed(encoded, delta=delta, predicted_nats=predicted + more)
+    return packer.seal(encoded, delta=delta, predicted_nats=predicted + more)
 
 
 class _Goal(NamedTuple):
@@ -216,7 +198,7 @@ def _goal(packer: Packer, bits: float | None) -> _Goal:
 def _finish(
     packer: Packer,
     coded: Mapping[str, PackedTensor],
-    student: GPT,
+    student: LanguageModel,
     goal: _Goal,
     loss: float,
     delta: float | None,
@@ -242,13 +224,13 @@ def _finish(
     return (encoded, fitted[1] - loss) if goal.measure(encoded) <= goal.limit else None
 
 
-def _untuned(first: Packed) -> Packed:
+def _untuned(first: CodedFile) -> CodedFile:
     """The file before tuning, which is known to fit, and a word on it."""
     remark = "tuning was left out: what it adds does not fit; raise the budget, or bits, a little"
     return replace(first, notes=(*first.notes, remark))
 
 
-def _hold(packer: Packer, student: GPT) -> tuple[str, ...]:
+def _hold(packer: Packer, student: LanguageModel) -> tuple[str, ...]:
     """Freeze what is already coded by a method without steps; the names of its gains."""
     values = {
         name: torch.from_numpy(dequantize(tensor).copy())
@@ -256,10 +238,12 @@ def _hold(packer: Packer, student: GPT) -> tuple[str, ...]:
         if tensor.method == "int8"
     }
     freeze(student, values)
-    return tuple(f"{name.removesuffix('.weight')}.gain" for name in values)
+    return tuple(map(gain_name, values))
 
 
-def _with_gains(coded: Mapping[str, PackedTensor], student: GPT) -> dict[str, PackedTensor]:
+def _with_gains(
+    coded: Mapping[str, PackedTensor], student: LanguageModel
+) -> dict[str, PackedTensor]:
     """`coded` with the gains that `student` has learned for them in their row scales."""
     learned = gains(student)
     return {
@@ -274,7 +258,7 @@ def _with_gain(tensor: PackedTensor, gain: Tensor) -> PackedTensor:
     return with_row_scales(tensor, tensor.arrays["row_scales"] + shift)
 
 
-def _refresh_floats(packer: Packer, student: GPT, *, tuned: bool = True) -> None:
+def _refresh_floats(packer: Packer, student: LanguageModel, *, tuned: bool = True) -> None:
     """What stayed in floats, as it is after tuning, in place of what it was.
 
     Before tuning is done it is only as large as it will be: noise takes the place of what tuning
@@ -295,7 +279,7 @@ def _refresh_floats(packer: Packer, student: GPT, *, tuned: bool = True) -> None
 def _fit_last(
     packer: Packer,
     coded: Mapping[str, PackedTensor],
-    student: GPT,
+    student: LanguageModel,
     delta: float,
     goal: _Goal,
 ) -> tuple[dict[str, PackedTensor], float] | None:

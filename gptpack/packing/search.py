@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 from gptpack.artifact.writer import EncodedSections
 from gptpack.codec.trellis import noise_of
 from gptpack.errors import BudgetError, QuantError
-from gptpack.packing.packer import UNLIMITED, Packed, Packer, check_budget, grid_bits
+from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, check_budget, grid_bits
+from gptpack.packing.solve import solve_delta
 from gptpack.progress import Progress, silent
-from gptpack.quant.allocation import solve_delta
 from gptpack.quant.rates import rate_of
 from gptpack.quant.types import PackedTensor
 
 FIRST_DELTA = 1e-4
 GUESSES = 6
-"""Of where a search begins; each takes a bit a weight for an octave and leaves a few percent."""
+"""Guesses of where a search begins; each takes a bit a weight for an octave of delta and leaves a
+few percent."""
 FINEST_DELTA = 2e-6
 """Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
 COARSEST_DELTA = 4096 * FIRST_DELTA
@@ -46,9 +47,9 @@ class Search:
     draft: bool = True
     """Whether sizes are those of drafts."""
     finest: Tried | None = None
-    """That is within the target."""
+    """The finest that is within the target."""
     smallest: Tried | None = None
-    """Of all that were seen; the coarsest steps need not have the fewest bytes."""
+    """The smallest that was seen; the coarsest steps need not have the fewest bytes."""
     refused: list[QuantError] = field(default_factory=list)
     sizes: int = 0
 
@@ -68,7 +69,7 @@ class Search:
         if self.smallest is None or size < self.smallest.size:
             self.smallest = tried
         self.sizes += 1
-        self.progress("search steps", self.sizes, 0)
+        self.progress("search delta", self.sizes, 0)
         return size
 
     def run(self, start: float, octave_bits: float) -> Tried | None:
@@ -121,7 +122,7 @@ def pack_to_budget(
     delta: float | None = None,
     bits: float | None = None,
     progress: Progress = silent,
-) -> Packed:
+) -> CodedFile:
     """The finest steps whose coded bytes fit the budget.
 
     Args:
@@ -132,11 +133,11 @@ def pack_to_budget(
         BudgetError: nothing fits; names a budget, or bits, that work.
     """
     if not packer.matrices:
-        return packer.packed(packer.encode({}), delta=None, predicted_nats=0.0)
+        return packer.seal(packer.encode({}), delta=None, predicted_nats=0.0)
     if delta is not None:
         coded, loss = packer.quantize(delta)
         progress("quantize and code", 1, 0)
-        return packer.packed(packer.encode(coded), delta=delta, predicted_nats=loss)
+        return packer.seal(packer.encode(coded), delta=delta, predicted_nats=loss)
 
     def measure(encoded: EncodedSections) -> int:
         if bits is None:
@@ -157,7 +158,7 @@ def pack_to_budget(
         found = search.run(COARSEST_DELTA if found is None else found.delta, octave_bits)
         encoded = None if found is None else packer.encode(found.coded)
     if found is not None and encoded is not None:
-        return packer.packed(encoded, delta=found.delta, predicted_nats=found.loss_nats)
+        return packer.seal(encoded, delta=found.delta, predicted_nats=found.loss_nats)
     if search.smallest is None:
         raise search.refused[0]
     smallest = packer.encode(search.smallest.coded)

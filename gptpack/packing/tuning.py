@@ -6,13 +6,12 @@ QuIP# (https://arxiv.org/abs/2402.04396) and EfficientQAT (https://arxiv.org/abs
 back a large part of what rounding costs; it needs no re-coding because scales are stored anyway.
 
 The teacher is not the truth: one that was averaged over its last steps is less sure than the text
-warrants, and what rounding adds makes it less sure still. A share of the loss may therefore be the
-text's own next tokens (`TuneConfig.labels`).
+warrants, and what rounding adds makes it less sure still. The loss may therefore have a part that
+is the cross entropy of the text itself (`TuneConfig.labels`).
 
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +20,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gptpack.errors import ConfigError
-from gptpack.families.golf.gpt import GPT
-from gptpack.families.golf.layers import Embedding
+from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks
-from gptpack.training.schedules import progress as share_done
+
+GAINS = "parametrizations.weight.original"
+"""Name, below its module, of what torch keeps in place of a parametrized weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +36,20 @@ class TuneConfig:
     """Adam, its learning rates falling linearly to 0."""
 
     steps: int = 250
-    """At most; fewer where `seconds` are over before."""
+    """Most optimizer steps; fewer where `seconds` are over before."""
     seconds: float = 0.0
     """The rates fall with the clock or the steps, whichever is ahead; 0 has no clock."""
     tokens: int = 16384
     """Tokens of a step over all ranks."""
     scale_lr: float = 2e-3
-    """Of row scales (relative) and of all vectors and scalars."""
+    """Learning rate of row scales (relative) and of all vectors and scalars."""
     matrix_lr: float = 2e-4
-    """Of matrices and embeddings that are not coded."""
+    """Learning rate of matrices and embeddings that are not coded."""
     warmup: int = 10
     """Steps over which the rates rise first: Adam's first estimates are noise."""
     betas: tuple[float, float] = (0.9, 0.99)
     labels: float = 0.0
-    """Share of the loss that is the text's cross entropy; the rest is the KL to the teacher."""
+    """Weight of cross entropy on the text; the rest is the KL to the teacher."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.labels <= 1:
@@ -63,72 +64,58 @@ class Tuned(NamedTuple):
     """Mean per token over the last tenth of the steps; not a number without any."""
 
 
-class Coded(nn.Module):
-    """A weight that is a frozen ``[R, C]`` base times a trained gain per row."""
+class RowGains(nn.Module):
+    """A parametrization of a weight: a frozen ``[R, C]`` base times a trained gain ``[R]``."""
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
         self.base: Tensor
         self.register_buffer("base", base)
-        self.gain = nn.Parameter(torch.ones(base.shape[0], device=base.device))
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base * self.gain.unsqueeze(1)
+    def forward(self, gain: Tensor) -> Tensor:
+        return self.base * gain.unsqueeze(1)
 
-
-class CodedLinear(Coded):
-    """A linear layer with a coded weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The gains of a weight that is the base."""
+        return weight.new_ones(weight.shape[0])
 
 
-class CodedEmbedding(Coded):
-    """An embedding table with coded rows."""
-
-    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.embedding(ids, self.weight).to(dtype)
-
-
-def freeze(student: GPT, values: Mapping[str, Tensor]) -> None:
+def freeze(student: LanguageModel, values: Mapping[str, Tensor]) -> None:
     """Put coded values ``[R, C]`` in place of the named weights; a gain per row stays trainable."""
     for name, value in values.items():
-        path = name.removesuffix(".weight")
-        parent_path, _, attribute = path.rpartition(".")
-        parent = student.get_submodule(parent_path)
-        device = student.tok_emb.weight.device
-        embedding = isinstance(getattr(parent, attribute), Embedding)
-        coded = CodedEmbedding if embedding else CodedLinear
-        setattr(parent, attribute, coded(value.to(device)))
+        module = student.get_submodule(name.removesuffix(".weight"))
+        # unsafe: the gains that stand for the weight have another shape than it
+        parametrize.register_parametrization(
+            module, "weight", RowGains(value.to(student.device)), unsafe=True
+        )
 
 
-def gains(student: GPT) -> dict[str, Tensor]:
-    """The trained gain ``[R]`` of each coded weight, on the CPU."""
+def gain_name(name: str) -> str:
+    """Name of the parameter that holds the gains of a frozen weight."""
+    return f"{name.removesuffix('.weight')}.{GAINS}"
+
+
+def gains(student: LanguageModel) -> dict[str, Tensor]:
+    """The trained gains ``[R]`` by the name of their frozen weight, on the CPU."""
     return {
-        f"{name}.weight": module.gain.detach().cpu()
-        for name, module in student.named_modules()
-        if isinstance(module, Coded)
+        f"{name.removesuffix(GAINS)}weight": value.detach().cpu()
+        for name, value in student.named_parameters()
+        if name.endswith(f".{GAINS}")
     }
 
 
-def floats(student: GPT) -> dict[str, Tensor]:
-    """The tensors of `student` that are not coded, by their name in the checkpoint, on the CPU."""
+def floats(student: LanguageModel) -> dict[str, Tensor]:
+    """The tensors of `student` that are not frozen, by their name in the checkpoint, on the CPU."""
     return {
         name: value.detach().cpu()
         for name, value in student.state_dict().items()
-        if not name.endswith((".base", ".gain"))
+        if ".parametrizations." not in name
     }
 
 
-def copy_of(model: GPT) -> GPT:
-    """A student that starts as `model`."""
-    return copy.deepcopy(model)
-
-
 def tune(
-    student: GPT,
-    teacher: GPT,
+    student: LanguageModel,
+    teacher: LanguageModel,
     windows: Tensor,
     config: TuneConfig,
     ranks: Ranks,
@@ -143,7 +130,7 @@ def tune(
         windows: training tokens ``[N, T]`` (int64), taken in order, round and round.
         fixed: names of parameters that must not move.
     """
-    device = student.tok_emb.weight.device
+    device = student.device
     batch = max(1, config.tokens // windows.shape[1])
     share = ranks.share(batch)
     vectors: list[nn.Parameter] = []
@@ -166,7 +153,7 @@ def tune(
     for step in range(config.steps):
         # rank 0's clock is everybody's, so that all make the same steps
         spent = ranks.first(time.perf_counter() - start) if config.seconds else 0.0
-        done = share_done(step, steps=config.steps, elapsed=spent, seconds=config.seconds)
+        done = max(step / config.steps, spent / config.seconds if config.seconds else 0.0)
         if done >= 1:
             break
         for group in adam.param_groups:
@@ -190,7 +177,7 @@ def tune(
     return Tuned(len(losses), mean)
 
 
-def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: GPT, labels: float) -> Tensor:
+def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: LanguageModel, labels: float) -> Tensor:
     """Sums over positions: the KL to the teacher, and the text's cross entropy by its share."""
     loss = logits_BTV.new_zeros(())
     if labels < 1:

@@ -17,7 +17,8 @@ from torch import Tensor
 from gptpack.atomic import check_writable, remove_leftovers
 from gptpack.data.batches import Prefetcher, Tokens, open_batches
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
-from gptpack.families.golf.gpt import GPT, not_finite, state_problem
+from gptpack.families.golf.gpt import GPT
+from gptpack.families.language_model import not_finite, state_problem
 from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
 from gptpack.ranks import Ranks

@@ -142,6 +142,16 @@ class ModelConfig:
         again = tuple(range(self.loop_start, end)) * (self.loops if looped else 0)
         return (*range(end), *again, *range(end, self.layers))
 
+    def least_weights(self) -> int:
+        """Weights that a model of this shape has at least: those of its matrices and skips."""
+        per_layer = 2 * self.width * (self.width + self.kv_width + self.mlp_hidden)
+        bigram = self.bigram_width * (self.bigram_rows + self.width)
+        values = self.value_embedding_width * (self.vocab + self.kv_width)
+        # counted without `layer_order`, which may be too long to be made
+        passes = self.layers + self.loop_layers * self.loops
+        skips = passes // 2 * self.width * (2 if self.skip_gates else 1)
+        return self.layers * per_layer + self.vocab * self.width + bigram + values + skips
+
     @property
     def head_width(self) -> int:
         return self.width // self.heads

@@ -8,12 +8,13 @@ leaves its outputs as skips that the second half takes up in reverse (U-Net). St
 those of the reference, so its checkpoints load (gptpack/training/checkpoint.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.utils.parametrize import is_parametrized
 
 from gptpack import ops
 from gptpack.errors import ConfigError
@@ -33,13 +34,14 @@ from gptpack.families.golf.layers import (
     yarn,
 )
 from gptpack.families.golf.masks import document_mask
+from gptpack.families.language_model import LanguageModel, Layer, Table
 from gptpack.ops import rms_norm
 
 TIED_EMBEDDING_STD = 0.005
 """The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """A GPT of the shape `config`, with weights drawn from `seed`; None leaves them to be loaded.
 
     Weights are float32. Activations are bfloat16 on CUDA and float32 elsewhere, unless
@@ -105,6 +107,48 @@ class GPT(nn.Module):
                 module.reset(generator, orthogonal=self.config.orthogonal_init)
             elif isinstance(module, Embedding):
                 module.reset(generator)
+
+    @property
+    def embedding_name(self) -> str:
+        return "tok_emb.weight"
+
+    @property
+    def head_name(self) -> str:
+        return "tok_emb.weight" if self.lm_head is None else "lm_head.weight"
+
+    def layers(self) -> dict[str, Layer]:
+        """Linear layers by the name of their weight; queries, keys and values share an input."""
+        found = {}
+        first: dict[str, str] = {}
+        for path, module in self.named_modules():
+            # tuning freezes a coded weight by a parametrization; the layer is then no longer packed
+            if not isinstance(module, Linear) or is_parametrized(module):
+                continue
+            name = f"{path}.weight"
+            shared = name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
+            found[name] = Layer(module=module, shares_input_of=first.setdefault(shared, name))
+        return found
+
+    def tables(self) -> list[Table]:
+        """The hashed bigrams, and the embedding that several layers add to their values."""
+        found = []
+        if self.bigram is not None:
+            found.append(_table("bigram", self.bigram.rows, self.bigram.hashes))
+        if self.ve_shared is not None:
+            found.append(_table("ve_shared", self.config.vocab, lambda tokens: tokens))
+        return found
+
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        """Embeddings and their projections, then layers from the last to the first."""
+        layers: dict[int, list[str]] = {}
+        tables = []
+        for name in names:
+            if name.startswith("blocks."):
+                layers.setdefault(int(name.split(".")[1]), []).append(name)
+            else:
+                tables.append(name)
+        found = [layers[layer] for layer in sorted(layers, reverse=True)]
+        return [tables, *found] if tables else found
 
     def use_attention(self, name: str) -> str:
         """Choose the attention backend of all layers; returns what was chosen.
@@ -254,28 +298,16 @@ class GPT(nn.Module):
         return self.token_losses(inputs, targets).mean()
 
 
-def state_problem(model: GPT, weights: Mapping[str, Tensor]) -> str:
-    """What keeps `weights` from being the state of `model`, in one line; empty if nothing does."""
-    wanted = model.state_dict()
-    problems = []
-    if missing := sorted(wanted.keys() - weights.keys()):
-        problems.append(f"missing {_some(missing)}")
-    if extra := sorted(weights.keys() - wanted.keys()):
-        problems.append(f"unexpected {_some(extra)}")
-    shared = [name for name in wanted if name in weights]
-    for name in shared:
-        if weights[name].shape != wanted[name].shape:
-            found, needed = tuple(weights[name].shape), tuple(wanted[name].shape)
-            problems.append(f"{name} has shape {found}, needed {needed}")
-    if broken := not_finite({name: weights[name] for name in shared}):
-        problems.append(f"not finite: {_some(broken)}")
-    return "; ".join(problems[:6])
+def build(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> GPT:
+    """The model of these weights on `device`, which shares them where they are there already."""
+    with torch.device("meta"):
+        model = GPT(config, seed=None)
+    on_device = {name: value.detach().to(device) for name, value in weights.items()}
+    model.load_state_dict(on_device, assign=True)
+    return model
 
 
-def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """Names of `weights` that hold infinities or what is no number."""
-    return [name for name, value in weights.items() if not value.isfinite().all()]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _table(name: str, rows: int, ids: Callable[[Tensor], Tensor]) -> Table:
+    return Table(
+        weight=f"{name}.embed.weight", projection=f"{name}.proj.weight", rows=rows, ids=ids
+    )

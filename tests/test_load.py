@@ -12,7 +12,7 @@ from gptpack.artifact.writer import write_artifact
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
-from gptpack.jobs.reload import load_model
+from gptpack.jobs.load import load
 from gptpack.quant.int8 import keep_float, quantize_reference
 from gptpack.quant.types import PackedTensor, dequantize
 from gptpack.values import TokenizerIdentity
@@ -53,7 +53,7 @@ def float32(values: dict[str, np.ndarray]) -> list[PackedTensor]:
 
 def test_float32_weights_come_back_bit_for_bit_and_give_the_same_losses(tmp_path: Path) -> None:
     values = weights()
-    loaded = load_model(write(tmp_path / "m.gptpack", float32(values)))
+    loaded = load(write(tmp_path / "m.gptpack", float32(values)))
     state = loaded.model.state_dict()
     assert state.keys() == values.keys()
     assert all(np.array_equal(state[name].numpy(), value) for name, value in values.items())
@@ -68,12 +68,12 @@ def test_float32_weights_come_back_bit_for_bit_and_give_the_same_losses(tmp_path
 
 def test_the_model_holds_what_the_packed_tensors_stand_for(tmp_path: Path) -> None:
     packed = [quantize_reference(name, value) for name, value in weights().items()]
-    loaded = load_model(write(tmp_path / "m.gptpack", packed))
+    loaded = load(write(tmp_path / "m.gptpack", packed))
     state = loaded.model.state_dict()
     for tensor in packed:
         assert np.array_equal(state[tensor.name].numpy(), dequantize(tensor))
     assert not loaded.model.training
-    assert loaded.header.model == CONFIG
+    assert loaded.model.config == CONFIG
     assert set(loaded.seconds) == {"decode", "build"}
 
 
@@ -90,12 +90,12 @@ def test_values_are_made_once_and_no_weights_are_drawn(
 
     monkeypatch.setattr("gptpack.artifact.weights.dequantize", counted)
     monkeypatch.setattr(GPT, "reset", lambda self, seed: pytest.fail("weights were drawn"))
-    load_model(path)
+    load(path)
     assert sorted(made) == sorted(tensor.name for tensor in packed)
 
 
 def test_the_loaded_model_can_be_trained_further(tmp_path: Path) -> None:
-    model = load_model(write(tmp_path / "m.gptpack", float32(weights()))).model
+    model = load(write(tmp_path / "m.gptpack", float32(weights()))).model
     tokens = torch.zeros(1, 5, dtype=torch.int64)
     model(tokens[:, :-1], tokens[:, 1:]).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -104,20 +104,20 @@ def test_the_loaded_model_can_be_trained_further(tmp_path: Path) -> None:
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     tensors = [t for t in float32(weights()) if t.name != "blocks.1.mlp.fc.weight"]
     with pytest.raises(ArtifactError, match=r"missing blocks\.1\.mlp\.fc\.weight"):
-        load_model(write(tmp_path / "m.gptpack", tensors))
+        load(write(tmp_path / "m.gptpack", tensors))
 
 
 def test_an_extra_tensor_is_named(tmp_path: Path) -> None:
     extra = keep_float("blocks.2.attn_scale", np.ones(32, np.float32), "float32")
     with pytest.raises(ArtifactError, match=r"unexpected blocks\.2\.attn_scale"):
-        load_model(write(tmp_path / "m.gptpack", [*float32(weights()), extra]))
+        load(write(tmp_path / "m.gptpack", [*float32(weights()), extra]))
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     values = weights()
     values["blocks.0.attn.c_k.weight"] = np.zeros((32, 16), np.float32)
     with pytest.raises(ArtifactError, match=re.escape("(32, 16), needed (16, 32)")):
-        load_model(write(tmp_path / "m.gptpack", float32(values)))
+        load(write(tmp_path / "m.gptpack", float32(values)))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_shape_that_the_tensors_do_not_justify_is_refused_before_memory_is_tak
 ) -> None:
     path = write(tmp_path / "m.gptpack", float32(weights()), replace(CONFIG, **changes))
     with pytest.raises(ArtifactError, match=message):
-        load_model(path)
+        load(path)
 
 
 def test_a_flipped_bit_anywhere_is_an_error(tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_a_flipped_bit_anywhere_is_an_error(tmp_path: Path) -> None:
         bad[position] ^= 1
         path.write_bytes(bad)
         with pytest.raises(ArtifactError):
-            load_model(path)
+            load(path)
 
 
 def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(GptpackError, match="nosuch"):
-        load_model(tmp_path / "nosuch")
+        load(tmp_path / "nosuch")
 
 
 @pytest.mark.parametrize(
@@ -171,5 +171,5 @@ def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> N
 )
 def test_models_of_other_shapes_come_back(config: ModelConfig, tmp_path: Path) -> None:
     values = weights(config)
-    state = load_model(write(tmp_path / "m.gptpack", float32(values), config)).model.state_dict()
+    state = load(write(tmp_path / "m.gptpack", float32(values), config)).model.state_dict()
     assert all(np.array_equal(state[name].numpy(), value) for name, value in values.items())

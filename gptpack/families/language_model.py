@@ -1,0 +1,158 @@
+"""A model as every part but its own family sees it: tokens go in, logits and weights come out.
+
+Shape legend: B = sequences, T = positions, S = the last positions, R = outputs, C = inputs,
+W = width of the hidden state, V = vocabulary.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptpack.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A linear layer, ``y = x W^T``, whose weight ``[R, C]`` may be packed."""
+
+    module: nn.Module
+    """The module, which has `weight` and is called with x."""
+    shares_input_of: str
+    """Name of the weight of the first layer that is given the same x; its own where no other is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """An embedding beside that of the tokens, whose rows ``[C]`` a linear layer projects."""
+
+    weight: str
+    projection: str
+    """Names of the two weights."""
+    rows: int
+    ids: Callable[[Tensor], Tensor]
+    """Function from tokens ``[B, T]`` to the rows that they look up, ``[B, T]``."""
+
+
+class LanguageModel(nn.Module):
+    """All that calibration, packing, tuning, evaluation and sampling ask of a model.
+
+    A family's model is a subclass. Names of weights are those of its state dict.
+    """
+
+    config: Any
+    """The family's own configuration, which the header of a packed file keeps. It has `vocab`,
+    `context` (tokens) and `bos` (the token that starts a document)."""
+
+    @property
+    @abstractmethod
+    def embedding_name(self) -> str:
+        """Name of the weight ``[V, W]`` that tokens are looked up in."""
+
+    @property
+    @abstractmethod
+    def head_name(self) -> str:
+        """Name of the weight ``[V, W]`` of the output layer; that of the embedding if tied."""
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The module that looks tokens up."""
+        return self.get_submodule(self.embedding_name.removesuffix(".weight"))
+
+    @property
+    def device(self) -> torch.device:
+        weight = self.embedding.weight
+        assert isinstance(weight, Tensor)
+        return weight.device
+
+    @abstractmethod
+    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+        """What the output layer reads, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
+
+        With `last`, that of the last so many positions alone, ``[B, last, W]``.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
+
+    @abstractmethod
+    def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy in nats of each target, float32 ``[B, S]``.
+
+        `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
+        """
+
+    @abstractmethod
+    def layers(self) -> Mapping[str, Layer]:
+        """Linear layers by the name of their weight, in the order in which they were made.
+
+        An output layer that is not tied is among them. Its input is the hidden state, and nothing
+        need call its module.
+        """
+
+    @abstractmethod
+    def tables(self) -> Sequence[Table]:
+        """Embeddings beside that of the tokens."""
+
+    @abstractmethod
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        """The named weights in the order in which `--tune deep` codes them, group by group."""
+
+    @abstractmethod
+    def use_attention(self, name: str) -> str:
+        """Choose the attention of all layers, ``auto`` or by name; returns what was chosen.
+
+        Raises:
+            ConfigError: no such attention.
+            MissingDependencyError: it cannot be had here.
+        """
+
+    @abstractmethod
+    def use_rope(self, scaling: str, length: int) -> str:
+        """Fix the positions' angles for sequences of up to `length`; returns them in words.
+
+        Raises:
+            ConfigError: no such scaling.
+        """
+
+
+def state_problem(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What keeps `weights` from being the state of `model`, in one line; empty if nothing does."""
+    wanted = model.state_dict()
+    problems = []
+    if missing := sorted(wanted.keys() - weights.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(weights.keys() - wanted.keys()):
+        problems.append(f"unexpected {_some(extra)}")
+    shared = [name for name in wanted if name in weights]
+    for name in shared:
+        if weights[name].shape != wanted[name].shape:
+            found, needed = tuple(weights[name].shape), tuple(wanted[name].shape)
+            problems.append(f"{name} has shape {found}, needed {needed}")
+    if broken := not_finite({name: weights[name] for name in shared}):
+        problems.append(f"not finite: {_some(broken)}")
+    return "; ".join(problems[:6])
+
+
+def load_state(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give `model` the `weights`, which are all of its state.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, of another shape, or not finite.
+    """
+    if problem := state_problem(model, weights):
+        raise CheckpointError(f"the weights do not fit their model: {problem}")
+    model.load_state_dict(weights)
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of `weights` that hold infinities or what is no number."""
+    return [name for name, value in weights.items() if not value.isfinite().all()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,159 @@
+"""A checkpoint and bits per weight -> what its file is worth at each, as rows, CSV and a plot."""
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gptpack.atomic import check_target, replacing
+from gptpack.errors import ConfigError
+from gptpack.jobs.load import Loaded
+from gptpack.jobs.pack import prepared
+from gptpack.jobs.request import PackRequest
+from gptpack.packing.packer import grid_bits
+from gptpack.progress import Progress, silent
+
+MOST_BITS = 16
+"""Most bits a weight of a point; no codes take more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One file of the curve; bits per byte are None where nothing was measured."""
+
+    delta: float
+    bits: float
+    """Coded bits of a weight on a grid."""
+    bytes: int
+    bpb_before: float | None = None
+    bpb_predicted: float | None = None
+    bpb_measured: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """The points, the files that were written, and what was left out."""
+
+    points: tuple[Point, ...]
+    path: Path
+    plot: Path | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "curve": [asdict(point) for point in self.points],
+            "file": str(self.path),
+            "plot": self.plot and str(self.plot),
+        }
+
+
+def parse_bits(text: str) -> list[float]:
+    """Bits per weight, separated by commas, the most first."""
+    try:
+        bits = sorted({float(part) for part in text.split(",")}, reverse=True)
+    except ValueError:
+        bits = []
+    if not bits or not all(0 < value <= MOST_BITS for value in bits):
+        raise ConfigError(
+            f"--curve-bits {text}: write positive numbers up to {MOST_BITS} such as 4,3,2"
+        )
+    return bits
+
+
+def make_curve(
+    source: str | Path | Loaded,
+    request: PackRequest,
+    path: Path,
+    bits: list[float],
+    *,
+    progress: Progress = silent,
+) -> Curve:
+    """Pack at deltas for about `bits`, score each file, and write the table to `path`.
+
+    The first delta is searched; each bit less than it comes to doubles it. Points beyond what the
+    finest grids take are left out. Columns that were not measured are empty.
+
+    Raises:
+        ConfigError: the request asks for a size too, or no method has a delta.
+        GptpackError: see `pack`.
+    """
+    if any(given is not None for given in (request.budget, request.bits, request.delta)):
+        request.check_size()
+        raise ConfigError("--curve takes no --budget, --bits or --delta; give one of the four")
+    if request.plan:
+        raise ConfigError("--plan writes no --curve; give one of them")
+    _check_writes(path, plotted=request.data is not None)
+    notes: list[str] = []
+    points: list[Point] = []
+    delta, reached = 0.0, 0.0
+    with prepared(source, request, path.with_suffix(".gptpack"), progress) as ready:
+        if not ready.packer.matrices:
+            raise ConfigError("--curve needs a method with a delta: gptq-trellis or gptq-uniform")
+        for wanted in bits:
+            if not points:
+                coded = ready.fit(bits=wanted)
+                delta, reached = coded.delta, grid_bits(coded.encoded) or 0.0
+            elif wanted >= reached:
+                notes.append(
+                    f"--curve-bits {wanted:g}: left out, the finest grids take {reached:.3f}"
+                )
+                continue
+            else:
+                coded = ready.fit(delta=delta * 2 ** (reached - wanted))
+            file = coded.assemble()
+            measured: dict[str, float] = {}
+            scores = ready.proof.of(file, progress=progress) if ready.ranks.main else None
+            if scores is not None:
+                before, after = (each.plain for each in scores)
+                bpb_per_nat = before.bpb / before.nats_per_token
+                measured["bpb_before"] = before.bpb
+                measured["bpb_predicted"] = before.bpb + coded.predicted_nats * bpb_per_nat
+                measured["bpb_measured"] = after.bpb
+            size, rate = len(file), grid_bits(coded.encoded) or 0.0
+            points.append(Point(delta=coded.delta, bits=rate, bytes=size, **measured))
+        plot = _write(points, path, notes) if ready.ranks.main else None
+    return Curve(points=tuple(points), path=path, plot=plot, notes=tuple(notes))
+
+
+def _check_writes(path: Path, *, plotted: bool) -> None:
+    """Whether a curve, and its plot, may be written, asked before anything is packed."""
+    if path.suffix == ".png":
+        raise ConfigError(f"--curve {path}: name the CSV; the plot gets its name with .png")
+    check_target(path, "curve", fields(Point)[0].name.encode())
+    if plotted:
+        check_target(path.with_suffix(".png"), "plot", b"\x89PNG")
+
+
+def _write(points: list[Point], path: Path, notes: list[str]) -> Path | None:
+    """Write the table, and the plot where something was measured; returns the plot's path."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [each.name for each in fields(Point)])
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+    if points[0].bpb_before is None:
+        notes.append("no plot: nothing was measured (give --data)")
+        return None
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        notes.append("no plot: matplotlib is missing (pip install 'gptpack[plot]')")
+        return None
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    sizes = [point.bytes / 1e6 for point in points]
+    measured = [float(point.bpb_measured or 0) for point in points]
+    predicted = [float(point.bpb_predicted or 0) for point in points]
+    axes.plot(sizes, measured, "o-", label="measured on the file")
+    axes.plot(sizes, predicted, "x--", label="predicted")
+    axes.axhline(points[0].bpb_before, color="black", lw=0.8, ls=":", label="before packing")
+    axes.set(xlabel="bytes of the file, millions", ylabel="bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    plot = path.with_suffix(".png")
+    with replacing(plot) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return plot

@@ -1,0 +1,275 @@
+"""A model, a tokenizer and validation shards -> bits per byte, with all that is known of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gptpack.errors import ConfigError
+from gptpack.evaluation.forward import Compile, Forward
+from gptpack.evaluation.reading import Reading
+from gptpack.evaluation.result import Documents, Evaluation, Score
+from gptpack.evaluation.settings import LoraSettings, SgdSettings, named_settings
+from gptpack.jobs.load import Loaded, load
+from gptpack.progress import Progress, silent
+from gptpack.version import VERSION
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptpack.evaluation.settings import Settings
+    from gptpack.evaluation.text import Text
+    from gptpack.families.golf.config import ModelConfig
+    from gptpack.families.language_model import LanguageModel
+    from gptpack.ranks import Ranks
+
+
+def evaluate(
+    source: str | Path | Loaded,
+    data: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    text: str | Path | None = None,
+    model: "str | ModelConfig | None" = None,
+    stride: int | None = None,
+    context: int = 0,
+    rope: str = "model",
+    documents: Documents = "packed",
+    tail: Literal["score", "drop"] | None = None,
+    adaptations: Sequence[str] = (),
+    ngram: bool = False,
+    limit_tokens: int = 0,
+    time_limit: float = 0.0,
+    batch_tokens: int = 0,
+    device: str = "auto",
+    compiled: Compile = "auto",
+    progress: Progress = silent,
+    on_ready: "Callable[[torch.device], None] | None" = None,
+) -> Evaluation:
+    """Measure the bits per byte of a checkpoint or packed file on validation text.
+
+    Plain evaluation, by the reference's accounting, is always made. The bytes that the scored
+    tokens stand for are audited first. Under torchrun every rank calls this and gets the result.
+
+    Args:
+        source: a path, or what `load` made of one.
+        data: folder of shards, of which those of ``val`` are scored.
+        tokenizer: its file; None takes ``tokenizer.model`` in `data`.
+        text: what the tokens were made from; byte sidecars and tables are audited against it.
+        model: recipe whose ``[model]`` a bare state dict has; see `load`.
+        stride: also score a sliding window that moves by so many tokens.
+        context: tokens of a window; 0 takes the model's.
+        rope: positions beyond the trained context: ``model``, ``none``, ``ntk`` or ``yarn``.
+        documents: whether a window may see the document before (``packed``) or not (``masked``).
+        tail: whether targets after the last whole context are scored; None drops them for plain
+            evaluation and scores them for a sliding window.
+        adaptations: ways of test-time training, such as ``sgd:lr=0.002,epochs=3``.
+        ngram: also blend with n-grams of the text scored so far.
+        limit_tokens: score the first so many targets; 0 scores all.
+        time_limit: seconds from the start of the process after which scoring stops; 0 never.
+        batch_tokens: most tokens that go through the model at once; 0 chooses by device.
+        compiled: whether to use torch.compile; ``auto`` does on CUDA, where it pays.
+        on_ready: called with the device before the source is opened.
+
+    Raises:
+        AccountingError: the tokens' bytes are not those of the text.
+        ConfigError: settings that do not fit the model.
+        GptpackError: see `load` and `Text.load`.
+
+    Example:
+        >>> found = gptpack.evaluate("demo.gptpack", "shards", stride=64)  # doctest: +SKIP
+        >>> found.plain.bpb, found.sliding.bpb  # doctest: +SKIP
+        (2.041431, 2.020958)
+    """
+    from gptpack.evaluation.clock import Clock, process_age
+    from gptpack.evaluation.text import Text
+    from gptpack.ranks import ranks
+
+    settings = named_settings(adaptations)
+    with ranks(device) if not isinstance(source, Loaded) else nullcontext(_alone(source)) as here:
+        age = process_age()
+        if on_ready is not None:
+            on_ready(here.device)
+        clock = Clock(time_limit, age=age)
+        if isinstance(source, Loaded):
+            loaded = source
+        else:
+            loaded = load(source, model=model, device=here.device)
+            for phase, seconds in loaded.seconds.items():
+                clock.add(phase, seconds)
+        config = loaded.model.config
+        window = context or config.context
+        if stride is not None and stride > window:
+            raise ConfigError(f"--stride {stride} must not be above the context of {window}")
+        attention = loaded.model.use_attention("auto")
+        positions = loaded.model.use_rope(rope, window)
+        _check(loaded.model, settings, window)
+        with clock.phase("audit"):
+            progress("audit", 0, 0)
+            scored = Text.load(
+                Path(data),
+                vocab=config.vocab,
+                tokenizer=None if tokenizer is None else Path(tokenizer),
+                sha256=loaded.tokenizer.sha256 if loaded.tokenizer else None,
+                bos=config.bos,
+                source=None if text is None else Path(text),
+                limit_tokens=limit_tokens,
+            )
+            base = Reading(
+                tokens=scored.tokens,
+                token_bytes=scored.token_bytes,
+                context=window,
+                tail=tail,
+                documents=scored.documents if documents == "masked" else None,
+                limit_tokens=limit_tokens,
+                batch_tokens=batch_tokens,
+                rope=positions,
+                progress=progress,
+            )
+            readings = _audited(scored, _readings(base, stride, settings, scored))
+        forward = Forward(loaded.model, here.device, compiled=compiled, clock=clock)
+        scores = _score(forward, readings, settings, ngram)
+        return _result(loaded, scored, scores, forward, here, attention)
+
+
+def _alone(loaded: Loaded) -> "Ranks":
+    """The one rank of an evaluation of a model that is in memory already."""
+    from gptpack.ranks import Ranks
+
+    return Ranks(0, 1, loaded.model.device)
+
+
+def wait_for_file(device: "torch.device") -> None:
+    """Get everything but the file ready, then wait for a line on standard input that it is there.
+
+    A packer starts its proof like this while it works. If it ends without a line, so does this
+    process.
+    """
+    import sys
+
+    import torch
+
+    import gptpack.evaluation.scoring  # noqa: F401
+
+    torch.zeros(1, device=device)
+    if not sys.stdin.readline():
+        raise SystemExit(1)
+
+
+def _check(model: "LanguageModel", settings: "Mapping[str, Settings]", context: int) -> None:
+    """Refuse settings that do not fit, before anything is scored."""
+    from gptpack.evaluation.ttt_lora import check_lora
+    from gptpack.evaluation.ttt_sgd import check_sgd
+
+    for setting in settings.values():
+        if isinstance(setting, SgdSettings):
+            check_sgd(model, setting, context)
+        else:
+            check_lora(model, setting, context)
+
+
+def _readings(
+    base: Reading, stride: int | None, settings: "Mapping[str, Settings]", text: "Text"
+) -> dict[str, Reading]:
+    """What is read for each score."""
+    readings = {"plain": replace(base, phase="plain")}
+    if stride is not None:
+        readings["sliding"] = replace(base, stride=stride, phase="sliding")
+    for name, setting in settings.items():
+        reading = replace(base, stride=stride, phase=name)
+        if isinstance(setting, LoraSettings):
+            # its plan has its own stride, and no tail to drop
+            reading = replace(reading, stride=setting.chunk, tail=None, documents=text.documents)
+        readings[name] = reading
+    return readings
+
+
+def _audited(text: "Text", readings: Mapping[str, Reading]) -> dict[str, Reading]:
+    """The readings, each with the bytes that the audit found for its targets."""
+    targets = {name: reading.plan().targets for name, reading in readings.items()}
+    found = text.audited_bytes(targets.values())
+    return {
+        name: replace(reading, audited_bytes=found[targets[name]])
+        for name, reading in readings.items()
+    }
+
+
+def _score(
+    forward: Forward,
+    readings: Mapping[str, Reading],
+    settings: "Mapping[str, Settings]",
+    ngram: bool,
+) -> dict[str, Score]:
+    """All scores by name; n-grams are blended into the last one that does not adapt."""
+    from gptpack.evaluation.agreement import score_with_ngram
+    from gptpack.evaluation.ngram import NgramSettings
+    from gptpack.evaluation.scoring import score
+    from gptpack.evaluation.ttt_lora import score_with_lora
+    from gptpack.evaluation.ttt_sgd import score_with_sgd
+
+    blended = "sliding" if "sliding" in readings else "plain"
+    scores: dict[str, Score] = {}
+    for name, reading in readings.items():
+        setting = settings.get(name)
+        if isinstance(setting, SgdSettings):
+            scores[name] = score_with_sgd(forward, reading, setting)
+        elif setting is not None:
+            scores[name] = score_with_lora(forward, reading, setting)
+        elif ngram and name == blended:
+            scores[name], scores["ngram"] = score_with_ngram(forward, reading, NgramSettings())
+        else:
+            scores[name] = score(forward, reading)
+    return scores
+
+
+def _result(
+    loaded: Loaded,
+    text: "Text",
+    scores: Mapping[str, Score],
+    forward: Forward,
+    here: "Ranks",
+    attention: str,
+) -> Evaluation:
+    import torch
+
+    from gptpack.data.shards import file_sha256
+
+    quality = loaded.record.quality if loaded.record else None
+    recorded = None
+    if quality is not None and quality.bpb_after is not None:
+        counts = {"tokens": quality.tokens, "context": quality.context}
+        recorded = {"bpb": quality.bpb_after}
+        recorded |= {name: count for name, count in counts.items() if count is not None}
+    cuda = here.device.type == "cuda"
+    vocabulary = text.vocabulary
+    return Evaluation(
+        source=loaded.kind,
+        path=str(loaded.path),
+        file_bytes=loaded.file_bytes,
+        file_sha256=loaded.sha256,
+        weights_sha256=loaded.weights_sha256,
+        scores=scores,
+        recorded=recorded,
+        unknown_tokens=text.unknown_tokens(max(s.planned_tokens for s in scores.values())),
+        tokenizer={
+            "path": str(vocabulary.path),
+            "sha256": vocabulary.sha256,
+            "vocab": vocabulary.vocab,
+            "checked": loaded.tokenizer is not None,
+        },
+        accounting={
+            "kind": text.accounting,
+            "audited_against": str(text.source) if text.source else "what the tokens decode to",
+        },
+        shards=tuple({"file": s.name, "sha256": file_sha256(s)} for s in text.shards),
+        seconds=forward.clock.ledger(),
+        time_limit_seconds=forward.clock.limit_seconds or None,
+        device={
+            "type": here.device.type,
+            "name": torch.cuda.get_device_name(here.device) if cuda else "cpu",
+            "ranks": here.world,
+            "attention": attention,
+        },
+        versions={"gptpack": VERSION, "torch": str(torch.__version__)},
+    )

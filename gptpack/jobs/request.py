@@ -1,0 +1,143 @@
+"""What one asks of a pack, as text or numbers -> one frozen value, checked where it is made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptpack.codec.sections import codec_names
+from gptpack.errors import ConfigError
+from gptpack.packing.config import PackConfig
+from gptpack.values import parse_size
+
+Calibration = Literal["shards", "self", "random"]
+Tune = Literal["none", "floats", "deep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest:
+    """What one asks of a pack. One of `budget`, `bits` and `delta` says how large the file is."""
+
+    budget: str | int | None = None
+    """Most bytes of the file and of the files in `code`: a number, or such as 16MB or 16MiB."""
+    bits: float | None = None
+    """Most coded bits that a weight on a grid may take."""
+    delta: float | None = None
+    """The delta that sets all grids, whatever the file takes."""
+    output: str | Path | None = None
+    """Where the file goes; None writes nothing."""
+    data: str | Path | None = None
+    """Folder of shards: those of train calibrate and tune, those of val prove."""
+    tokenizer: str | Path | None = None
+    """The tokenizer's file; None takes what the checkpoint says, else the one in `data`."""
+    model: str | None = None
+    """Recipe, by file or name, whose ``[model]`` a bare state dict has."""
+    methods: tuple[str, ...] = ()
+    """METHOD for all tensors, or PATTERN=METHOD by name, of which the last that matches counts:
+    int8, gptq-int4 to gptq-int8, gptq-uniform, gptq-trellis (where nothing is said), float16."""
+    delta_factors: tuple[str, ...] = ()
+    """PATTERN=FACTOR: how many times the delta of all grids matching matrices get."""
+    states: int = 256
+    """States of the trellis, a power of two from 4 to 256."""
+    strict: bool = False
+    """Whether a tensor that falls back to int8 is an error."""
+    codecs: tuple[str, ...] = ()
+    """Codecs to try: raw, zlib, zstd, lzma, range, brotli; none named tries zlib, zstd, range."""
+    code: tuple[str | Path, ...] = ()
+    """Files whose bytes count into the budget too."""
+    calibration: Calibration | None = None
+    """Text for the Hessians: training shards, text that the model writes itself, or random tokens.
+    None takes shards where `data` has those of train, else the model's own text."""
+    calibration_tokens: int = 0
+    """Tokens of that text; 0 takes 524,288 on CUDA and 65,536 on a CPU."""
+    seed: int = 0
+    """Seed of the choice of calibration text."""
+    tune: Tune = "none"
+    """What trains against the unpacked model: nothing, what is not coded once all is coded
+    (``floats``), or what is not coded yet, layer by layer (``deep``)."""
+    tune_labels: float = 0.0
+    """Weight of cross entropy on the text in tuning; the rest is KL to the unpacked model."""
+    tune_seconds: float | None = None
+    """Most seconds of tuning after the first search; None goes by steps."""
+    eval_tokens: int = 0
+    """Prove on the first so many validation targets; 0 proves on all."""
+    stride: int | None = None
+    """Also measure a sliding window that moves by so many tokens."""
+    plan: bool = False
+    """Find out what would be made, and no more: nothing is written, kept or proved."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+
+    def __post_init__(self) -> None:
+        if self.tune == "none" and self.tune_seconds:
+            raise ConfigError("--tune-seconds goes with --tune")
+        if not 0 <= self.tune_labels <= 1:
+            raise ConfigError(f"--tune-labels {self.tune_labels} must lie in 0..1")
+
+    @property
+    def config(self) -> PackConfig:
+        """How tensors are quantized and coded.
+
+        Raises:
+            ConfigError: no such method, number of states, codec or factor.
+        """
+        return PackConfig(
+            methods=_methods(self.methods),
+            step_factors=_factors(self.delta_factors),
+            states=self.states,
+            strict=self.strict,
+            codecs=codec_names(self.codecs or PackConfig().codecs),
+        )
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget in bytes; None where the file is not made for one."""
+        return parse_size(self.budget) if isinstance(self.budget, str) else self.budget
+
+    def code_bytes(self) -> int:
+        """Bytes of the files in `code`.
+
+        Raises:
+            ConfigError: one cannot be read.
+        """
+        return sum(_code_size(Path(path)) for path in self.code)
+
+    def check_size(self) -> None:
+        """Raise the `ConfigError` of a request that does not say once how large the file is."""
+        if sum(given is not None for given in (self.budget, self.bits, self.delta)) != 1:
+            raise ConfigError(
+                "give one of --budget, such as --budget 16MB, --bits, --delta, and --curve"
+            )
+
+
+def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(pattern, method) pairs, the one for all tensors first."""
+    pairs = [tuple(option.split("=", 1)) if "=" in option else ("*", option) for option in options]
+    if sum(pattern == "*" for pattern, _ in pairs) > 1:
+        raise ConfigError("--method names several methods for all tensors; write PATTERN=METHOD")
+    if not any(pattern == "*" for pattern, _ in pairs):
+        pairs.insert(0, ("*", "gptq-trellis"))
+    return tuple(sorted(((p, m) for p, m in pairs), key=lambda pair: pair[0] != "*"))
+
+
+def _factors(options: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    pairs = []
+    for option in options:
+        pattern, found, text = option.rpartition("=")
+        try:
+            pairs.append((pattern, float(text)))
+        except ValueError:
+            found = ""
+        if not found:
+            raise ConfigError(
+                f"--delta-factor {option}: write PATTERN=FACTOR, such as blocks.0.*=0.7"
+            )
+    return tuple(pairs)
+
+
+def _code_size(path: Path) -> int:
+    try:
+        if not path.is_file():
+            raise ConfigError(f"--code {path}: no such file; name each file of the code")
+        return path.stat().st_size
+    except OSError as error:
+        raise ConfigError(f"--code {path}: {error.strerror}") from error

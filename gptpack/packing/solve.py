@@ -1,0 +1,107 @@
+"""Sizes at one delta after another -> the finest delta whose size is within a target."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """Where a search over delta ended."""
+
+    delta: float
+    size_bytes: int
+    tried: int
+    """Sizes that were asked for."""
+
+
+def solve_delta(
+    size_at: Callable[[float], int],
+    target_bytes: int,
+    *,
+    start: float,
+    octave_bits: float,
+    finest: float,
+    coarsest: float | None = None,
+    tolerance: float = 1e-3,
+    most: int = 12,
+) -> Solution | None:
+    """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
+
+    Positions are log2 delta. The first step is by `octave_bits`, later ones follow the sizes
+    seen: beyond them until two enclose the target, then between those two. Stops within
+    `tolerance` of the target, where those two are so close that `tolerance` is what should lie
+    between them (sizes of small files scatter by as much), at `finest`, or after `most` sizes.
+    Deterministic as `size_at` is.
+
+    Args:
+        start: where the search begins, between `finest` and `coarsest`.
+        octave_bits: what halving `start` is expected to cost; a bit for each weight at high rates.
+        coarsest: decides whether there is a solution; 4096 times `start` by default.
+    """
+    lowest = float(np.log2(finest))
+    position = float(np.log2(max(start, finest)))
+    highest = position + 12 if coarsest is None else float(np.log2(coarsest))
+    position = min(position, highest)
+    # aim a little under the target: over it a size is of no use
+    aim = max(1.0, (1 - tolerance / 3) * target_bytes)
+    close = tolerance * target_bytes * 8 / octave_bits
+    over: tuple[float, int] | None = None
+    best: tuple[float, int] | None = None
+    last: tuple[float, int] | None = None
+    run = tried = 0
+    while tried < most:
+        size = size_at(2.0**position)
+        tried += 1
+        fits = size <= target_bytes
+        run = run + 1 if last is not None and fits == (last[1] <= target_bytes) else 1
+        if fits:
+            if best is None or position < best[0]:
+                best = (position, size)
+            if size >= (1 - tolerance) * target_bytes or position <= lowest:
+                break
+        else:
+            if position >= highest:
+                break
+            if over is None or position > over[0]:
+                over = (position, size)
+        here = (position, size)
+        if over is not None and best is not None:
+            cliff = over[1] > (1 + 8 * tolerance) * target_bytes
+            if abs(best[0] - over[0]) <= close and not cliff:
+                break
+            position = _between(over, best, aim, run=run if fits else -run)
+        else:
+            move = (size - aim) * 8 / octave_bits if last is None else _beyond(last, here, aim)
+            position = highest if run >= most // 2 else min(max(position + move, lowest), highest)
+        last = here
+    if best is None:
+        return None
+    return Solution(delta=2.0 ** best[0], size_bytes=best[1], tried=tried)
+
+
+def _beyond(last: tuple[float, int], here: tuple[float, int], aim: float) -> float:
+    """How far to move on past `here`: a fifth further than log size, linear, says."""
+    moved = here[0] - last[0]
+    fell = float(np.log(last[1] / here[1]))
+    if fell * moved <= 0:
+        return 2 * moved
+    return 1.2 * moved * float(np.log(here[1] / aim)) / fell
+
+
+def _between(over: tuple[float, int], best: tuple[float, int], aim: float, *, run: int) -> float:
+    """The position where log size, linear from `over` to `best`, is that of `aim`; or the middle.
+
+    `run` counts how often `best` (if negative, `over`) moved in a row. After two the other end
+    counts half (the Illinois rule); after three, or where `over` stands for a refusal, the middle.
+    """
+    (low, above), (high, below) = over, best
+    if abs(run) > 2 or above > 8 * below or not below < aim:
+        return (low + high) / 2
+    up, down = float(np.log(above / aim)), float(np.log(aim / below))
+    if run == 2:
+        up /= 2
+    if run == -2:
+        down /= 2
+    return low + min(max(up / (up + down), 0.02), 0.98) * (high - low)
