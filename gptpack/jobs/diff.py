@@ -1,0 +1,63 @@
+"""Two packed files -> what differs between them, by their headers unless more is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gptpack.inspection.compare import compare, read_weights
+from gptpack.inspection.diff import DiffReport, diff_reports
+from gptpack.inspection.inspect import inspect
+from gptpack.jobs.verify import compare_with_checkpoint
+
+
+def diff(
+    before: str | Path,
+    after: str | Path,
+    *,
+    weights: bool = False,
+    checkpoint: str | Path | None = None,
+    data: str | Path | None = None,
+    **settings: Any,
+) -> DiffReport:
+    """Show what differs between two packed files.
+
+    Only headers are read, without torch, unless more is asked for.
+
+        >>> report = diff("main.gptpack", "branch.gptpack")
+        >>> report.change_bytes == report.after.file_bytes - report.before.file_bytes
+        True
+
+    Args:
+        weights: decode both files and measure how far their weights are apart.
+        checkpoint: decode both files and measure their errors against this checkpoint.
+        data: folder of validation shards to score both files on, each in a fresh process.
+        settings: settings of `gptpack.jobs.fresh.fresh_evaluation`.
+
+    Raises:
+        GptpackError: a file cannot be read, the tensors are not the same, or an evaluation failed.
+        ArtifactError: a preamble or header is corrupt, or something that was decoded.
+        CheckpointError: the checkpoint is unreadable, or some of its weights are not finite.
+    """
+    decode = weights or checkpoint is not None
+    report = diff_reports(inspect(before, decode=decode), inspect(after, decode=decode))
+    if decode:
+        first, second = read_weights(before), read_weights(after)
+        if weights:
+            report = replace(report, weights=compare(second, first.values, before))
+        if checkpoint is not None:
+            errors = compare_with_checkpoint([first, second], Path(checkpoint))
+            report = replace(report, errors=(errors[0], errors[1]))
+    if data is not None:
+        scores = [_score(Path(path), Path(data), settings) for path in (before, after)]
+        report = replace(report, measured=(scores[0], scores[1]))
+    return report
+
+
+def _score(path: Path, data: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The figure that counts of an evaluation of the file at `path`."""
+    from gptpack.jobs.fresh import evaluate_in_fresh_process
+
+    found = evaluate_in_fresh_process(path, data, **settings)
+    score: Mapping[str, Any] = found["sliding"] or found["plain"]
+    return score

@@ -1,0 +1,73 @@
+"""A packed file, and perhaps a checkpoint -> everything verified, and the error of each tensor."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gptpack.errors import CheckpointError
+from gptpack.escape import plain
+from gptpack.inspection.compare import Comparison, Weights, compare, read_weights
+from gptpack.inspection.verify import VerifyReport, report_on_weights
+from gptpack.progress import Progress, silent
+
+
+def verify(
+    path: str | Path, checkpoint: str | Path | None = None, *, progress: Progress = silent
+) -> VerifyReport:
+    """Verify all of a packed file: every checksum, a full decode, the hash of its weights.
+
+    Needs no torch, unless there is a checkpoint to compare the weights with.
+
+        >>> report = gptpack.verify("model.gptpack", checkpoint="checkpoint.pt")
+        >>> report.comparison.relative < 0.5
+        True
+
+    Raises:
+        GptpackError: there is no regular file that can be read, or the checkpoint has other
+            tensors.
+        ArtifactError: something in it is not what a checksum, the format or its header says.
+        CheckpointError: the checkpoint is unreadable, or some of its weights are not finite.
+        MissingDependencyError: a section's codec is not installed.
+    """
+    progress("verify and decode", 0, 0)
+    began = time.perf_counter()
+    file = read_weights(path)
+    report = report_on_weights(file, time.perf_counter() - began)
+    if checkpoint is None:
+        return report
+    progress("compare", 0, 0)
+    (comparison,) = compare_with_checkpoint([file], Path(checkpoint))
+    return replace(report, comparison=comparison)
+
+
+def compare_with_checkpoint(files: Sequence[Weights], checkpoint: Path) -> list[Comparison]:
+    """Each file's weights next to those of a checkpoint that it may have been made of.
+
+    Raises:
+        GptpackError: the checkpoint has other tensors than a file.
+        CheckpointError: it is unreadable, or some of its weights are not finite.
+    """
+    from gptpack.data.shards import file_sha256
+    from gptpack.families.golf.gpt import not_finite
+    from gptpack.training.checkpoint import load_checkpoint
+
+    weights = load_checkpoint(checkpoint, files[0].header.model).weights
+    if broken := not_finite(weights):
+        raise CheckpointError(
+            f"{checkpoint}: not finite: {', '.join(broken[:4])}; compare with the checkpoint that "
+            "the file was made of"
+        )
+    reference = {name: tensor.numpy() for name, tensor in weights.items()}
+    sha256 = file_sha256(checkpoint)
+    found = []
+    for file in files:
+        made_of = file.header.pack.get("checkpoint_sha256")
+        caution = ""
+        if isinstance(made_of, str) and made_of != sha256:
+            caution = (
+                f"{file.path}: made of another checkpoint than {checkpoint}, the one with SHA-256 "
+                f"{plain(made_of, 16)}..."
+            )
+        found.append(compare(file, reference, checkpoint, caution))
+    return found
