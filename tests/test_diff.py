@@ -21,7 +21,7 @@ from gptpack.codec.costs import matrix_bits
 from gptpack.codec.range import encode_codes
 from gptpack.data.shards import file_sha256
 from gptpack.errors import GptpackError
-from gptpack.inspection.compare import Weights, compare, read_weights
+from gptpack.inspection.compare import Weights, read_weights, weight_errors
 from gptpack.inspection.inspect import inspect
 from gptpack.inspection.shares import measured_bytes
 from gptpack.jobs.diff import diff
@@ -131,7 +131,7 @@ def test_errors_are_of_the_same_tensors_and_shapes():
     header = read_weights(GOLDEN).header
 
     def compared(reference, values):
-        return compare(Weights(path="x", header=header, values=values), reference, "y")
+        return weight_errors(Weights(path="x", header=header, values=values), reference, "y")
 
     one, two = np.ones((2, 3), np.float32), np.ones((3, 2), np.float32)
     with pytest.raises(GptpackError, match=r"x and y: .* only one has b"):
@@ -265,7 +265,7 @@ def test_another_checkpoint_is_said_to_be_one(run, tmp_path, world: World):  # n
     assert errors["after"] == 0.0 < errors["before"] < 0.05
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(tensors=tensor_lists)
 def test_measured_bytes_add_up_to_the_file(tensors):
     data = encode_artifact(

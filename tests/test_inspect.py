@@ -39,7 +39,7 @@ def output(*arguments: object) -> str:
     return result.output
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(tensors=tensor_lists, pack=json_objects)
 def test_the_bytes_of_tensors_groups_and_header_add_up_to_the_file(tensors, pack) -> None:
     data = encode_artifact(

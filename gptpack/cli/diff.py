@@ -10,7 +10,7 @@ from gptpack.cli.console import note, print_json, print_table
 from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
-from gptpack.inspection.compare import Comparison
+from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
 from gptpack.inspection.inspect import recorded_quality
 from gptpack.jobs.diff import diff
@@ -30,7 +30,7 @@ PATH = click.Path(path_type=Path)
     "--stride", type=click.IntRange(min=1), help="With --bpb, score a sliding window as well."
 )
 @click.option("--tokens", "limit_tokens", default=0, help="With --bpb, targets to score; 0: all.")
-@click.option("--device", type=DEVICE, default="auto", show_default=True, help="For --bpb.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="Device for --bpb.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     before: Path,
@@ -63,9 +63,9 @@ def command(
     report = diff(
         before, after, weights=weights, checkpoint=checkpoint, data=data, quiet=as_json, **settings
     )
-    for comparison in report.errors or ():
-        if comparison.caution:
-            note(comparison.caution)
+    for errors in report.errors or ():
+        if errors.caution:
+            note(errors.caution)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -133,8 +133,8 @@ def _verdict(report: DiffReport) -> str:
     return "; ".join(words)
 
 
-def _print_tensors(titles: Sequence[str], found: Sequence[Comparison]) -> None:
-    """The ten tensors with the largest errors, with a column for each comparison."""
+def _print_tensors(titles: Sequence[str], found: Sequence[WeightErrors]) -> None:
+    """The ten tensors with the largest errors, with a column for each of `found`."""
     columns = [{row.name: row.relative for row in one.tensors} for one in found]
     names = sorted(columns[0], key=lambda name: -max(column[name] or 0.0 for column in columns))
 

@@ -6,7 +6,7 @@ import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.escape import plain
-from gptpack.inspection.compare import Comparison
+from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.verify import VerifyReport
 from gptpack.jobs.verify import verify
 
@@ -33,8 +33,8 @@ def command(path: Path, checkpoint: Path | None, every: bool, as_json: bool) -> 
     """
     with progress_bars(quiet=as_json) as progress:
         report = verify(path, checkpoint, progress=progress)
-    if report.comparison is not None and report.comparison.caution:
-        note(report.comparison.caution)
+    if report.errors is not None and report.errors.caution:
+        note(report.errors.caution)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -48,9 +48,9 @@ def _print(report: VerifyReport, every: bool) -> None:
         f"({report.parameters:,} parameters) verified in {report.seconds:.2f} s"
     )
     click.echo(f"weights sha256 {report.weights_sha256}")
-    if report.comparison is not None:
+    if report.errors is not None:
         click.echo()
-        _print_errors(report.comparison, every)
+        _print_errors(report.errors, every)
     elif every:
         click.echo()
         print_table(
@@ -59,10 +59,10 @@ def _print(report: VerifyReport, every: bool) -> None:
         )
 
 
-def _print_errors(comparison: Comparison, every: bool) -> None:
+def _print_errors(errors: WeightErrors, every: bool) -> None:
     """The largest errors first, and no more than ten unless `every` one is asked for."""
-    errors = sorted(comparison.tensors, key=lambda row: -(row.relative or 0.0))
-    shown = errors if every else errors[:10]
+    rows = sorted(errors.tensors, key=lambda row: -(row.relative or 0.0))
+    shown = rows if every else rows[:10]
     print_table(
         ["tensor", "shape", "relative error", "largest difference"],
         [
@@ -75,7 +75,7 @@ def _print_errors(comparison: Comparison, every: bool) -> None:
             for row in shown
         ],
     )
-    if len(errors) > len(shown):
-        click.echo(f"and {len(errors) - len(shown):,} tensors with smaller errors; see --all")
-    if comparison.relative is not None:
-        click.echo(f"\nrelative error of all weights: {comparison.relative:.6f}")
+    if len(rows) > len(shown):
+        click.echo(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")
+    if errors.relative is not None:
+        click.echo(f"\nrelative error of all weights: {errors.relative:.6f}")

@@ -60,8 +60,8 @@ class TensorError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """The weights of a packed file next to reference weights."""
+class WeightErrors:
+    """The errors of a packed file's weights against reference weights."""
 
     reference: str
     """Path of the file or checkpoint that the reference weights are from."""
@@ -73,14 +73,16 @@ class Comparison:
     """Why the figures may not mean what they seem to: the file was made of another checkpoint."""
 
 
-def compare(file: Weights, reference: Values, path: str | Path, caution: str = "") -> Comparison:
+def weight_errors(
+    file: Weights, reference: Values, path: str | Path, caution: str = ""
+) -> WeightErrors:
     """The errors of a file's weights against the `reference` weights, which are from `path`.
 
     Raises:
         GptpackError: a tensor is missing on either side, or has another shape.
     """
     errors = tensor_errors(reference, file.values, where=f"{file.path} and {path}")
-    return Comparison(
+    return WeightErrors(
         reference=str(path),
         relative=_overall(errors, reference),
         tensors=tuple(errors),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptpack.inspection.compare import Comparison
+from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.inspect import (
     InspectReport,
     TensorReport,
@@ -67,10 +67,10 @@ class DiffReport:
     groups: tuple[GroupDiff, ...]
     """Groups in the order of the first file, then what only the second has, then the header."""
     settings: tuple[Setting, ...]
-    weights: Comparison | None = None
-    """The second file's weights next to the first's, where asked for."""
-    errors: tuple[Comparison, Comparison] | None = None
-    """Each file's weights next to those of a checkpoint, where one was given."""
+    weights: WeightErrors | None = None
+    """Errors of the second file's weights against the first's, where asked for."""
+    errors: tuple[WeightErrors, WeightErrors] | None = None
+    """Errors of each file's weights against those of a checkpoint, where one was given."""
     measured: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
     """Each file's score by an evaluation, where asked for."""
 

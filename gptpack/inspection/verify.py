@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptpack.artifact.header import SectionEntry
-from gptpack.inspection.compare import Comparison, Weights, value_sha256
+from gptpack.inspection.compare import WeightErrors, Weights, value_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +31,16 @@ class VerifyReport:
     parameters: int
     seconds: float
     """Wall-clock time of reading, verifying and decoding."""
-    comparison: Comparison | None = None
-    """The weights next to those of a checkpoint, where one was given."""
+    errors: WeightErrors | None = None
+    """Errors of the weights against those of a checkpoint, where one was given."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = asdict(self)
-        if found := values.pop("comparison"):
-            values["checkpoint"] = found["reference"]
-            values["relative_error"] = found["relative"]
-            values["errors"] = found["tensors"]
+        if errors := values.pop("errors"):
+            values["checkpoint"] = errors["reference"]
+            values["relative_error"] = errors["relative"]
+            values["errors"] = errors["tensors"]
         return values
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptpack.inspection.compare import compare, read_weights
+from gptpack.inspection.compare import read_weights, weight_errors
 from gptpack.inspection.diff import DiffReport, diff_reports
 from gptpack.inspection.inspect import inspect
-from gptpack.jobs.verify import compare_with_checkpoint
+from gptpack.jobs.verify import checkpoint_errors
 
 
 def diff(
@@ -44,9 +44,9 @@ def diff(
     if decode:
         first, second = read_weights(before), read_weights(after)
         if weights:
-            report = replace(report, weights=compare(second, first.values, before))
+            report = replace(report, weights=weight_errors(second, first.values, before))
         if checkpoint is not None:
-            errors = compare_with_checkpoint([first, second], Path(checkpoint))
+            errors = checkpoint_errors([first, second], Path(checkpoint))
             report = replace(report, errors=(errors[0], errors[1]))
     if data is not None:
         scores = [_score(Path(path), Path(data), settings) for path in (before, after)]

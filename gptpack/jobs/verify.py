@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptpack.errors import CheckpointError
 from gptpack.escape import plain
-from gptpack.inspection.compare import Comparison, Weights, compare, read_weights
+from gptpack.inspection.compare import WeightErrors, Weights, read_weights, weight_errors
 from gptpack.inspection.verify import VerifyReport, report_on_weights
 from gptpack.progress import Progress, silent
 
@@ -20,7 +20,7 @@ def verify(
     Needs no torch, unless there is a checkpoint to compare the weights with.
 
         >>> report = gptpack.verify("model.gptpack", checkpoint="checkpoint.pt")
-        >>> report.comparison.relative < 0.5
+        >>> report.errors.relative < 0.5
         True
 
     Raises:
@@ -37,12 +37,12 @@ def verify(
     if checkpoint is None:
         return report
     progress("compare", 0, 0)
-    (comparison,) = compare_with_checkpoint([file], Path(checkpoint))
-    return replace(report, comparison=comparison)
+    (errors,) = checkpoint_errors([file], Path(checkpoint))
+    return replace(report, errors=errors)
 
 
-def compare_with_checkpoint(files: Sequence[Weights], checkpoint: Path) -> list[Comparison]:
-    """Each file's weights next to those of a checkpoint that it may have been made of.
+def checkpoint_errors(files: Sequence[Weights], checkpoint: Path) -> list[WeightErrors]:
+    """The errors of each file's weights against a checkpoint that it may have been made of.
 
     Raises:
         GptpackError: the checkpoint has other tensors than a file.
@@ -69,5 +69,5 @@ def compare_with_checkpoint(files: Sequence[Weights], checkpoint: Path) -> list[
                 f"{file.path}: made of another checkpoint than {checkpoint}, the one with SHA-256 "
                 f"{plain(made_of, 16)}..."
             )
-        found.append(compare(file, reference, checkpoint, caution))
+        found.append(weight_errors(file, reference, checkpoint, caution))
     return found
