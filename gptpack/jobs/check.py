@@ -93,7 +93,7 @@ def _measure(config: CheckConfig, progress: Progress) -> Measure:
     if without := [limits.label for limits in expanded(config) if not limits.data]:
         raise ConfigError(
             f"{without[0]}: no data to measure bits per byte on; name a folder of shards with "
-            "--data, or as data in its limits"
+            "--data, or data in the table of limits"
         )
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError(
