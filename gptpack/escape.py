@@ -1,17 +1,18 @@
-"""Text of files and names for a terminal, Markdown and GitHub: none of them may be written into.
+"""Any text -> text that a terminal, Markdown or GitHub shows and does not obey.
 
-File names and what an artifact says of itself may be anybody's, a pull request's for instance.
+File names and what a packed file says of itself may be anybody's, a pull request's for instance.
 """
 
 from typing import Any
 
 LONGEST = 400
+"""Characters of a value that are shown."""
 
 _MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "&<>\\`*_[]|#@~"})
 
 
 def plain(value: Any, longest: int = LONGEST) -> str:
-    """`value` in printable ASCII: it must not reach a terminal's control codes."""
+    """`value` in printable ASCII, which has none of a terminal's control codes."""
     if type(value) is int:
         return f"{value:,}" if abs(value) < 1 << 63 else "an integer of more than 64 bits"
     text = value if isinstance(value, str) else repr(value)

@@ -1,9 +1,14 @@
-"""What every test runs under: one thread per worker, and no GPU tests where there is no GPU."""
+"""What every test runs under: one thread per worker, no clock in hypothesis, GPU tests on GPUs."""
 
 import importlib
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a busy machine is no reason to fail
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")

@@ -331,7 +331,7 @@ def test_two_ranks_find_what_one_finds_even_if_one_has_no_window(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     for windows, few in ((7, 4), (5, 1), (1, 1)):

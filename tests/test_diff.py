@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,18 @@ from hypothesis import given, settings
 from strategies import MODEL, TOKENIZER, example_tensors, grid_tensors, tensor_lists
 from test_cli_eval import World, world  # noqa: F401
 
-from gptpack.artifact.reader import decode_artifact
+from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.artifact.writer import encode_artifact, write_artifact
 from gptpack.cli import main
 from gptpack.codec.costs import matrix_bits
 from gptpack.codec.range import encode_codes
 from gptpack.data.shards import file_sha256
 from gptpack.errors import GptpackError
-from gptpack.inspection.compare import overall, tensor_errors
-from gptpack.inspection.diff import diff
-from gptpack.inspection.shares import inspect_decoded, measured_bytes
+from gptpack.inspection.compare import Weights, read_weights, weight_errors
+from gptpack.inspection.inspect import inspect
+from gptpack.inspection.shares import measured_bytes
+from gptpack.jobs.diff import diff
+from gptpack.jobs.verify import verify
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import dequantize
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
@@ -127,17 +128,20 @@ def test_weights_that_differ_are_measured(run, tmp_path):
 
 
 def test_errors_are_of_the_same_tensors_and_shapes():
+    header = read_weights(GOLDEN).header
+
+    def compared(reference, values):
+        return weight_errors(Weights(path="x", header=header, values=values), reference, "y")
+
     one, two = np.ones((2, 3), np.float32), np.ones((3, 2), np.float32)
-    with pytest.raises(GptpackError, match="only one has b"):
-        tensor_errors({"a": one, "b": one}, {"a": one}, where="x and y")
+    with pytest.raises(GptpackError, match=r"x and y: .* only one has b"):
+        compared({"a": one, "b": one}, {"a": one})
     with pytest.raises(GptpackError, match=r"a has the shapes \(2, 3\) and \(3, 2\)"):
-        tensor_errors({"a": one}, {"a": two}, where="x and y")
+        compared({"a": one}, {"a": two})
     zero = np.zeros((2, 3), np.float32)
-    (error,) = tensor_errors({"a": zero}, {"a": one}, where="x and y")
-    assert (error.relative, error.largest) == (None, 1.0)
-    assert overall([error], {"a": zero}) is None
-    (error,) = tensor_errors({"a": zero}, {"a": zero}, where="x and y")
-    assert error.relative == 0.0
+    found = compared({"a": zero}, {"a": one})
+    assert (found.relative, found.tensors[0].relative, found.tensors[0].largest) == (None, None, 1)
+    assert compared({"a": zero}, {"a": zero}).tensors[0].relative == 0.0
 
 
 def test_both_files_are_measured_with_bpb(run, tmp_path, world: World):  # noqa: F811
@@ -155,19 +159,13 @@ def test_both_files_are_measured_with_bpb(run, tmp_path, world: World):  # noqa:
 def test_headers_and_checksums_need_no_torch(command):
     code = (
         "import sys\nfrom gptpack.cli.main import run\n"
-        f"try:\n    run([*{command!r}, {str(GOLDEN)!r}])\n"
-        "finally:\n    print('torch' in sys.modules, 'numba' in sys.modules)"
+        f"run([*{command!r}, {str(GOLDEN)!r}])\n"
+        "print('torch' in sys.modules, 'numba' in sys.modules)"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        seconds.append(time.perf_counter() - start)
-        assert done.stdout.endswith("False False\n")
-    # The best of three, and twice the promise, as the machine may be busy; torch alone takes more.
-    assert min(seconds) < 2
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("False False\n")
 
 
 def test_verify_names_the_hash_of_every_tensor(run):
@@ -230,6 +228,8 @@ def test_verify_shows_each_tensors_error_against_its_checkpoint(
         assert row["relative"] == pytest.approx(expected, abs=1e-12)
         assert (row["relative"] > 0) == (decoded[row["name"]].ndim == 2)
     assert 0 < values["relative_error"] < 0.05
+    report = verify(path, tmp_path / "c.pt").to_dict()
+    assert json.loads(json.dumps(report)) == {**values, "seconds": report["seconds"]}
     status, out, err = run("verify", path, "--checkpoint", world.checkpoint)
     assert "relative error of all weights" in out
     assert "and " in out
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_is_not_finite_is_nothing_to_compare_with(
     for words in (("verify", path), ("diff", path, path)):
         status, out, err = run(*words, "--checkpoint", tmp_path / "n.pt", "--json")
         assert (status, out) == (2, "")
-        assert "not finite: blocks.0.attn_scale;" in err
+        assert "not finite: blocks.0.attn_scale" in err
 
 
 def test_another_checkpoint_is_said_to_be_one(run, tmp_path, world: World):  # noqa: F811
@@ -259,21 +259,20 @@ def test_another_checkpoint_is_said_to_be_one(run, tmp_path, world: World):  # n
     save_checkpoint(tmp_path / "o.pt", Checkpoint(model=world.config, weights=other))
     status, _, err = run("verify", path, "--checkpoint", tmp_path / "o.pt")
     assert status == 0
-    assert "the file was made of another checkpoint" in err
+    assert "made of another checkpoint than" in err
     options = ("--checkpoint", tmp_path / "c.pt", "--json")
     errors = json.loads(run("diff", path, world.artifact, *options)[1])["errors"]
     assert errors["after"] == 0.0 < errors["before"] < 0.05
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(tensors=tensor_lists)
 def test_measured_bytes_add_up_to_the_file(tensors):
     data = encode_artifact(
         model=MODEL, tokenizer=TOKENIZER, tensors=tensors, pack={}, codecs=["zlib", "range"]
     )
-    artifact = decode_artifact(data)
-    shares = measured_bytes(data, artifact)
-    assert artifact.header.header_bytes + sum(shares) == len(data)
+    shares = measured_bytes(data)
+    assert decode_header(data).header_bytes + sum(shares) == len(data)
     assert min(shares) >= 0
 
 
@@ -290,7 +289,7 @@ def test_a_tensor_is_charged_what_its_codes_cost(tmp_path):
     write_artifact(
         path, model=MODEL, tokenizer=TOKENIZER, tensors=tensors, pack={}, codecs=["range"]
     )
-    wide, small = (tensor.stored_bytes for tensor in inspect_decoded(path).tensors)
+    wide, small = (tensor.stored_bytes for tensor in inspect(path, decode=True).tensors)
     assert wide > 5 * small
 
 
@@ -318,5 +317,4 @@ def test_grid_tensors_of_both_kinds_have_measured_bytes():
     data = encode_artifact(
         model=MODEL, tokenizer=TOKENIZER, tensors=grid_tensors(), pack={}, codecs=["range"]
     )
-    artifact = decode_artifact(data)
-    assert sum(measured_bytes(data, artifact)) + artifact.header.header_bytes == len(data)
+    assert sum(measured_bytes(data)) + decode_header(data).header_bytes == len(data)

@@ -1,9 +1,8 @@
-"""`gptpack inspect` adds up to the byte, says what was stored, answers at once without torch."""
+"""`gptpack inspect` adds up to the byte, says what was stored, and needs no torch."""
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from strategies import MODEL, TOKENIZER, example_tensors, json_objects, tensor_l
 
 from gptpack.artifact.reader import decode_header
 from gptpack.artifact.writer import encode_artifact, write_artifact
+from gptpack.cli import main
 from gptpack.cli.inspect import command
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.inspection.inspect import flat, group_name, inspect, report_on
@@ -39,7 +39,7 @@ def output(*arguments: object) -> str:
     return result.output
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(tensors=tensor_lists, pack=json_objects)
 def test_the_bytes_of_tensors_groups_and_header_add_up_to_the_file(tensors, pack) -> None:
     data = encode_artifact(
@@ -176,37 +176,29 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     assert caught.value.exit_status == 2
 
 
-def gptpack(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from gptpack.cli.main import run; run(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
-
-
-def test_the_command_answers_in_about_a_second_without_torch() -> None:
+def test_the_command_loads_no_torch() -> None:
     code = (
         "import sys\nfrom gptpack.cli.main import run\n"
-        f"try:\n    run(['inspect', {str(GOLDEN)!r}])\n"
-        "finally:\n    print('torch' in sys.modules, 'numba' in sys.modules)"
+        f"run(['inspect', {str(GOLDEN)!r}])\n"
+        "print('torch' in sys.modules, 'numba' in sys.modules)"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        seconds.append(time.perf_counter() - start)
-        assert done.stdout.endswith("False False\n")
-    # The best of three, and twice the promise, as the machine may be busy; torch alone takes more.
-    assert min(seconds) < 2
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False False\n")
 
 
-def test_exit_statuses_and_messages_of_the_command(tmp_path: Path) -> None:
-    assert gptpack("inspect", str(GOLDEN)).returncode == 0
-    missing = gptpack("inspect", str(tmp_path / "missing"))
-    assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (2, "", 1)
+def test_exit_statuses_and_messages_of_the_command(tmp_path: Path, capsys) -> None:
+    def gptpack(*arguments: object) -> tuple[int, str, str]:
+        status = 0
+        try:
+            main.run(["inspect", *map(str, arguments)])
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        return status, *capsys.readouterr()
+
+    assert gptpack(GOLDEN)[0] == 0
     corrupt = tmp_path / "corrupt"
     corrupt.write_bytes(GOLDEN.read_bytes()[:-1])
-    wrong = gptpack("inspect", str(corrupt))
-    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (3, "", 1)
-    assert "Example: gptpack inspect" in gptpack("inspect", "--help").stdout
+    for path, expected in ((tmp_path / "missing", 2), (corrupt, 3)):
+        status, out, err = gptpack(path)
+        assert (status, out, err.count("\n")) == (expected, "", 1)
+    assert "Example: gptpack inspect" in gptpack("--help")[1]

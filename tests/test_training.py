@@ -1,12 +1,13 @@
 """The trainer: runs that follow their schedules, and that are killed, resumed or broken."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import types
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +22,7 @@ from gptpack.data.shards import write_shard
 from gptpack.errors import CheckpointError, ConfigError, GptpackError, TrainingError
 from gptpack.families.golf.gpt import GPT
 from gptpack.ranks import Ranks, ranks
+from gptpack.training import loop
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, train
 from gptpack.training.recipe import Recipe, load_recipe
@@ -73,26 +75,39 @@ def test_micro_batches_do_not_change_what_is_learned(tmp_path):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that moves by a tenth of a second with each look, of which a step takes one."""
+    looks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(looks) / 10)
+    monkeypatch.setattr(loop, "time", clock)
+
+
+@pytest.mark.usefixtures("ticking")
 def test_a_limit_in_seconds_ends_the_run_with_a_rate_near_zero(tmp_path):
-    recipe = tiny("training.seconds=1.5", "training.steps=100000", "training.warmdown_steps=50")
+    recipe = tiny("training.seconds=1.5", "training.steps=100000", "training.warmdown_steps=5")
     result = train(recipe, shards(), tmp_path / "run", CPU)
-    assert 1.5 <= result.seconds < 10
+    assert result.steps == 14
+    assert result.seconds == pytest.approx(1.6)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["lr_multiplier"] == 1
-    assert json.loads(lines[-1])["lr_multiplier"] < 0.5
+    rates = [json.loads(line)["lr_multiplier"] for line in lines]
+    assert rates[:9] == [1] * 9
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.3
 
 
+@pytest.mark.usefixtures("ticking")
 def test_training_leaves_the_seconds_that_packing_needs(tmp_path):
     recipe = tiny(
         "training.seconds=600",
-        "training.reserve_seconds=599.2",
+        "training.reserve_seconds=598.5",
         "training.steps=100000",
         "training.warmdown_steps=0",
         "training.warmdown_fraction=0.5",
         "training.lr_floor=0.1",
     )
     result = train(recipe, shards(), tmp_path / "run", CPU)
-    assert 0.8 <= result.seconds < 10
+    assert result.steps == 14
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line)["lr_multiplier"] for line in lines]
     assert rates[0] == 1
@@ -301,13 +316,20 @@ def test_dropout_is_in_training_and_not_in_what_is_kept(tmp_path):
 
 
 RUN = """
-import sys, numpy as np
+import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_training import CPU, shards, tiny
-from gptpack.training.loop import train
-resume, output = sys.argv[2] == "resume", Path(sys.argv[3])
-train(tiny(*sys.argv[4:]), shards(), output, CPU, resume=resume)
+from gptpack.training.loop import Run, train
+mode, output = sys.argv[2], Path(sys.argv[3])
+update = Run.update
+def killed(run, elapsed):
+    if run.step > 100 and run.path.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(run, elapsed)
+if mode == "killed":
+    Run.update = killed
+train(tiny(*sys.argv[4:]), shards(), output, CPU, resume=mode == "resume")
 """
 
 
@@ -327,16 +349,10 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, ema):
         f"optimizer.ema_decay={ema}",
     ]
     whole = run_process("new", tmp_path / "whole", *overrides)
-    killed = run_process("new", tmp_path / "killed", *overrides)
+    killed = run_process("killed", tmp_path / "killed", *overrides)
     metrics = tmp_path / "killed/metrics.jsonl"
     checkpoint = tmp_path / "killed/checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if checkpoint.exists() and metrics.read_text().count("\n") > 100:
-            break
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    assert killed.wait() == -signal.SIGKILL
     assert 0 < load_checkpoint(checkpoint).step < 400
     assert run_process("resume", tmp_path / "killed", *overrides).wait() == 0
     assert whole.wait() == 0

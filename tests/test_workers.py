@@ -41,7 +41,7 @@ def test_torch_computes_alone_in_each_thread_and_as_before_afterwards():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        together = threading.Barrier(3, timeout=10)
+        together = threading.Barrier(3, timeout=300)
 
         def counted(_):
             together.wait()

@@ -8,10 +8,9 @@ import struct
 from dataclasses import dataclass
 
 from gptpack.errors import ArtifactError
+from gptpack.version import FORMAT_VERSION
 
 MAGIC = b"\x89GPTPK\r\n"
-VERSION = 1
-"""Version of the format, not of the package."""
 
 HEADER_DEFLATED = 1
 """Bit of the preamble's flags: the header is stored as a zlib stream."""
@@ -60,7 +59,7 @@ class Preamble:
         flags = HEADER_DEFLATED if self.deflated else 0
         fields = FIELDS.pack(
             MAGIC,
-            VERSION,
+            FORMAT_VERSION,
             flags,
             self.stored_header_bytes,
             self.raw_header_bytes,
@@ -98,13 +97,15 @@ def read_preamble(start: bytes, file_bytes: int) -> Preamble:
             f"{file_bytes:,} bytes are less than the preamble of {PREAMBLE_BYTES}; get it again"
         )
     _, version, flags, stored, raw, declared = FIELDS.unpack_from(start)
-    if version != VERSION:
+    if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"format version {version}, this gptpack reads version {VERSION}; "
+            f"format version {version}, this gptpack reads version {FORMAT_VERSION}; "
             "use the gptpack that wrote it, or a newer one"
         )
     if flags & ~HEADER_DEFLATED:
-        raise ArtifactError(f"flags {flags:#06x} have bits that version {VERSION} does not know")
+        raise ArtifactError(
+            f"flags {flags:#06x} have bits that version {FORMAT_VERSION} does not know"
+        )
     if declared != file_bytes:
         raise ArtifactError(f"{file_bytes:,} bytes, the preamble says {declared:,}; get it again")
     preamble = Preamble(

@@ -1,4 +1,4 @@
-"""`gptpack completion`: the script by which a shell completes commands, options and file names."""
+"""`gptpack completion`: a shell's name -> the script by which it completes commands."""
 
 import click
 from click.shell_completion import get_completion_class

@@ -1,4 +1,4 @@
-"""What every command prints with: tables and JSON on stdout, progress and notes on stderr."""
+"""Values -> what a command prints: tables and JSON on stdout, progress and notes on stderr."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from rich.text import Text
 from gptpack.progress import Progress as ProgressCallback
 
 NOTE_SECONDS = 20.0
+"""Seconds between two lines about one phase, where there is no terminal."""
 
 
 def print_json(value: Any) -> None:
@@ -39,7 +40,7 @@ def print_table(
     title: str | None = None,
     align: Literal["left", "right"] = "right",
 ) -> None:
-    """An aligned table on stdout; the first column is text, the others `align` as they are told."""
+    """Write an aligned table to stdout; `align` is of every column but the first, which is text."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else align, no_wrap=True)
@@ -57,7 +58,7 @@ def main_rank() -> bool:
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
+    """Write one line to stderr."""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
@@ -65,12 +66,12 @@ def note(text: str) -> None:
 def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     """A callback that draws one bar per phase on stderr, with an estimate of what is left.
 
-    Without a terminal it is a line per phase, and one every `NOTE_SECONDS` while it lasts. An
-    interrupt goes on with a word on what was reached.
+    Without a terminal it writes a line per phase, and one every `NOTE_SECONDS` while the phase
+    lasts. An interrupt is raised again with what had been reached as its message.
     """
     console = Console(stderr=True)
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -86,14 +87,14 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     def report(phase: str, done: float, total: float) -> None:
         nonlocal noted, reached
         reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
-        plain = not quiet and not console.is_terminal
+        lines = not quiet and not console.is_terminal
         now = time.monotonic()
         if phase not in tasks:
             tasks[phase] = bars.add_task(phase, total=total or None)
             began[phase] = noted = now
-            if plain:
+            if lines:
                 note(f"{phase} ...")
-        elif plain and 0 < done < total and now - noted >= NOTE_SECONDS:
+        elif lines and 0 < done < total and now - noted >= NOTE_SECONDS:
             left = (now - began[phase]) * (total - done) / done
             note(f"{phase}: {done / total:.0%}, about {left:,.0f} s left")
             noted = now

@@ -1,4 +1,4 @@
-"""`gptpack inspect`: what a packed file holds, in under a second and without torch."""
+"""`gptpack inspect`: a packed file -> tables of what it holds, without torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,12 +24,7 @@ def command(path: str, as_json: bool, decode: bool) -> None:
     The bytes of a tensor are its share of its section, in proportion to raw bytes; with --decode,
     in proportion to what its codes cost, which takes some seconds.
     """
-    if decode:
-        from gptpack.inspection.shares import inspect_decoded
-
-        report = inspect_decoded(path)
-    else:
-        report = inspect(path)
+    report = inspect(path, decode=decode)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""Types of options that several commands share."""
+"""Types of options that several commands share: text from the command line -> checked values."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ DEVICE = click.Choice(["auto", "cpu", "cuda"])
 
 
 class Finite(click.FloatRange):
-    """A number; not NaN, and not infinite."""
+    """A number that is neither NaN nor infinite."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

@@ -1,18 +1,14 @@
 """`gptpack verify`: every checksum and a full decode; with a checkpoint, the error per tensor."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.escape import plain
-
-if TYPE_CHECKING:
-    from gptpack.artifact.header import ArtifactHeader
-    from gptpack.inspection.compare import TensorError, Values
-    from gptpack.inspection.verify import VerifyReport
+from gptpack.inspection.compare import WeightErrors
+from gptpack.inspection.verify import VerifyReport
+from gptpack.jobs.verify import verify
 
 PATH = click.Path(path_type=Path)
 
@@ -35,87 +31,51 @@ def command(path: Path, checkpoint: Path | None, every: bool, as_json: bool) -> 
       gptpack verify model.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack verify model.gptpack --all --json
     """
-    from gptpack.inspection.compare import overall, tensor_errors
-    from gptpack.inspection.verify import verify
-
     with progress_bars(quiet=as_json) as progress:
-        progress("verify and decode", 0, 0)
-        report, artifact, values = verify(path)
-        errors: list[TensorError] = []
-        error = None
-        if checkpoint is not None:
-            progress("compare", 0, 0)
-            reference = checkpoint_values(checkpoint, artifact.header)
-            errors = tensor_errors(reference, values, where=f"{path} and {checkpoint}")
-            error = overall(errors, reference)
-    result: dict[str, Any] = report.to_dict()
-    if checkpoint is not None:
-        result |= {
-            "checkpoint": str(checkpoint),
-            "relative_error": error,
-            "errors": [asdict(row) for row in errors],
-        }
+        report = verify(path, checkpoint, progress=progress)
+    if report.errors is not None and report.errors.caution:
+        note(report.errors.caution)
     if as_json:
-        print_json(result)
-        return
-    _print(report, errors, error, every)
+        print_json(report.to_dict())
+    else:
+        _print(report, every)
 
 
-def checkpoint_values(path: Path, header: "ArtifactHeader") -> "Values":
-    """The weights of a checkpoint that a file with this header may have been made of.
-
-    Raises:
-        CheckpointError: unreadable, or some are not finite and have no distance from anything.
-    """
-    from gptpack.data.shards import file_sha256
-    from gptpack.errors import CheckpointError
-    from gptpack.families.language_model import not_finite
-    from gptpack.training.checkpoint import load_checkpoint
-
-    loaded = load_checkpoint(path, header.model)
-    made_of = header.pack.get("checkpoint_sha256")
-    if isinstance(made_of, str) and file_sha256(path) != made_of:
-        note(f"{path}: the file was made of another checkpoint, {plain(made_of, 16)}...")
-    if broken := not_finite(loaded.weights):
-        raise CheckpointError(
-            f"{path}: not finite: {', '.join(broken[:4])}; compare with the checkpoint that the "
-            "file was made of"
-        )
-    return {name: tensor.numpy() for name, tensor in loaded.weights.items()}
-
-
-def _print(
-    report: "VerifyReport", errors: "list[TensorError]", error: float | None, every: bool
-) -> None:
+def _print(report: VerifyReport, every: bool) -> None:
     click.echo(
         f"{click.format_filename(report.path)}: {report.file_bytes:,} bytes, header, "
         f"{len(report.sections)} sections and {len(report.tensors):,} tensors "
         f"({report.parameters:,} parameters) verified in {report.seconds:.2f} s"
     )
     click.echo(f"weights sha256 {report.weights_sha256}")
-    if errors:
-        shown = sorted(errors, key=lambda row: -(row.relative or 0.0))
-        shown = shown if every else shown[:10]
+    if report.errors is not None:
         click.echo()
-        print_table(
-            ["tensor", "shape", "relative error", "largest difference"],
-            [
-                [
-                    plain(row.name, 80),
-                    " x ".join(map(str, row.shape)) or "scalar",
-                    "" if row.relative is None else f"{row.relative:.6f}",
-                    f"{row.largest:.3g}",
-                ]
-                for row in shown
-            ],
-        )
-        if len(errors) > len(shown):
-            click.echo(f"and {len(errors) - len(shown):,} tensors with smaller errors; see --all")
-        if error is not None:
-            click.echo(f"\nrelative error of all weights: {error:.6f}")
+        _print_errors(report.errors, every)
     elif every:
         click.echo()
         print_table(
             ["tensor", "method", "sha256 of its values"],
             [[plain(row.name, 80), row.method, row.sha256] for row in report.tensors],
         )
+
+
+def _print_errors(errors: WeightErrors, every: bool) -> None:
+    """The largest errors first, and no more than ten unless `every` one is asked for."""
+    rows = sorted(errors.tensors, key=lambda row: -(row.relative or 0.0))
+    shown = rows if every else rows[:10]
+    print_table(
+        ["tensor", "shape", "relative error", "largest difference"],
+        [
+            [
+                plain(row.name, 80),
+                " x ".join(map(str, row.shape)) or "scalar",
+                "" if row.relative is None else f"{row.relative:.6f}",
+                f"{row.largest:.3g}",
+            ]
+            for row in shown
+        ],
+    )
+    if len(rows) > len(shown):
+        click.echo(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")
+    if errors.relative is not None:
+        click.echo(f"\nrelative error of all weights: {errors.relative:.6f}")

@@ -38,7 +38,7 @@ from gptpack.contest.imports import (
 from gptpack.contest.logs import RunLog, read_log
 from gptpack.contest.significance import compare
 from gptpack.errors import ConfigError, DataError
-from gptpack.gate.check import Outcome, State
+from gptpack.gate.outcomes import Outcome, State
 
 RECORD_TRACK = "10min_16mb"
 """Here times, seeds and significance are rules; on other tracks they are only reported."""

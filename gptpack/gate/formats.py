@@ -1,22 +1,22 @@
-"""The result of a check as Markdown, JUnit XML, GitHub annotations, and rows of a table."""
+"""The result of a check -> JSON, Markdown, JUnit XML, GitHub annotations, rows of a table."""
 
 import json
 from collections.abc import Callable
 from xml.etree import ElementTree
 
 from gptpack.escape import command_data, command_property, markdown, plain
-from gptpack.gate.check import Checked, Result
+from gptpack.gate.outcomes import Checked, Result
 
 COLUMNS = ("artifact", "bytes", "code", "budget", "headroom", "bpb", "change", "status")
 SUMMARY_BYTES = 1 << 20
-"""GitHub refuses a larger step summary."""
+"""Bytes of the largest step summary that GitHub accepts."""
 MOST_ROWS = 500
 MOST_ANNOTATIONS = 10
-"""GitHub shows so many of a step."""
+"""Annotations that GitHub shows for one step."""
 
 
 def rows(result: Result) -> list[list[str]]:
-    """A row of text per artifact, under `COLUMNS`."""
+    """One row of text for each file, under `COLUMNS`."""
     return [_row(checked) for checked in result.artifacts]
 
 
@@ -45,7 +45,7 @@ def _number(value: int | None) -> str:
 
 
 def failures(result: Result) -> list[tuple[Checked, str]]:
-    """Each failure with its artifact, in words that say what to do."""
+    """Each failure with its file, in words that say what to do."""
     found = []
     for checked in result.artifacts:
         said = _said(checked)
@@ -55,12 +55,12 @@ def failures(result: Result) -> list[tuple[Checked, str]]:
 
 
 def _said(checked: Checked) -> str:
-    """What the configuration adds to each failure of an artifact."""
+    """The words that the configuration adds to each failure of a file."""
     return f" {plain(checked.limits.message)}" if checked.limits.message else ""
 
 
 def skipped(result: Result) -> list[str]:
-    """Rules that were asked for and could not be looked at."""
+    """Each rule that could not be looked at, with its file, in words that say why."""
     return [
         f"{plain(checked.name)}: {outcome.rule}: {plain(outcome.text)}"
         for checked in result.artifacts
@@ -70,11 +70,12 @@ def skipped(result: Result) -> list[str]:
 
 
 def to_json(result: Result) -> str:
+    """The whole result as one JSON document, which a later check takes as its baseline."""
     return json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
 def to_markdown(result: Result) -> str:
-    """A table and the failures, small enough for a step summary."""
+    """A table and the failures as Markdown, small enough for a step summary."""
     count = len(result.artifacts)
     failing = sum(bool(checked.failures) for checked in result.artifacts)
     verdict = f"{failing} of {count} failed" if failing else f"{count} passed"
@@ -96,7 +97,7 @@ def to_markdown(result: Result) -> str:
 
 
 def to_junit(result: Result) -> str:
-    """A test case for each rule of each artifact."""
+    """JUnit XML with a test case for each rule of each file."""
     cases = [(checked, outcome) for checked in result.artifacts for outcome in checked.outcomes]
     states = [outcome.state for _, outcome in cases]
     counts = {
@@ -125,7 +126,7 @@ def to_junit(result: Result) -> str:
 
 
 def annotations(result: Result) -> list[str]:
-    """GitHub workflow commands, one line each."""
+    """A GitHub workflow command for each failure, one line each."""
     return [
         f"::error file={command_property(checked.path)},title=gptpack check::"
         + command_data(f"{checked.name}: {text}")
@@ -139,4 +140,4 @@ FORMATS: dict[str, Callable[[Result], str]] = {
     "junit": to_junit,
 }
 SUFFIXES = {".json": "json", ".md": "markdown", ".xml": "junit"}
-"""What a file of this name is written as."""
+"""Format in which a report is written, by the suffix of its name."""

@@ -1,4 +1,4 @@
-"""What `gptpack check` holds artifacts to: the table ``[check]`` of gptpack.toml.
+"""The table ``[check]`` of gptpack.toml -> the limits of each packed file.
 
 Keys of ``[check]`` are defaults for each ``[[check.artifact]]``; paths are relative to the file's
 folder and may hold wildcards. Unknown keys are errors.
@@ -18,36 +18,36 @@ from gptpack.values import from_dict, parse_size
 
 CONFIG = "gptpack.toml"
 SAMPLE_TOKENS = 65536
-"""A 27 M parameter model scores so many in two minutes on two busy cores (docs/log.md)."""
+"""Targets that a model of 27 M parameters scores in two minutes on two busy cores (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one artifact, or of each that a wildcard finds; what is not set is not checked."""
+    """Limits of one file, or of each that a wildcard finds; what is not set is not checked."""
 
     path: str
     name: str = ""
-    """In reports, and in the baseline that it is compared with; the path by default."""
+    """Name in reports, and in the baseline to compare with; the path by default."""
     budget: str = ""
-    """Most bytes of the file and its code, such as ``16MB``; by default what the file names."""
+    """Most bytes of the file and its code, such as ``16MB``; by default the budget it names."""
     code: tuple[str, ...] = ()
     """Files whose bytes count into the budget."""
     max_bpb: float = math.inf
-    """Most bits per byte: of the sample where it is scored, else what the packer recorded."""
+    """Most bits per byte: on the sample where one is scored, else as the packer recorded."""
     max_bpb_rise: float = math.inf
     """Most bits per byte above the baseline."""
     max_bytes_rise: str = ""
     """Most bytes (file and code) above the baseline, such as ``10KB``."""
     data: str = ""
-    """Folder of validation shards that the score is proved on."""
+    """Folder of validation shards to measure the bits per byte on."""
     tokenizer: str = ""
-    """SentencePiece model; that in `data` by default."""
+    """SentencePiece model; by default the one in `data`."""
     tokens: int = SAMPLE_TOKENS
     """Targets of the sample; 0 scores all."""
     stride: int = 0
-    """Of a sliding window; 0 scores whole contexts."""
+    """Tokens by which a sliding window moves; 0 scores whole contexts."""
     message: str = ""
-    """What to tell whoever breaks a limit."""
+    """Words to add to each failure, such as whom to ask."""
 
     def __post_init__(self) -> None:
         where = f"check of '{self.path}'"
@@ -67,21 +67,30 @@ class Limits:
 
     @property
     def label(self) -> str:
+        """What reports call the file."""
         return self.name or self.path
 
 
 DEFAULTS = {field.name for field in dataclasses.fields(Limits)} - {"path", "name"}
-"""What ``[check]`` may say for all of its artifacts."""
+"""Settings that ``[check]`` may make for all of its files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckConfig:
-    """The artifacts of one check, and what they are compared with."""
+    """The files of one check, and what they are compared with."""
 
     artifacts: tuple[Limits, ...]
     folder: Path = Path()
-    """Where relative paths begin."""
+    """Folder in which relative paths begin."""
     baseline: str = ""
+    """Report of an earlier check, or a packed file; empty compares with nothing."""
+
+    def __post_init__(self) -> None:
+        # a baseline is looked up by the name
+        labels = [limits.label for limits in self.artifacts]
+        if len(set(labels)) < len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            raise ConfigError(f"check: two artifacts are called '{twice}'; give each a name")
 
 
 def load_check(path: Path) -> CheckConfig:
@@ -113,7 +122,7 @@ def load_check(path: Path) -> CheckConfig:
     baseline = table.get("baseline", "")
     if not artifacts or not isinstance(baseline, str):
         raise ConfigError(f"{path}: needs [[check.artifact]] tables, and a file name as baseline")
-    return CheckConfig(artifacts=distinct(artifacts), folder=path.parent, baseline=baseline)
+    return CheckConfig(artifacts=tuple(artifacts), folder=path.parent, baseline=baseline)
 
 
 def _limits(path: Path, defaults: Mapping[str, Any], row: Any) -> Limits:
@@ -123,14 +132,6 @@ def _limits(path: Path, defaults: Mapping[str, Any], row: Any) -> Limits:
         return from_dict(Limits, {**defaults, **row}, "check.artifact")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def distinct(artifacts: list[Limits]) -> tuple[Limits, ...]:
-    """`artifacts`, given that no two go by one name: a baseline is looked up by it."""
-    labels = [limits.label for limits in artifacts]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise ConfigError(f"check: two artifacts are called '{twice[0]}'; give each a name")
-    return tuple(artifacts)
 
 
 def expanded(config: CheckConfig) -> list[Limits]:

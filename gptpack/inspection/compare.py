@@ -1,20 +1,50 @@
-"""How far two sets of weights are apart, tensor by tensor. numpy only."""
+"""Two sets of weights -> how far they are apart, tensor by tensor. numpy only."""
 
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.artifact.reader import Artifact
+from gptpack.artifact.header import ArtifactHeader
+from gptpack.artifact.reader import Artifact, read_artifact
 from gptpack.errors import GptpackError
 from gptpack.quant.types import dequantize
 
 Values = Mapping[str, npt.NDArray[np.float32]]
 SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The weights of a packed file of which every checksum was verified."""
+
+    path: str
+    header: ArtifactHeader
+    values: Values
+    """Float32 values by the tensor's name, in the order of the file."""
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Verify and decode all of the file at `path`.
+
+    Raises:
+        GptpackError: there is no regular file that can be read.
+        ArtifactError: something in it is not what a checksum, the format or its header says.
+        MissingDependencyError: a section's codec is not installed.
+    """
+    values: dict[str, npt.NDArray[np.float32]] = {}
+    artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
+    return Weights(path=str(path), header=artifact.header, values=values)
+
+
+def values_of(artifact: Artifact) -> dict[str, npt.NDArray[np.float32]]:
+    """The float32 weights that a decoded file stands for, by name."""
+    return {tensor.name: dequantize(tensor) for tensor in artifact.tensors}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +59,35 @@ class TensorError:
     """Largest difference of a single weight."""
 
 
-def values_of(artifact: Artifact) -> dict[str, npt.NDArray[np.float32]]:
-    """The float32 weights that a file stands for, by name."""
-    return {tensor.name: dequantize(tensor) for tensor in artifact.tensors}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightErrors:
+    """The errors of a packed file's weights against reference weights."""
+
+    reference: str
+    """Path of the file or checkpoint that the reference weights are from."""
+    relative: float | None
+    """Relative error of all tensors as one vector; None where that is x / 0."""
+    tensors: tuple[TensorError, ...]
+    """The error of each tensor, in the order of the file."""
+    caution: str = ""
+    """Why the figures may not mean what they seem to: the file was made of another checkpoint."""
+
+
+def weight_errors(
+    file: Weights, reference: Values, path: str | Path, caution: str = ""
+) -> WeightErrors:
+    """The errors of a file's weights against the `reference` weights, which are from `path`.
+
+    Raises:
+        GptpackError: a tensor is missing on either side, or has another shape.
+    """
+    errors = tensor_errors(reference, file.values, where=f"{file.path} and {path}")
+    return WeightErrors(
+        reference=str(path),
+        relative=_overall(errors, reference),
+        tensors=tuple(errors),
+        caution=caution,
+    )
 
 
 def tensor_errors(reference: Values, values: Values, *, where: str) -> list[TensorError]:
@@ -55,8 +111,8 @@ def _error(
     if reference.shape != value.shape:
         raise GptpackError(f"{where}: {name} has the shapes {reference.shape} and {value.shape}")
     difference = value.astype(np.float64) - reference
-    power = float(np.sum(np.square(reference, dtype=np.float64)))
-    squared = float(np.sum(np.square(difference)))
+    power = _power(reference)
+    squared = _power(difference)
     relative = math.sqrt(squared / power) if power else (None if squared else 0.0)
     return TensorError(
         name=name,
@@ -66,9 +122,13 @@ def _error(
     )
 
 
-def overall(errors: list[TensorError], reference: Values) -> float | None:
+def _power(values: npt.NDArray[Any]) -> float:
+    return float(np.sum(np.square(values, dtype=np.float64)))
+
+
+def _overall(errors: list[TensorError], reference: Values) -> float | None:
     """The relative error of all tensors as one vector."""
-    power = {e.name: float(np.sum(np.square(reference[e.name], dtype=np.float64))) for e in errors}
+    power = {error.name: _power(reference[error.name]) for error in errors}
     total = sum(power.values())
     if not total or any(error.relative is None for error in errors):
         return None

@@ -1,21 +1,21 @@
-"""What differs between two packed files, from their headers: bytes, methods, settings, scores."""
+"""The reports on two packed files -> what differs: bytes, methods, settings, recorded scores."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from gptpack.evaluation.result import Score
+from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.inspect import (
     InspectReport,
     TensorReport,
     flat,
     group_name,
-    inspect,
-    recorded_quality,
 )
-from gptpack.inspection.shares import inspect_decoded
 from gptpack.values import to_dict
+
+HEADER = "(header)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class Side:
 
     @property
     def bits_per_parameter(self) -> float | None:
+        """Stored bits for each number; None where there is none."""
         return 8 * self.stored_bytes / self.parameters if self.parameters else None
 
 
@@ -42,6 +43,7 @@ class GroupDiff:
 
     @property
     def change_bytes(self) -> int:
+        """Stored bytes of the second file, less those of the first."""
         return self.after.stored_bytes - self.before.stored_bytes
 
 
@@ -56,32 +58,39 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffReport:
-    """Two files side by side."""
+    """Two files side by side; a change is the second's figure less the first's."""
 
     before: InspectReport
     after: InspectReport
     same_weights: bool
-    """Both stand for the same float32 weights, bit for bit."""
+    """Whether both stand for the same float32 weights, bit for bit."""
     groups: tuple[GroupDiff, ...]
-    """In the order of the first file, then what only the second has; the header's own last."""
+    """Groups in the order of the first file, then what only the second has, then the header."""
     settings: tuple[Setting, ...]
+    weights: WeightErrors | None = None
+    """Errors of the second file's weights against the first's, where asked for."""
+    errors: tuple[WeightErrors, WeightErrors] | None = None
+    """Errors of each file's weights against those of a checkpoint, where one was given."""
+    measured: tuple[Score, Score] | None = None
+    """Each file's score by an evaluation, where asked for."""
 
     @property
     def change_bytes(self) -> int:
+        """Bytes of the second file, less those of the first."""
         return self.after.file_bytes - self.before.file_bytes
 
     @property
     def change_bpb(self) -> float | None:
-        """Of the recorded figures, where both are of as many tokens at one context."""
-        before, after = (recorded_quality(side.pack) for side in (self.before, self.after))
-        alike = all(before.get(key) == after.get(key) for key in ("tokens", "context"))
-        if not alike or "bpb_after" not in before or "bpb_after" not in after:
+        """Change of the recorded scores; None unless both are of as many tokens at one context."""
+        before, after = (side.record.quality for side in (self.before, self.after))
+        alike = (before.tokens, before.context) == (after.tokens, after.context)
+        if not alike or before.bpb_after is None or after.bpb_after is None:
             return None
-        return after["bpb_after"] - before["bpb_after"]
+        return after.bpb_after - before.bpb_after
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
+        values: dict[str, Any] = {
             "before": _summary(self.before),
             "after": _summary(self.after),
             "change_bytes": self.change_bytes,
@@ -93,6 +102,24 @@ class DiffReport:
             ],
             "settings": [dataclasses.asdict(setting) for setting in self.settings],
         }
+        if self.weights is not None:
+            rows = [dataclasses.asdict(row) for row in self.weights.tensors]
+            values["weights"] = {"relative": self.weights.relative, "tensors": rows}
+        if self.errors is not None:
+            first, second = self.errors
+            later = {row.name: row.relative for row in second.tensors}
+            values["errors"] = {
+                "before": first.relative,
+                "after": second.relative,
+                "tensors": [
+                    {"name": row.name, "before": row.relative, "after": later[row.name]}
+                    for row in first.tensors
+                ],
+            }
+        if self.measured is not None:
+            before, after = (score.to_dict() for score in self.measured)
+            values["measured"] = {"before": before, "after": after}
+        return values
 
 
 def _summary(report: InspectReport) -> dict[str, Any]:
@@ -102,40 +129,26 @@ def _summary(report: InspectReport) -> dict[str, Any]:
         "parameters": report.parameters,
         "header_sha256": report.header_sha256,
         "weights_sha256": report.weights_sha256,
-        "quality": recorded_quality(report.pack),
+        "quality": report.record.quality.to_dict(),
     }
 
 
-def diff(before: str | Path, after: str | Path, *, decode: bool = False) -> DiffReport:
-    """Compare the headers of two files.
-
-    Args:
-        decode: also decode both, to see what each tensor takes; else a section is shared out over
-            its tensors in proportion to raw bytes.
-
-    Raises:
-        GptpackError: one of them cannot be read.
-        ArtifactError: a preamble or header is corrupt.
-    """
-    look = inspect_decoded if decode else inspect
-    first, second = look(before), look(after)
-    header = "(header)"
-    sides = [
-        {**_sides(report.tensors), header: Side(stored_bytes=report.header_bytes)}
-        for report in (first, second)
-    ]
-    names = [name for name in dict.fromkeys([*sides[0], *sides[1]]) if name != header]
+def diff_reports(before: InspectReport, after: InspectReport) -> DiffReport:
+    """What two reports say differently."""
+    first, second = (
+        {**_sides(report.tensors), HEADER: Side(stored_bytes=report.header_bytes)}
+        for report in (before, after)
+    )
+    names = [name for name in dict.fromkeys([*first, *second]) if name != HEADER]
     return DiffReport(
-        before=first,
-        after=second,
-        same_weights=first.weights_sha256 == second.weights_sha256,
+        before=before,
+        after=after,
+        same_weights=before.weights_sha256 == after.weights_sha256,
         groups=tuple(
-            GroupDiff(
-                name=name, before=sides[0].get(name, Side()), after=sides[1].get(name, Side())
-            )
-            for name in [*names, header]
+            GroupDiff(name=name, before=first.get(name, Side()), after=second.get(name, Side()))
+            for name in [*names, HEADER]
         ),
-        settings=tuple(_settings(first, second)),
+        settings=tuple(_settings(before, after)),
     )
 
 

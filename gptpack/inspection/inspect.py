@@ -1,7 +1,7 @@
-"""What a packed file holds, from its header alone: nothing is decoded, and torch is not needed.
+"""A packed file's header -> a report on what the file holds. Torch is not needed.
 
-A section's stored bytes are shared out over its tensors in proportion to their raw bytes, so the
-bytes of all tensors and of the header add up to the size of the file, exactly.
+A section's stored bytes are shared out over its tensors, so the bytes of all tensors and of the
+header add up to the size of the file, exactly.
 """
 
 import dataclasses
@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.artifact.header import ArtifactHeader
-from gptpack.artifact.layout import VERSION
 from gptpack.artifact.plan import plan_sections
 from gptpack.artifact.reader import read_header
+from gptpack.artifact.record import PackRecord
+from gptpack.errors import GptpackError
 from gptpack.values import TokenizerIdentity, to_dict
+from gptpack.version import FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
-    """One tensor, and its share of the file."""
+    """One tensor of a file, and its share of the bytes."""
 
     name: str
     shape: tuple[int, ...]
     method: str
     parameters: int
-    """Numbers that it holds."""
+    """Numbers that the tensor holds."""
     stored_bytes: int
     record: Mapping[str, Any]
 
@@ -37,17 +39,17 @@ class GroupReport:
     """Tensors of one shape and method whose names differ in layer numbers only."""
 
     name: str
-    """With ``*`` for each number."""
+    """The common name, with ``*`` for each layer number."""
     tensors: int
     shape: tuple[int, ...]
-    """Of each tensor."""
+    """Shape of each tensor."""
     method: str
     parameters: int
-    """Of all tensors together, as are the bytes."""
+    """Numbers that all tensors hold together; the bytes are of all of them too."""
     stored_bytes: int
     bits_per_parameter: float
     share: float
-    """Of the file's bytes."""
+    """Share of the file's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +72,14 @@ class InspectReport:
     file_bytes: int
     header_bytes: int
     header_sha256: str
-    """Names the whole file, as the header holds the sections' digests."""
+    """SHA-256 that names the whole file, as the header holds the sections' digests."""
     weights_sha256: str
     budget_bytes: int | None
-    """That it was packed for; None if the file does not say."""
+    """Budget that the file was packed for; None if it does not say."""
     code_bytes: int | None
-    """Of source code counted towards the budget."""
+    """Bytes of source code that count into the budget; None if the file does not say."""
     headroom_bytes: int | None
-    """What the budget leaves after file and code; negative when over."""
+    """Bytes that the budget leaves after file and code; negative when over."""
     parameters: int
     model: Mapping[str, Any]
     tokenizer: TokenizerIdentity
@@ -86,25 +88,51 @@ class InspectReport:
     sections: tuple[SectionReport, ...]
     tensors: tuple[TensorReport, ...]
 
+    @property
+    def record(self) -> PackRecord:
+        """What of `pack` can be meant, typed."""
+        return PackRecord.from_dict(self.pack)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON."""
         return dataclasses.asdict(self)
 
 
-def inspect(path: str | Path) -> InspectReport:
-    """Report on the file at `path`.
+def inspect(path: str | Path, *, decode: bool = False) -> InspectReport:
+    """Report on what a packed file holds: its size, budget, model, tensors and provenance.
+
+    Only the header is read, so damage to a section is not seen; `verify` sees all.
+
+        >>> report = gptpack.inspect("model.gptpack")
+        >>> report.header_bytes + sum(t.stored_bytes for t in report.tensors) == report.file_bytes
+        True
+
+    Args:
+        decode: also decode the file, which takes some seconds and verifies its sections, and share
+            out a section of codes by what its codes cost; else by raw bytes.
 
     Raises:
         GptpackError: there is no regular file that can be read.
-        ArtifactError: its preamble or header are corrupt, or it has another size.
+        ArtifactError: preamble, header, or a section that was decoded are corrupt, or the file has
+            another size.
+        MissingDependencyError: a section's codec is not installed.
     """
-    return report_on(read_header(path), str(path))
+    header = read_header(path)
+    if not decode:
+        return report_on(header, str(path))
+    from gptpack.inspection.shares import measured_bytes
+
+    try:
+        shares = measured_bytes(Path(path).read_bytes())
+    except GptpackError as error:
+        raise type(error)(f"{path}: {error}") from error
+    return report_on(header, str(path), shares)
 
 
 def report_on(
     header: ArtifactHeader, path: str, shares: Sequence[int] | None = None
 ) -> InspectReport:
-    """`inspect` of a header that has been read; `shares` are the stored bytes of each tensor."""
+    """The report on a header that has been read; `shares` are the stored bytes of each tensor."""
     shares = tensor_bytes(header) if shares is None else shares
     tensors = tuple(
         TensorReport(
@@ -121,7 +149,7 @@ def report_on(
     code = _count(header.pack, "code_bytes")
     return InspectReport(
         path=path,
-        format_version=VERSION,
+        format_version=FORMAT_VERSION,
         file_bytes=header.file_bytes,
         header_bytes=header.header_bytes,
         header_sha256=header.header_sha256,
@@ -149,7 +177,7 @@ def report_on(
 
 
 def tensor_bytes(header: ArtifactHeader) -> list[int]:
-    """Stored bytes of each tensor; with the header's they add up to the file's.
+    """Stored bytes of each tensor, in proportion to raw bytes; with the header's they are all.
 
     The boundary between two tensors of a section falls on the byte below its exact place.
     """
@@ -170,32 +198,12 @@ def group_name(name: str) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested objects by dotted name; lists count as leaves."""
+    """The leaves of nested mappings by dotted name; a list is a leaf."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def recorded_quality(pack: Mapping[str, Any]) -> dict[str, float]:
-    """What the packer measured (``pack.quality``), as far as the values can be what they say.
-
-    ``bpb_before`` and ``bpb_after`` are bits per byte, ``tokens`` and ``context`` say of what.
-    """
-    quality = pack.get("quality")
-    if not isinstance(quality, Mapping):
-        return {}
-    known: dict[str, float] = {}
-    for key in ("bpb_before", "bpb_after"):
-        bpb = quality.get(key)
-        if type(bpb) is float and 0 <= bpb < 1000:
-            known[key] = bpb
-    for key in ("tokens", "context"):
-        count = quality.get(key)
-        if type(count) is int and 0 < count < 1 << 63:
-            known[key] = count
-    return known
 
 
 def _groups(tensors: tuple[TensorReport, ...], file_bytes: int) -> Iterator[GroupReport]:
@@ -219,6 +227,6 @@ def _groups(tensors: tuple[TensorReport, ...], file_bytes: int) -> Iterator[Grou
 
 
 def _count(pack: Mapping[str, Any], key: str) -> int | None:
-    """A byte count of `pack`, which may hold anything."""
+    """The byte count at `key` of `pack`, which may hold anything; None if there is none."""
     value = pack.get(key)
     return value if type(value) is int and value >= 0 else None

@@ -1,47 +1,29 @@
-"""What each tensor really takes up of a file, from its decoded sections. numpy only.
+"""A file's bytes -> what each tensor really takes up of them. numpy only.
 
 A header gives a section's bytes, not a tensor's. Here a section of codes is shared out by what its
 codes cost: in the context coder's own tables where it is the codec, else by their empirical
-entropy. Other sections are shared out by raw bytes, as `gptpack.inspection.inspect` does for all.
+entropy. Other sections are shared out by raw bytes.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from gptpack.artifact.header import SectionEntry
 from gptpack.artifact.plan import SectionPlan, plan_sections
-from gptpack.artifact.reader import Artifact, decode_artifact, read_header, read_sections
+from gptpack.artifact.reader import Artifact, decode_artifact, read_sections
 from gptpack.codec.sections import Array
 from gptpack.codec.trellis import parities_of
-from gptpack.errors import GptpackError
-from gptpack.inspection.inspect import InspectReport, report_on
 
 
-def inspect_decoded(path: str | Path) -> InspectReport:
-    """`gptpack.inspection.inspect.inspect` with the bytes that each tensor really takes.
+def measured_bytes(data: bytes) -> list[int]:
+    """Stored bytes of each tensor of the file `data`; with the header's they are all.
 
     Raises:
-        GptpackError: there is no file that can be read.
-        ArtifactError: it is corrupt.
+        ArtifactError: the file is corrupt.
         MissingDependencyError: a section's codec is not installed.
     """
-    header = read_header(path)
-    data = Path(path).read_bytes()
-    try:
-        artifact = decode_artifact(data)
-    except GptpackError as error:
-        raise type(error)(f"{path}: {error}") from error
-    return report_on(header, str(path), measured_bytes(data, artifact))
-
-
-def measured_bytes(data: bytes, artifact: Artifact) -> list[int]:
-    """Stored bytes of each tensor of the file `data`; with the header's they add up to the file's.
-
-    Args:
-        data: the file's bytes, of which `artifact` was decoded.
-    """
+    artifact = decode_artifact(data)
     header = artifact.header
     shares = [0] * len(header.tensors)
     streams = read_sections(data, header)
@@ -58,13 +40,13 @@ def measured_bytes(data: bytes, artifact: Artifact) -> list[int]:
 def _weights(
     artifact: Artifact, plan: SectionPlan, section: SectionEntry, stored: bytes
 ) -> Sequence[float]:
-    """In what proportion the members of a section share its bytes."""
+    """The proportion in which the members of a section share its bytes."""
     arrays = [artifact.tensors[member].arrays[plan.array.name] for member in plan.members]
     if plan.array.name != "codes":
         return [float(size) for size in plan.member_bytes]
     if section.codec == "range" and arrays[0].ndim == 2:
         return _range_bits(artifact, plan, arrays, stored)
-    return [entropy_bits(array) for array in arrays]
+    return [_entropy_bits(array) for array in arrays]
 
 
 def _range_bits(
@@ -77,7 +59,7 @@ def _range_bits(
     return matrix_bits(stored, arrays, parities=parities_of(arrays, states))
 
 
-def entropy_bits(codes: Array) -> float:
-    """Empirical entropy of all codes together, as if each were drawn from their histogram."""
+def _entropy_bits(codes: Array) -> float:
+    """Empirical entropy of all codes together, and one bit so that no tensor is free."""
     _, counts = np.unique(codes, return_counts=True)
     return float(-(counts * np.log2(counts / counts.sum())).sum()) + 1.0

@@ -1,25 +1,21 @@
-"""Every checksum of a file, a full decode, and the hash of each tensor. numpy only."""
+"""The weights of a packed file, verified -> a report with the hash of each tensor. numpy only."""
 
-import dataclasses
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptpack.artifact.header import SectionEntry
-from gptpack.artifact.reader import Artifact, read_artifact
-from gptpack.inspection.compare import Values, value_sha256, values_of
+from gptpack.inspection.compare import WeightErrors, Weights, value_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHash:
-    """A decoded tensor."""
+    """A decoded tensor and the hash of its values."""
 
     name: str
     shape: tuple[int, ...]
     method: str
     sha256: str
-    """Of its float32 values, see `gptpack.inspection.compare.value_sha256`."""
+    """SHA-256 of its float32 values, see `gptpack.inspection.compare.value_sha256`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +30,25 @@ class VerifyReport:
     tensors: tuple[TensorHash, ...]
     parameters: int
     seconds: float
+    """Wall-clock time of reading, verifying and decoding."""
+    errors: WeightErrors | None = None
+    """Errors of the weights against those of a checkpoint, where one was given."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        values = asdict(self)
+        if errors := values.pop("errors"):
+            values["checkpoint"] = errors["reference"]
+            values["relative_error"] = errors["relative"]
+            values["errors"] = errors["tensors"]
+        return values
 
 
-def verify(path: str | Path) -> tuple[VerifyReport, Artifact, Values]:
-    """Read, check and decode all of the file at `path`.
-
-    Returns:
-        The report, the artifact, and its weights by name.
-
-    Raises:
-        GptpackError: there is no regular file that can be read.
-        ArtifactError: something in it is not what a checksum, the format or its header says.
-        MissingDependencyError: a section's codec is not installed.
-    """
-    began = time.perf_counter()
-    artifact = read_artifact(path, verify_weights=True)
-    values = values_of(artifact)
-    header = artifact.header
-    report = VerifyReport(
-        path=str(path),
+def report_on_weights(file: Weights, seconds: float) -> VerifyReport:
+    """The report on a file that took so many seconds to read."""
+    header = file.header
+    return VerifyReport(
+        path=file.path,
         file_bytes=header.file_bytes,
         header_sha256=header.header_sha256,
         weights_sha256=header.weights_sha256,
@@ -66,11 +58,10 @@ def verify(path: str | Path) -> tuple[VerifyReport, Artifact, Values]:
                 name=tensor.name,
                 shape=tensor.shape,
                 method=tensor.method,
-                sha256=value_sha256(values[tensor.name]),
+                sha256=value_sha256(file.values[tensor.name]),
             )
-            for tensor in artifact.tensors
+            for tensor in header.tensors
         ),
-        parameters=sum(tensor.numel for tensor in artifact.tensors),
-        seconds=time.perf_counter() - began,
+        parameters=sum(tensor.numel for tensor in header.tensors),
+        seconds=seconds,
     )
-    return report, artifact, values

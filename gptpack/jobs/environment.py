@@ -1,4 +1,4 @@
-"""What this machine has of what gptpack can use, found by trying it rather than by looking.
+"""This machine -> what it has of what gptpack can use, found by trying rather than by looking.
 
 Modules are imported and codecs run; a CUDA device multiplies two matrices. Nothing is installed,
 fetched or written.
@@ -21,7 +21,7 @@ from gptpack.errors import GptpackError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing, whether it works, and what to do if it does not."""
+    """One thing that gptpack can use, whether it works here, and what to do if it does not."""
 
     name: str
     works: bool
@@ -31,12 +31,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ability:
-    """Something that a user may want to do here."""
+    """A task of a user, and whether it can be done here."""
 
     task: str
     works: bool
     missing: tuple[str, ...]
-    """Names of the findings that it needs and that do not work."""
+    """Names of the findings that the task needs and that do not work."""
 
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -54,7 +54,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "triton": ("torch", "cuda", "triton"),
     "fa3": ("torch", "cuda", "fa3"),
 }
-"""What each task needs."""
+"""Task -> names of the findings that it needs."""
 
 REMEDIES = {
     "numpy": "pip install numpy",
@@ -86,14 +86,14 @@ MODULES = (
 
 
 def survey(folder: Path) -> list[Finding]:
-    """Everything about this machine; the disk is that of `folder`."""
-    findings = [*machine(folder), *(_module(name) for name in MODULES)]
+    """Every finding about this machine; the disk is that of `folder`."""
+    findings = [*_machine(folder), *(_module(name) for name in MODULES)]
     findings += [_codec(codec) for codec in BYTE_CODECS]
     return [*findings, *_cuda(), _flash_attention()]
 
 
 def abilities(findings: Iterable[Finding]) -> list[Ability]:
-    """Every task, and what keeps it from running."""
+    """Every task, and what is missing for it."""
     working = {finding.name for finding in findings if finding.works}
     return [
         Ability(
@@ -105,8 +105,8 @@ def abilities(findings: Iterable[Finding]) -> list[Ability]:
     ]
 
 
-def machine(folder: Path) -> list[Finding]:
-    """Python, processor, memory, disk."""
+def _machine(folder: Path) -> list[Finding]:
+    """Findings about Python, processor, memory and disk."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
     python = platform.python_version_tuple()[:2]
@@ -138,7 +138,7 @@ def _memory() -> str:
 
 
 def _tried(name: str, attempt: Callable[[], str]) -> Finding:
-    """A finding of what `attempt` says, or of why it fails: anything may be broken here."""
+    """The finding that `attempt` makes, or the reason why it fails: anything may be broken."""
     try:
         return Finding(name=name, works=True, found=attempt())
     except Exception as error:
@@ -158,7 +158,7 @@ def _module(name: str) -> Finding:
 
 
 def _codec(codec: Any) -> Finding:
-    """A codec, after it has coded and decoded some bytes."""
+    """The finding about a codec, after it has coded and decoded some bytes."""
     sample = bytes(range(256)) * 4
 
     def attempt() -> str:
@@ -171,7 +171,7 @@ def _codec(codec: Any) -> Finding:
 
 
 def _cuda() -> list[Finding]:
-    """Each CUDA device, after it has multiplied two matrices."""
+    """The finding about each CUDA device, after it has multiplied two matrices."""
     try:
         torch = importlib.import_module("torch")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -198,7 +198,7 @@ def _cuda() -> list[Finding]:
 
 
 def _flash_attention() -> Finding:
-    """FlashAttention-3; gptpack does without it (`gptpack.families.golf.attention`)."""
+    """The finding about FlashAttention-3, without which gptpack does as well."""
 
     def attempt() -> str:
         torch = importlib.import_module("torch")

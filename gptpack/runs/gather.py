@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
-from gptpack.inspection.inspect import InspectReport, recorded_quality
-from gptpack.inspection.shares import inspect_decoded
+from gptpack.inspection.inspect import InspectReport, inspect
 from gptpack.runs.metrics import read_metrics
 
 METRICS = "metrics.jsonl"
@@ -38,7 +37,7 @@ class Packed:
 
     @property
     def quality(self) -> dict[str, float]:
-        return recorded_quality(self.report.pack)
+        return self.report.record.quality.to_dict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +130,7 @@ def _reports(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> Packed:
     """A packed file with the reports that name it."""
-    report = inspect_decoded(path)
+    report = inspect(path, decode=True)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     packings = [values for values in beside if values.get("sha256") == sha256]
     seconds: dict[str, float] = {}
