@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import Table, gptpack, overrides, parse, spread
+from many_runs import Table, gptpack, overrides, parse, spread
 
 from gptpack.training.loop import METRICS
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from side_by_side import Table, gptpack, overrides, parse, spread
+from many_runs import Table, gptpack, overrides, parse, spread
 
 TARGET = "TARGET"
 ARMS: dict[str, list[str]] = {

@@ -21,8 +21,8 @@ from typing import Any
 
 LOAD = """
 import json, resource, sys
-from gptpack.jobs.reload import load_model
-seconds = load_model(sys.argv[1]).seconds
+import gptpack
+seconds = gptpack.load(sys.argv[1]).seconds
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({**seconds, "peak": peak}))
 """

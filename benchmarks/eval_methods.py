@@ -35,12 +35,9 @@ from gptpack.evaluation.settings import SWEEP, LoraSettings, SgdSettings, parse_
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.ttt_lora import score_with_lora
 from gptpack.evaluation.ttt_sgd import score_with_sgd
-from gptpack.families.golf.gpt import GPT
-from gptpack.jobs.reload import load_model
+from gptpack.families.language_model import LanguageModel
+from gptpack.jobs.load import load
 from gptpack.ranks import pick_device
-from gptpack.training.checkpoint import load_checkpoint
-from gptpack.training.recipe import load_recipe
-from gptpack.training.recipe_files import find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +60,11 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = pick_device(options.device)
-        shape = load_recipe(find_recipe(options.model)).model if options.model else None
-        checkpoint = load_checkpoint(options.checkpoint, shape)
-        model = GPT(checkpoint.model)
-        model.load_state_dict(checkpoint.weights)
-        self.config = checkpoint.model
-        self.models = {"checkpoint": model.to(self.device).eval()}
+        loaded = load(options.checkpoint, model=options.model, device=self.device)
+        self.config = loaded.model.config
+        self.models = {"checkpoint": loaded.model}
         if options.artifact:
-            self.models["artifact"] = load_model(options.artifact, self.device).model
+            self.models["artifact"] = load(options.artifact, device=self.device).model
         self.shipped = "artifact" if options.artifact else "checkpoint"
         self.clock = Clock()
         self.context = options.context or self.config.context
@@ -143,7 +137,7 @@ class Bench:
         Path(f"{self.options.output}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def eager_sliding(bench: Bench, model: GPT, reading: Reading) -> Score:
+def eager_sliding(bench: Bench, model: LanguageModel, reading: Reading) -> Score:
     """A sliding window the old way: every window's logits, one batch after another, eagerly."""
     began = time.perf_counter()
     plan = reading.plan()

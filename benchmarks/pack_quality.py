@@ -10,11 +10,12 @@ int6 with a step of K sigma / 31 (`--sigma`), each coded by lzma as the field do
 context coder. Prints a table; writes each row to OUTPUT.csv as it is measured, and OUTPUT.png
 where matplotlib is there. What OUTPUT.csv holds already is kept and not measured again.
 
-`--steps` sets the deltas of the grids, `--floats` and `--deep` those that are also tuned, once for
-each of `--labels`, the text's own share in what tuning aims at.
+`--deltas` sets the deltas of the grids, `--floats` and `--deep` those that are also tuned, once for
+each of `--labels`, the weight of the text's cross entropy in tuning.
 """
 
 import argparse
+import copy
 import csv
 import itertools
 import math
@@ -25,13 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptpack.calibration.text import calibrate, shard_windows
+from gptpack.calibration.text import calibrate, calibration_text, shard_windows
 from gptpack.data.shards import Shard, find_shards
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.language_model import LanguageModel
+from gptpack.jobs.load import load
 from gptpack.packing.config import PackConfig
-from gptpack.packing.packer import UNLIMITED, Packed, Packer, take_apart
+from gptpack.packing.packer import CodedFile, Packer, take_apart
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Matrix
@@ -39,9 +41,6 @@ from gptpack.quant.factor import factorize
 from gptpack.quant.gptq import quantize_uniform
 from gptpack.quant.types import PackedTensor, dequantize
 from gptpack.ranks import Ranks, pick_device
-from gptpack.training.checkpoint import load_checkpoint
-from gptpack.training.recipe import load_recipe
-from gptpack.training.recipe_files import find_recipe
 from gptpack.values import TokenizerIdentity
 
 
@@ -59,30 +58,21 @@ class Bench:
     """A checkpoint, its calibration, and the evaluation that every method shares."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        shape = load_recipe(find_recipe(options.model)).model if options.model else None
-        self.checkpoint = load_checkpoint(options.checkpoint, shape)
         self.ranks = Ranks(0, 1, pick_device(options.device))
-        self.model = GPT(self.checkpoint.model).to(self.ranks.device).eval()
-        self.model.load_state_dict(self.checkpoint.weights)
+        loaded = load(options.checkpoint, model=options.model, device=self.ranks.device)
+        self.model = loaded.model
         self.model.use_attention("auto")
-        self.student = GPT(self.checkpoint.model).to(self.ranks.device).eval()
-        vocab, context = self.checkpoint.model.vocab, self.checkpoint.model.context
+        self.student = copy.deepcopy(self.model)
+        vocab, context = self.model.config.vocab, self.model.config.context
         self.text = Text.load(options.data, vocab=vocab, limit_tokens=options.eval_tokens)
         self.eval_tokens = options.eval_tokens
         shards = [Shard.open(p, vocab).tokens for p in find_shards(options.data, "train")]
         total = sum(len(shard) // context for shard in shards)
         began = time.perf_counter()
-        windows = shard_windows(
-            shards, windows=options.calibration_tokens // context, context=context, seed=0
-        )
+        tokens = options.calibration_tokens
+        windows = calibration_text(self.model, "shards", shards, tokens=tokens)
         self.sensitivities = calibrate(
-            self.model,
-            windows,
-            self.ranks,
-            fisher_windows=max(1, len(windows) // 4),
-            batch=max(1, 16384 // context),
-            seed=0,
-            cache=options.checkpoint.parent,
+            self.model, windows, self.ranks, cache=options.checkpoint.parent
         ).sensitivities
         print(f"calibration on {windows.numel():,} tokens: {time.perf_counter() - began:.1f} s")
         self.tuning = shard_windows(shards, windows=min(8192, total), context=context, seed=1)
@@ -94,13 +84,13 @@ class Bench:
     def known(self, method: str, delta: float = 0.0) -> bool:
         return any(r.method == method and math.isclose(r.delta, delta) for r in self.rows)
 
-    def score(self, model: GPT) -> tuple[float, float]:
+    def score(self, model: LanguageModel) -> tuple[float, float]:
         """Plain bits per byte, and what one nat per token is in them."""
         score = evaluate(
             model,
             self.text.tokens,
             self.text.token_bytes,
-            context=self.checkpoint.model.context,
+            context=self.model.config.context,
             limit_tokens=self.eval_tokens,
             device=self.ranks.device,
         )
@@ -108,22 +98,21 @@ class Bench:
 
     def packer(self, method: str, states: int) -> Packer:
         return take_apart(
-            self.checkpoint,
-            TokenizerIdentity(sha256="0" * 64, vocab=self.checkpoint.model.vocab, bos=1),
+            self.model,
+            TokenizerIdentity(sha256="0" * 64, vocab=self.model.config.vocab, bos=1),
             PackConfig(methods=(("*", "float16"), ("blocks.*", method)), states=max(states, 4)),
             self.sensitivities,
-            budget_bytes=UNLIMITED,
         )
 
     def add(
-        self, name: str, packed: Packed, tensors: dict[str, torch.Tensor], began: float
+        self, name: str, packed: CodedFile, tensors: dict[str, torch.Tensor], began: float
     ) -> None:
         """Measure a packed model whose values are `tensors`."""
         seconds = time.perf_counter() - began
         self.student.load_state_dict(tensors)
         row = Row(
             method=name,
-            delta=float(packed.pack.get("delta", 0.0)),
+            delta=packed.record.delta or 0.0,
             bits=self.bits(packed),
             penalty_bpb=self.score(self.student)[0] - self.bpb,
             predicted_bpb=packed.predicted_nats * self.bpb_per_nat,
@@ -160,7 +149,7 @@ class Bench:
         """Row steps of ``k sigma / 31``, codes within +-31: what the contest's later records do."""
         packer = self.packer("float16", 1)
         for name in [n for n in packer.order if n in self.sensitivities and "blocks." in n]:
-            weight = self.checkpoint.weights[name].numpy()
+            weight = self.model.state_dict()[name].cpu().numpy()
             factor = factorize(self.sensitivities[name].hessian, damp=0.02, name=name)
             scale_R = (k * weight.std(axis=1) / 31).astype(np.float16)
             rounding = quantize_uniform(weight, factor, scale_R, clip=31)
@@ -173,7 +162,7 @@ class Bench:
         return packer
 
     @staticmethod
-    def bits(packed: Packed) -> float:
+    def bits(packed: CodedFile) -> float:
         """Stored bits per weight of the blocks' matrices."""
         coded = [e for e in packed.encoded.tensors if e.name.startswith("blocks.")]
         weights = sum(e.numel for e in coded if len(e.shape) == 2 and e.numel >= 4096)
@@ -192,11 +181,11 @@ def read_rows(path: Path) -> list[Row]:
         ]
 
 
-def values(packer: Packer, packed: Packed) -> dict[str, torch.Tensor]:
+def values(packer: Packer, packed: CodedFile) -> dict[str, torch.Tensor]:
     """The float32 weights that a packed model decodes to."""
     from gptpack.artifact.reader import decode_artifact
 
-    artifact = decode_artifact(packed.file())
+    artifact = decode_artifact(packed.assemble())
     return {t.name: torch.from_numpy(dequantize(t).copy()) for t in artifact.tensors}
 
 
@@ -245,7 +234,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--eval-tokens", type=int, default=0)
     parser.add_argument("--calibration-tokens", type=int, default=524288)
-    parser.add_argument("--steps", type=float, nargs="*", default=[6e-5, 1e-4, 1.5e-4])
+    parser.add_argument("--deltas", type=float, nargs="*", default=[6e-5, 1e-4, 1.5e-4])
     parser.add_argument("--clipped", type=int, nargs="*", default=[5, 6])
     parser.add_argument("--floats", type=float, nargs="*", default=[1.5e-4])
     parser.add_argument("--sigma", type=float, nargs="*", default=[12.85])
@@ -273,7 +262,7 @@ def main() -> None:
     ):
         packer = bench.packer(method, states)
         matrices = packer.matrices
-        for delta in options.steps:
+        for delta in options.deltas:
             if bench.known(name, delta):
                 continue
             began = time.perf_counter()

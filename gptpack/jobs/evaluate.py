@@ -78,9 +78,11 @@ def evaluate(
         GptpackError: see `load` and `Text.load`.
 
     Example:
-        >>> found = gptpack.evaluate("demo.gptpack", "shards", stride=64)  # doctest: +SKIP
-        >>> found.plain.bpb, found.sliding.bpb  # doctest: +SKIP
-        (2.041431, 2.020958)
+        >>> found = gptpack.evaluate("model.gptpack", "shards", stride=16)
+        >>> found.decisive.metric
+        'sliding, stride 16, context 32'
+        >>> found.plain.bpb > 0, abs(found.difference_bpb) < 1e-6
+        (True, True)
     """
     from gptpack.evaluation.clock import Clock, process_age
     from gptpack.evaluation.text import Text

@@ -73,9 +73,11 @@ def load(
         MissingDependencyError: the codec of a section is not installed.
 
     Example:
-        >>> loaded = gptpack.load("demo.gptpack")  # doctest: +SKIP
-        >>> loaded.model.config.vocab, loaded.record.delta  # doctest: +SKIP
-        (1024, 0.00129762)
+        >>> loaded = gptpack.load("model.gptpack")
+        >>> loaded.kind, loaded.record.method, loaded.tokenizer.vocab <= loaded.model.config.vocab
+        ('artifact', 'gptq-trellis', True)
+        >>> gptpack.load("checkpoint.pt").sha256 == loaded.record.checkpoint_sha256
+        True
     """
     path = Path(path)
     if _is_packed(path):
