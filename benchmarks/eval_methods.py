@@ -40,7 +40,6 @@ from gptpack.jobs.reload import load_model
 from gptpack.ranks import pick_device
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.recipe import load_recipe
-from gptpack.training.recipe_files import find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +62,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = pick_device(options.device)
-        shape = load_recipe(find_recipe(options.model)).model if options.model else None
+        shape = load_recipe(options.model).model if options.model else None
         checkpoint = load_checkpoint(options.checkpoint, shape)
         model = GPT(checkpoint.model)
         model.load_state_dict(checkpoint.weights)

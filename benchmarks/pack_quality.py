@@ -41,7 +41,6 @@ from gptpack.quant.types import PackedTensor, dequantize
 from gptpack.ranks import Ranks, pick_device
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.recipe import load_recipe
-from gptpack.training.recipe_files import find_recipe
 from gptpack.values import TokenizerIdentity
 
 
@@ -59,7 +58,7 @@ class Bench:
     """A checkpoint, its calibration, and the evaluation that every method shares."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        shape = load_recipe(find_recipe(options.model)).model if options.model else None
+        shape = load_recipe(options.model).model if options.model else None
         self.checkpoint = load_checkpoint(options.checkpoint, shape)
         self.ranks = Ranks(0, 1, pick_device(options.device))
         self.model = GPT(self.checkpoint.model).to(self.ranks.device).eval()

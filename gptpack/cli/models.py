@@ -17,9 +17,8 @@ def load_told(path: Path, recipe: str | None) -> "Checkpoint":
     from gptpack.errors import ConfigError
     from gptpack.training.checkpoint import load_checkpoint
     from gptpack.training.recipe import load_recipe
-    from gptpack.training.recipe_files import find_recipe
 
-    told = load_recipe(find_recipe(recipe)).model if recipe else None
+    told = load_recipe(recipe).model if recipe else None
     checkpoint = load_checkpoint(path, told)
     # a bare state dict has the model that it was told, any other file its own
     if told is not None and checkpoint.model is not told:

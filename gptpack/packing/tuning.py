@@ -27,7 +27,7 @@ from gptpack.families.golf.gpt import GPT
 from gptpack.families.golf.layers import Embedding
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks
-from gptpack.training.schedules import progress as share_done
+from gptpack.training.schedules import share_done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
