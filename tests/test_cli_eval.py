@@ -418,15 +418,15 @@ def test_a_folder_without_tokenizer_says_to_name_one(
 def test_tokens_whose_bytes_are_not_their_texts_stop_the_evaluation(
     world: World, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptpack.data.accounting import PieceBytes, TokenBytes
+    from gptpack.data.accounting import PieceBytes
 
-    from_tokenizer = TokenBytes.from_tokenizer
+    from_tokenizer = PieceBytes.from_tokenizer
 
     def inflated(tokenizer: Tokenizer, vocab: int = 0) -> PieceBytes:
         table = from_tokenizer(tokenizer, vocab)
         return PieceBytes(table.base + 1, table.leading_space, table.boundary)
 
-    monkeypatch.setattr(TokenBytes, "from_tokenizer", inflated)
+    monkeypatch.setattr(PieceBytes, "from_tokenizer", inflated)
     status, out, err = run(world.artifact, "--data", world.data)
     assert (status, out) == (2, "")
     assert "bytes" in err

@@ -4,6 +4,8 @@ import functools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,19 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import CPU, TINY, shards, tiny
+from worlds import (
+    AWARE,
+    CPU,
+    IDENTITY,
+    TARGET,
+    aware,
+    folder,
+    foresight,
+    invoke,
+    shards,
+    text,
+    tiny,
+)
 
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.calibration.collect import collect
@@ -31,48 +45,12 @@ from gptpack.quant.gptq import quantize_uniform
 from gptpack.quant.grids import quantize_scale, scale_values
 from gptpack.quant.steps import Outlook, Steps
 from gptpack.quant.types import PackedTensor, dequantize
-from gptpack.ranks import Ranks
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.fake import FakeQuantizer, grid_codes
-from gptpack.training.loop import Run, TrainResult, train
+from gptpack.training.loop import Run, RunResult, train
 from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
 from gptpack.training.recipe import CompressionConfig, Recipe
-from gptpack.values import TokenizerIdentity
-
-SHAPE = [
-    "model.vocab=256",
-    "model.width=32",
-    "model.kv_heads=2",
-    "model.mlp_hidden=128",
-    "training.steps=40",
-    "training.warmdown_steps=15",
-]
-TARGET = 23_000
-IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=256, bos=1)
-
-
-def aware(*overrides: str, target: int = TARGET) -> Recipe:
-    return tiny(*SHAPE, f"compression.target_bytes={target}", "compression.looks=2", *overrides)
-
-
-@functools.cache
-def text() -> list[np.ndarray]:
-    steps = np.random.default_rng(0).integers(0, 3, 40_000)
-    return [np.cumsum(steps).astype(np.uint16) % 256]
-
-
-def foresight(
-    recipe: Recipe, config: PackConfig | None = None, here: Ranks = CPU
-) -> PackerForesight:
-    windows = shard_windows(text(), windows=64, context=16, seed=1)
-    return PackerForesight(
-        build=functools.partial(build, recipe.model, device=torch.device("cpu")),
-        windows=windows,
-        ranks=here,
-        tokenizer=IDENTITY,
-        config=config or PackConfig(),
-    )
 
 
 def run_of(recipe: Recipe, folder, **more) -> Run:
@@ -214,17 +192,30 @@ def test_training_and_the_packer_round_to_the_same_codes(seed, spread):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> TrainResult:
-    recipe = aware("optimizer.ema_decay=0.9")
-    folder = tmp_path_factory.mktemp("trained")
-    return train(recipe, text(), folder / "run", CPU, foresight=foresight(recipe))
+def trained(tmp_path_factory) -> dict[str, Any]:
+    """What `gptpack train --target-bytes` says of the recipe `aware`, with an average."""
+    data = tmp_path_factory.mktemp("data")
+    write_shard(data / "data_train_000000.bin", text()[0])
+    command = ["train", "--data", str(data), "--output", str(data / "run"), "--no-eval", "--json"]
+    settings = [*AWARE, "compression.looks=2", "optimizer.ema_decay=0.9"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(group, [*command, "--device", "cpu", "--target-bytes", "23KB"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@functools.cache
+def priced(price: float) -> RunResult:
+    """A run that pays so much for a bit, most of its time."""
+    recipe = aware(f"compression.pressure={price}", "compression.start=0.2", "compression.looks=1")
+    return train(recipe, text(), folder(f"priced-{price}"), CPU, foresight=foresight(recipe))
 
 
 def test_trained_weights_get_the_packers_own_codes(trained):
-    recipe, weights = aware(), load_checkpoint(trained.checkpoint).weights
+    recipe, weights = aware(), load_checkpoint(Path(trained["checkpoint"])).weights
     uniform = foresight(recipe, PackConfig(methods=(("*", "gptq-uniform"),)))
     uniform.look(weights)
-    outlook = uniform.at(trained.packing_step)
+    outlook = uniform.at(trained["packing_step"])
     parameters = {name: torch.nn.Parameter(weights[name]) for name in outlook.steps}
     fake = FakeQuantizer(parameters, noise=False, seed=0, compiled=False)
     fake.take(outlook)
@@ -325,7 +316,7 @@ def test_quantized_weights_change_the_loss_of_a_compiled_model(tmp_path, monkeyp
 
 
 def test_without_a_target_training_is_what_it_was(tmp_path):
-    recipe = tiny(*SHAPE)
+    recipe = tiny(*AWARE)
     plain = train(recipe, text(), tmp_path / "plain", CPU)
     other = train(recipe, text(), tmp_path / "other", CPU, foresight=foresight(recipe))
     a, b = (load_checkpoint(result.checkpoint).weights for result in (plain, other))
@@ -336,45 +327,43 @@ def test_without_a_target_training_is_what_it_was(tmp_path):
 
 
 def test_a_price_of_nothing_only_predicts(tmp_path):
-    free = train(
-        aware("compression.pressure=0"),
-        text(),
-        tmp_path / "free",
-        CPU,
-        foresight=foresight(aware()),
-    )
-    plain = train(tiny(*SHAPE), text(), tmp_path / "plain", CPU)
+    free, plain = priced(0), train(tiny(*AWARE), text(), tmp_path / "plain", CPU)
     a, b = (load_checkpoint(result.checkpoint).weights for result in (free, plain))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert free.predicted_bytes is not None
 
 
+def test_pressure_makes_the_same_step_cheaper():
+    assert priced(30).packing_step < 0.9 * priced(0).packing_step
+
+
 def test_the_file_has_the_bytes_that_training_predicted(trained):
-    metrics = trained.checkpoint.with_name("metrics.jsonl").read_text()
+    checkpoint_path = Path(trained["checkpoint"])
+    metrics = checkpoint_path.with_name("metrics.jsonl").read_text()
     lines = [json.loads(line) for line in metrics.splitlines()]
     assert ["predicted_bytes" in line for line in lines] == [False] * 20 + [True] * 20
     assert lines[-1]["predicted_bytes"] == pytest.approx(TARGET, rel=0.005)
     # by another calibration, on other text, and by the trellis that the packer has
-    checkpoint = load_checkpoint(trained.checkpoint)
+    checkpoint = load_checkpoint(checkpoint_path)
     packer = take_apart(
         build(checkpoint.model, checkpoint.weights, torch.device("cpu")),
         IDENTITY,
         PackConfig(),
         sensitivities(checkpoint),
         record=PackRecord(
-            checkpoint_sha256=file_sha256(trained.checkpoint),
+            checkpoint_sha256=file_sha256(checkpoint_path),
             step=checkpoint.step,
             calibration="shards",
             calibration_tokens=4096,
         ),
     )
     quality = Quality(bpb_before=1.234567, bpb_after=1.345678, context=16, tokens=123456)
-    real = len(pack_to_budget(packer, delta=trained.packing_step).assemble(quality))
-    assert trained.predicted_bytes == pytest.approx(real, rel=0.01)
-    assert trained.predicted_bytes == pytest.approx(TARGET, rel=0.01)
+    real = len(pack_to_budget(packer, delta=trained["packing_step"]).assemble(quality))
+    assert trained["predicted_bytes"] == pytest.approx(real, rel=0.01)
+    assert trained["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
     packer.budget_bytes = TARGET
     fitted = pack_to_budget(packer)
-    assert abs(math.log2(fitted.record.delta / trained.packing_step)) < 0.1
+    assert abs(math.log2(fitted.record.delta / trained["packing_step"])) < 0.1
 
 
 def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
@@ -382,16 +371,6 @@ def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
     model.load_state_dict(dict(checkpoint.weights))
     windows = shard_windows(text(), windows=256, context=16, seed=9)
     return collect(model, windows, CPU, fisher_windows=64, batch=64, seed=1).sensitivities
-
-
-def test_pressure_makes_the_same_step_cheaper(tmp_path):
-    steps = {}
-    for price in (0, 30):
-        pressed = (f"compression.pressure={price}", "compression.start=0.2")
-        recipe = aware(*pressed, "compression.looks=1")
-        result = train(recipe, text(), tmp_path / str(price), CPU, foresight=foresight(recipe))
-        steps[price] = result.packing_step
-    assert steps[30] < 0.9 * steps[0]
 
 
 def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
@@ -450,22 +429,15 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(tmp_path):
-    for kind, tokens in (("train", text()[0]), ("val", text()[0][:2000])):
-        write_shard(tmp_path / f"data_{kind}_000000.bin", tokens)
-    run = tmp_path / "run"
-    command = ["train", "--data", str(tmp_path), "--output", str(run), "--no-eval", "--json"]
-    # the recipe that is written here is that of all other tests
-    settings = [word for setting in [*TINY, *SHAPE] for word in ("--set", setting)]
-    done = CliRunner().invoke(group, [*command, *settings, "--target-bytes", "23KB"])
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    assert result["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
-    assert result["look_seconds"] > 0
-    assert result["qat_steps"] == 0
-    assert load_checkpoint(run / "checkpoint.pt").recipe.compression.target_bytes == TARGET
-    done = CliRunner().invoke(group, [*command, *settings, "--target-bytes", "many"])
-    assert done.exit_code != 0
+def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(trained, capsys):
+    assert trained["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
+    assert trained["look_seconds"] > 0
+    assert trained["qat_steps"] == 0
+    checkpoint = load_checkpoint(Path(trained["checkpoint"]))
+    assert checkpoint.recipe.compression.target_bytes == TARGET
+    where = ("--data", "x", "--output", "y")
+    assert invoke("train", *where, "--target-bytes", "many") == 2
+    assert "size 'many'" in capsys.readouterr().err
 
 
 def test_a_target_that_no_step_meets_ends_the_run_and_names_one_that_works(tmp_path, monkeypatch):
@@ -496,8 +468,8 @@ def test_a_model_without_matrices_on_a_grid_has_no_use_for_a_target(tmp_path):
         train(recipe, shards(), tmp_path / "run", CPU, foresight=teller)
 
 
-def test_a_target_needs_somebody_who_knows_the_packer(tmp_path):
-    with pytest.raises(ConfigError, match="needs somebody who knows the packer"):
+def test_a_target_needs_a_foresight(tmp_path):
+    with pytest.raises(ConfigError, match="needs a foresight of what the packer would do"):
         train(aware(), text(), tmp_path / "run", CPU)
 
 

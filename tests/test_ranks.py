@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from several_ranks import HALF, RECIPES, save_half
-from test_pressure import TARGET
-from test_training import CPU, shards, tiny
+from worlds import CPU, TARGET, shards, tiny
 
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.loop import train

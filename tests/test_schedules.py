@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from gptpack.training.recipe import OptimizerConfig, TrainingConfig
 from gptpack.training.schedules import (
     momentum,
-    progress,
     scheduled,
+    share_done,
     steps_left,
     switch_at,
     taper,
@@ -99,11 +99,11 @@ def test_at_a_steady_pace_steps_of_warmdown_only_go_down(pace, window):
 
 
 def test_progress_is_the_larger_share():
-    assert progress(0, steps=10, elapsed=0.0, seconds=20.0) == 0
-    assert progress(5, steps=10, elapsed=4.0, seconds=20.0) == 0.5
-    assert progress(1, steps=10, elapsed=15.0, seconds=20.0) == 0.75
-    assert progress(1, steps=10, elapsed=15.0, seconds=0.0) == 0.1
-    assert progress(11, steps=10, elapsed=30.0, seconds=20.0) == 1
+    assert share_done(0, steps=10, elapsed=0.0, seconds=20.0) == 0
+    assert share_done(5, steps=10, elapsed=4.0, seconds=20.0) == 0.5
+    assert share_done(1, steps=10, elapsed=15.0, seconds=20.0) == 0.75
+    assert share_done(1, steps=10, elapsed=15.0, seconds=0.0) == 0.1
+    assert share_done(11, steps=10, elapsed=30.0, seconds=20.0) == 1
 
 
 def test_steps_are_left_until_the_nearer_limit():

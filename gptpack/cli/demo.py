@@ -121,7 +121,7 @@ def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
         "budget_bytes": header.budget_bytes,
         "bytes": packed.stat().st_size,
         "headroom_bytes": header.headroom_bytes,
-        "bpb_before": header.pack["quality"]["bpb_before"],
+        "bpb_before": header.record.quality.bpb_before,
         "bpb": found.plain.bpb,
         "sliding_bpb": found.best.bpb,
         "stride": STRIDE,

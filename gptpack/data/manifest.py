@@ -1,4 +1,4 @@
-"""What `tokenize_files` made and from what, as ``manifest.json`` beside the shards."""
+"""Shards and their sources <-> ``manifest.json``, which says what was made of what."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def _check_counts(where: str, config: Any, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceEntry:
-    """A file of text."""
+    """A file of text that shards were made of."""
 
     name: str
     sha256: str
@@ -48,7 +48,7 @@ class SourceEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """A shard; its file stands beside the manifest."""
+    """A shard, whose file stands beside the manifest."""
 
     file: str
     tokens: int
@@ -62,7 +62,7 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEntry:
-    """One split's totals; everything is 0 and empty for a split that was not made."""
+    """Totals of a split; all are 0 and empty for one that was not made."""
 
     sources: tuple[SourceEntry, ...] = ()
     documents: int = 0
@@ -74,8 +74,8 @@ class SplitEntry:
     normalized_bytes: int = 0
     """UTF-8 bytes of the documents as the tokenizer normalises them."""
     accounted_bytes: int = 0
-    """Bytes that the tokens stand for, audited: what bits per byte divides by. The same as
-    `normalized_bytes` where no token is unknown."""
+    """Audited bytes that the tokens stand for, by which bits per byte divide; `normalized_bytes` if
+    no token is unknown."""
     shards: tuple[ShardEntry, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,11 +88,11 @@ class SplitEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerEntry:
-    """The tokenizer; a copy stands beside the manifest as `file`."""
+    """The tokenizer, of which a copy stands beside the manifest as `file`."""
 
     file: str
     name: str
-    """File name of the original."""
+    """Name of the original file."""
     vocab: int
     sha256: str
 
@@ -110,7 +110,7 @@ class Manifest:
     format: int
     name: str
     split_rule: str
-    """How documents went to train and val, in words."""
+    """Rule by which documents went to train and val, in words."""
     separator: str
     tokenizer: TokenizerEntry
     train: SplitEntry
@@ -150,7 +150,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     except (ConfigError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
     except TypeError as error:
-        # What a dataclass says of an argument that is not there.
+        # a dataclass raises it for a missing argument
         raise DataError(f"{path}: incomplete manifest: {error}") from error
 
 

@@ -147,10 +147,9 @@ def _load_checkpoint(
     from gptpack.families.language_model import load_state
     from gptpack.training.checkpoint import load_checkpoint
     from gptpack.training.recipe import load_recipe
-    from gptpack.training.recipe_files import find_recipe
 
     began = time.perf_counter()
-    shape = load_recipe(find_recipe(told)).model if isinstance(told, str) else told
+    shape = load_recipe(told).model if isinstance(told, str) else told
     checkpoint = load_checkpoint(path, shape)
     # a bare state dict has the model that it was told, any other file its own
     if isinstance(told, str) and checkpoint.model is not shape:

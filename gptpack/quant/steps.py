@@ -1,7 +1,7 @@
-"""What training has to know of a packer: its steps, and what their codes cost. numpy only.
+"""Types in which a packer tells training which grids it would use, and what their codes cost.
 
-The packer's grid depends on sensitivities, which nobody has during training. Whoever can measure
-them (gptpack/packing/foresight.py) hands them over in this form.
+The packer's grids depend on sensitivities, which training does not measure. A `Foresight` does
+(gptpack/packing/foresight.py is one), and answers with an `Outlook`. numpy only.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -23,51 +23,52 @@ class Steps:
     row: Floats
     column: Floats
     noise: Floats
-    """Variance, in squared steps, of what the errors of other columns add to column c before it is
-    rounded, ``[C]``: a coder sees it as well."""
+    """Variance that errors of other columns add to column c before it is rounded, ``[C]``, in
+    squared spacings. It takes bits too."""
     share: Floats
-    """By how much smaller an error of column c must be to cost the same where no other column makes
-    up for it, ``[C]``: ``pivot_c / sqrt(H_cc)``."""
+    """Factor by which an error of column c must be smaller to cost the same where no other column
+    makes up for it, ``[C]``: ``pivot_c / sqrt(H_cc)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What a packer would do with some weights at one delta."""
+    """The grids, bits and bytes that a packer would make of some weights at one delta."""
 
     delta: float
     steps: Mapping[str, Steps]
-    """By weight name: the matrices that are coded."""
+    """Grid of each matrix that is coded, by name."""
     coded_bits: float
-    """Of all their codes, tables and classes included."""
+    """Bits of all codes, with the coder's tables and classes."""
     other_bytes: int
-    """The rest of the file: header, scales, what stays in floats."""
+    """Bytes of the rest of the file: header, scales, tensors that stay in floats."""
     noise: float
-    """Variance of a rounding error, in squared steps: 1/12, less with a trellis."""
+    """Variance of a rounding error, in squared spacings: 1/12, less with a trellis."""
 
     @property
     def file_bytes(self) -> int:
+        """Bytes of the whole file."""
         return self.other_bytes + round(self.coded_bits / 8)
 
 
 class Foresight(Protocol):
-    """Somebody who knows what a packer would do."""
+    """Tells training what a packer would make of the weights at hand: `look`, then `at`."""
 
     def coded(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Names of the tensors of these shapes that will be coded on a grid."""
 
     def look(self, weights: Mapping[str, Any]) -> None:
-        """Take in a model's weights by name, tensors, and measure how sensitive it is to them.
+        """Measure how sensitive the loss of a model with these weights is to changes in them.
 
-        Every rank calls this with the same weights.
+        Every rank calls this with the same weights, tensors by name.
         """
 
     def at(self, delta: float) -> Outlook:
-        """What those weights would become at `delta`."""
+        """The packer's outlook at `delta` for the weights that were looked at last."""
 
 
 def reciprocals(step: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """What a weight is multiplied by to be in units of `step`; rounded once, from float64.
+    """Reciprocals of a grid's spacings, rounded once, from float64.
 
-    The packer and the fake quantizer of training both divide by multiplying with these.
+    The packer and the fake quantizer of training both multiply by these instead of dividing.
     """
     return (1 / step.astype(np.float64)).astype(dtype)

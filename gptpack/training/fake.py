@@ -1,10 +1,10 @@
-"""Quantization-aware training: the forward pass sees weights as the packer's grid would have them.
+"""Weights -> what passes see in their place: values of the packer's grid, or with its noise.
 
-For the time of a step's passes the weights themselves are replaced, and put back before the
-optimizer comes. The gradient that arrives is that of the replacement, which is what a
-straight-through estimator is (Bengio et al. 2013, https://arxiv.org/abs/1308.3432), and for noise
-the exact one. The model's graph has no switch in it that a compiler could take for a constant: two
-contest records had their late QAT compiled away like that.
+This is quantization-aware training (QAT). While the passes of an optimizer step run, the weights
+themselves are replaced; they are put back before the optimizer updates them. The gradient that
+arrives is that of the replacement: for rounded weights a straight-through estimator (Bengio et al.
+2013, https://arxiv.org/abs/1308.3432), for noise the exact one. The model's graph has no switch
+that a compiler could take for a constant: two contest records had their late QAT compiled away.
 
 Shape legend: S = matrices of one shape, R = rows (outputs), C = columns (inputs).
 """
@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from gptpack.quant.steps import Outlook, reciprocals
+from gptpack.training.schedules import draw_seed
 
 Grid = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Steps of rows ``[S, R, 1]`` and columns ``[S, 1, C]``, and the reciprocals of both."""
+"""Spacings of rows ``[S, R, 1]`` and columns ``[S, 1, C]``, and the reciprocals of both."""
 
 
 def grid_codes(weight: Tensor, inverse_row: Tensor, inverse_column: Tensor) -> Tensor:
     """Indexes of the grid points nearest to the weights, as float32.
 
-    The packer's own on a uniform grid where no column's error is fed into another: the same
-    products in the same order, ties to even.
+    They are the packer's own codes on a uniform grid where no column's error is fed into another:
+    the same products in the same order, ties to even.
     """
     return torch.round(weight * inverse_row * inverse_column)
 
@@ -34,12 +35,12 @@ def grid_codes(weight: Tensor, inverse_row: Tensor, inverse_column: Tensor) -> T
 def replaced(
     matrices: Sequence[Sequence[Tensor]], grids: Sequence[Grid], uniform: Sequence[Tensor]
 ) -> list[Tensor]:
-    """What a pass shall see of each matrix: its grid points as a decoder would make them.
+    """Values that stand for the matrices in a pass: grid points as a decoder would make them.
 
     Args:
-        uniform: numbers in 0..1 by stack, ``[S, R, C]``. With any, weights get noise of -1/2 to
-            1/2 steps instead, which has no dead zone (Baskin et al. 2018,
-            https://arxiv.org/abs/1804.10969), but like a rounding error is no larger than they are.
+        uniform: random numbers in 0..1 by stack, ``[S, R, C]``. If there are any, weights get noise
+            of -1/2 to 1/2 of a grid's spacing instead, which has no dead zone (Baskin et al. 2018,
+            https://arxiv.org/abs/1804.10969) and, like a rounding error, never exceeds the weight.
     """
     found: list[Tensor] = []
     for index, (members, grid) in enumerate(zip(matrices, grids, strict=True)):
@@ -55,7 +56,7 @@ def replaced(
 
 
 class FakeQuantizer:
-    """Replaces the weights of an outlook's matrices for the time of a step."""
+    """Replaces the weights of an outlook's matrices while the passes of a step run."""
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], *, noise: bool, seed: int, compiled: bool
@@ -64,7 +65,7 @@ class FakeQuantizer:
         self.matrices: list[list[nn.Parameter]] = []
         self.grids: list[Grid] = []
         self.steps = 0
-        """Steps whose passes saw replaced weights; a run writes it down."""
+        """Optimizer steps whose passes saw replaced weights; a run writes this number down."""
         self._replaced = (
             torch.compile(replaced, fullgraph=True, dynamic=False) if compiled else replaced
         )
@@ -81,7 +82,7 @@ class FakeQuantizer:
             row_SR1 = np.stack([outlook.steps[name].row for name in names])[:, :, None]
             column_S1C = np.stack([outlook.steps[name].column for name in names])[:, None]
             if self.noise:
-                # the packer's errors are smaller by a trellis, and partly made up for (GPTQ)
+                # a trellis makes the packer's errors smaller, and GPTQ partly makes up for them
                 share_S1C = np.stack([outlook.steps[name].share for name in names])[:, None]
                 column_S1C = column_S1C * share_S1C * np.float32((12 * outlook.noise) ** 0.5)
             arrays = (row_SR1, column_S1C, reciprocals(row_SR1), reciprocals(column_S1C))
@@ -89,11 +90,11 @@ class FakeQuantizer:
             self.grids.append((first, second, third, fourth))
 
     def values(self, step: int) -> list[Tensor]:
-        """What the passes of a step see of the matrices; noise depends on the step alone."""
+        """Values that the passes of a step see; noise depends on the step alone."""
         uniform: list[Tensor] = []
         if self.noise:
             device = self.matrices[0][0].device
-            generator = torch.Generator(device).manual_seed((self.seed * 1_000_003 + step) % 2**63)
+            generator = torch.Generator(device).manual_seed(draw_seed(self.seed, step))
             for members in self.matrices:
                 shape = (len(members), *members[0].shape)
                 uniform.append(torch.rand(shape, device=device, generator=generator))
@@ -101,7 +102,7 @@ class FakeQuantizer:
 
     @contextmanager
     def seen(self, step: int) -> Iterator[None]:
-        """The model's weights are replaced inside, and the same bits as before after it."""
+        """Inside, the model's weights are replaced; afterwards they are the same bits as before."""
         weights: list[Tensor] = [matrix for members in self.matrices for matrix in members]
         with torch.no_grad():
             kept = [weight.clone() for weight in weights]
