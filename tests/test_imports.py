@@ -34,7 +34,8 @@ INSIDE: dict[str, set[str]] = {
     "inspection": {"artifact", "codec", "quant.types"},
     "gate": {"artifact", "inspection"},
     "runs": {"artifact", "inspection"},
-    "contest": {"codec.code_sections", "runs"},
+    # a rule of the contest has the outcome of a rule of the gate: one type, and one way to tell it
+    "contest": {"codec.code_sections", "gate", "runs"},
     "jobs": {
         "artifact",
         "calibration",
@@ -74,7 +75,7 @@ OUTSIDE: dict[str, set[str]] = {
     "inspection": {"numpy"},
     "gate": set(),
     "runs": {"numpy", "plotly"},
-    "contest": {*NUMERIC},
+    "contest": set(),
     "jobs": {*NUMERIC, "matplotlib"},
     "cli": {"click", "rich"},
 }
@@ -92,8 +93,6 @@ NOT_YET = {
     "cli/report.py",
     "cli/train.py",
     "cli/verify.py",
-    "contest/rules.py",
-    "contest/standalone.py",
     "packing/foresight.py",
     "packing/packer.py",
     "packing/tuning.py",

@@ -8,7 +8,7 @@ from test_cli import invoke
 
 from gptpack.cli import main
 from gptpack.errors import DataError
-from gptpack.runs.logged import ReferenceLog
+from gptpack.runs.logged import LoggedRun
 from gptpack.runs.logs import parse_log, read_log
 
 # The lines that matter of two logs of parameter-golf (its records of 2026-03-29 and 2026-03-17).
@@ -311,4 +311,4 @@ def test_figures_that_nothing_can_have_are_no_trouble(
 
 
 def test_an_empty_log_has_nothing() -> None:
-    assert ReferenceLog("x").best("plain") is None
+    assert LoggedRun("x").best("plain") is None
