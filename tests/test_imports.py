@@ -90,7 +90,6 @@ NOT_YET = {
     "cli/pack.py",
     "cli/pack_curve.py",
     "cli/pack_report.py",
-    "cli/report.py",
     "cli/train.py",
     "cli/verify.py",
     "packing/foresight.py",
