@@ -145,9 +145,9 @@ def staged_directory(path: Path, *, last: str, replaces: Sequence[str]) -> Itera
 def replacing_directory(path: Path) -> Iterator[Path]:
     """A hidden directory that becomes `path` when the block ends; dropped on error.
 
-    A link is followed. A directory that stands at `path` stays until the new one is complete; Linux
-    then exchanges the two at once, and the old one is deleted. Where the system cannot exchange, a
-    process that is killed at that moment leaves the old one beside `path` under a hidden name.
+    A link is followed. A directory that stands at `path` stays until the new one is complete, and
+    is then exchanged with it in one step. Where the system has no such step, a process that is
+    killed at that moment leaves the old one beside `path` under a hidden name.
 
     Raises:
         DataError: the file system refuses.
@@ -158,14 +158,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         if not target.exists():
             stage.replace(target)
         elif not _exchanged(stage, target):
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
-            target.replace(old)
+            old = target.replace(stage.with_suffix(".old"))
             try:
                 stage.replace(target)
             except BaseException:
                 old.replace(target)
                 raise
-            shutil.rmtree(old, ignore_errors=True)
+            old.replace(stage)
 
 
 @contextmanager

@@ -118,20 +118,9 @@ def _texts(value: str | bytes) -> Iterator[str]:
         except (ValueError, binascii.Error):
             continue
     for data in packed:
-        for unpack in (_unpack_xz, _unpack_zlib, _unpack_bz2):
+        unpackers = lzma.LZMADecompressor(), zlib.decompressobj(wbits=47), bz2.BZ2Decompressor()
+        for unpacker in unpackers:
             try:
-                yield unpack(data).decode()
+                yield unpacker.decompress(data, MOST_UNPACKED_BYTES).decode()
             except (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error):
                 continue
-
-
-def _unpack_xz(data: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(data, MOST_UNPACKED_BYTES)
-
-
-def _unpack_zlib(data: bytes) -> bytes:
-    return zlib.decompressobj(wbits=47).decompress(data, MOST_UNPACKED_BYTES)
-
-
-def _unpack_bz2(data: bytes) -> bytes:
-    return bz2.BZ2Decompressor().decompress(data, MOST_UNPACKED_BYTES)

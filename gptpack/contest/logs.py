@@ -30,10 +30,14 @@ LARGEST_FIGURE = 1e18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a training run left, as far as a log tells it."""
+    """What a run left, as far as a submission tells it."""
 
     name: str
     seed: int
+    artifact: Path
+    file_bytes: int
+    codecs: frozenset[str]
+    """Codecs of the artifact's sections."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of metrics.jsonl."""
     recipe: Mapping[str, Any] = field(default_factory=dict)

@@ -7,13 +7,13 @@ running the script offline and on changed text showed comes as `Proved` from who
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from gptpack.contest import shipped
 from gptpack.contest.folder import FIGURES, README, About, figures, figures_block, log_name
 from gptpack.contest.logs import decisive_score, plain_score
 from gptpack.contest.shipped import Verdict
-from gptpack.contest.submitted import Submitted
+from gptpack.contest.submitted import Submitted, text_of
 from gptpack.errors import ConfigError
 from gptpack.gate.check import Outcome, State
 from gptpack.runs.log_checks import TOLERANCE
@@ -80,17 +80,12 @@ def _agree(folder: Submitted) -> Verdict:
     if folder.problems or not folder.logs:
         return None, "not all logs could be read"
     values = folder.values
-    about = About(
-        **{key: str(values.get(key) or "") for key in ("name", "author", "github_id", "date")},
-        blurb=str(values.get("blurb") or ""),
-        track=str(values.get("track") or ""),
-        hardware=str(values.get("hardware") or ""),
-    )
+    about = About(**{key.name: str(values.get(key.name) or "") for key in fields(About)})
     expected = figures(about, folder.logs)
     for key, value in expected.items():
         if values.get(key) != value:
             return False, f"{FIGURES} says {key} {values.get(key)!r}, the logs say {value!r}"
-    if figures_block(expected) not in folder.text(README):
+    if figures_block(expected) not in text_of(folder.path / README):
         return False, f"the figures in {README} are not those of the logs"
     return True, f"{FIGURES} and {README} have the logs' figures"
 

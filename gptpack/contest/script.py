@@ -8,7 +8,7 @@ under their names, before any gptpack that is installed.
 import ast
 import base64
 import lzma
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from gptpack.codec.code_sections import OfCodes
@@ -66,10 +66,9 @@ class Script:
     small: str
     packages: tuple[str, ...]
     """Lines of requirements.txt: the packages that decode and evaluate the artifacts."""
-    modules: tuple[str, ...]
 
 
-def make_script(codecs: set[str], *, artifact: str, stride: int = 0) -> Script:
+def make_script(codecs: Set[str], *, artifact: str, stride: int = 0) -> Script:
     """The script for artifacts whose sections have these codecs.
 
     Args:
@@ -88,11 +87,10 @@ def make_script(codecs: set[str], *, artifact: str, stride: int = 0) -> Script:
         readable=_readable(plain, call),
         small=packed,
         packages=tuple(requirements(small, codecs)),
-        modules=tuple(module.name for module in small.modules),
     )
 
 
-def requirements(found: Bundle, codecs: set[str]) -> list[str]:
+def requirements(found: Bundle, codecs: Set[str]) -> list[str]:
     """Requirements of the packages that are imported, without codecs that no section has."""
     needed = {BY_CODEC[codec] for codec in codecs if codec in BY_CODEC}
     unneeded = set(BY_CODEC.values()) - needed

@@ -7,22 +7,15 @@ from collections.abc import Callable
 
 from gptpack.contest.folder import ARTIFACT, FIGURES, README, REQUIREMENTS, SCRIPT, log_name
 from gptpack.contest.imports import NETWORK, PROCESSES
-from gptpack.contest.submitted import Submitted
+from gptpack.contest.submitted import Submitted, text_of
 from gptpack.runs.logged import CAP_BYTES
 
-FIELDS: dict[str, tuple[type, ...]] = {
-    "author": (str,),
-    "github_id": (str,),
-    "name": (str,),
-    "blurb": (str,),
-    "date": (str,),
-    "track": (str,),
-    "val_loss": (float,),
-    "val_bpb": (float,),
-    "bytes_total": (int,),
-    "bytes_code": (int,),
-    "seeds": (list,),
-    "seed_results": (dict,),
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(("author", "github_id", "name", "blurb", "date", "track"), str),
+    **dict.fromkeys(("val_loss", "val_bpb"), float),
+    **dict.fromkeys(("bytes_total", "bytes_code"), int),
+    "seeds": list,
+    "seed_results": dict,
 }
 """Fields that submission.json must have, and their types."""
 OPTIONAL = frozenset({"brotli", "constriction", "kernels", "triton", "zstandard"})
@@ -45,8 +38,8 @@ def _fields(folder: Submitted) -> Verdict:
     values = folder.values
     wrong = [
         name
-        for name, kinds in FIELDS.items()
-        if type(values.get(name)) not in kinds or (name != "blurb" and not values[name])
+        for name, kind in FIELDS.items()
+        if type(values.get(name)) is not kind or (name != "blurb" and not values[name])
     ]
     if wrong:
         return False, f"{FIGURES}: missing or of a wrong type: {', '.join(wrong)}"
@@ -104,7 +97,7 @@ def _imports(folder: Submitted) -> Verdict:
     """The packages that the script imports are named in requirements.txt."""
     if isinstance(folder.imports, str):
         return False, folder.imports
-    names = re.finditer(r"^[\w.-]+", folder.text(REQUIREMENTS), re.MULTILINE)
+    names = re.finditer(r"^[\w.-]+", text_of(folder.path / REQUIREMENTS), re.MULTILINE)
     listed = {match[0].lower().replace("-", "_") for match in names}
     if unlisted := sorted(folder.imports.third_party - listed - OPTIONAL):
         return False, f"{REQUIREMENTS} does not name {', '.join(unlisted)}"

@@ -26,6 +26,8 @@ class Submitted:
     """Bytes of each file, by its path below the folder."""
     values: Mapping[str, Any]
     """Content of submission.json; empty where that cannot be read."""
+    seeds: Sequence[int | str]
+    """Seeds that the logs are named after; empty where submission.json lists none."""
     logs: Sequence[LoggedRun]
     imports: Imports | str
     """What train_gpt.py imports, or why it is not Python."""
@@ -42,17 +44,8 @@ class Submitted:
         }
 
     @property
-    def seeds(self) -> list[int | str]:
-        """Seeds that the logs are named after; empty where submission.json lists none."""
-        return _seeds(self.values)
-
-    @property
     def is_record(self) -> bool:
         return self.values.get("track") == RECORD_TRACK
-
-    def text(self, name: str) -> str:
-        """The text of a file; empty where it cannot be read."""
-        return _text(self.path / name)
 
 
 def read_submitted(path: Path) -> Submitted:
@@ -78,8 +71,11 @@ def read_submitted(path: Path) -> Submitted:
             problems.append(f"{FIGURES} is not an object")
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{FIGURES}: {error}")
+    seeds = values.get("seeds")
+    if not isinstance(seeds, list) or not all(map(_is_seed, seeds)):
+        seeds = []
     logs: list[LoggedRun] = []
-    for seed in _seeds(values):
+    for seed in seeds:
         try:
             logs.append(read_submission_log(path / log_name(seed)))
         except DataError as error:
@@ -88,22 +84,19 @@ def read_submitted(path: Path) -> Submitted:
         path=path,
         files=files,
         values=values,
+        seeds=seeds,
         logs=logs,
-        imports=_imports(_text(path / SCRIPT)),
+        imports=_imports(text_of(path / SCRIPT)),
         problems=problems,
     )
-
-
-def _seeds(values: Mapping[str, Any]) -> list[int | str]:
-    found = values.get("seeds")
-    return found if isinstance(found, list) and all(map(_is_seed, found)) else []
 
 
 def _is_seed(value: Any) -> bool:
     return type(value) in (int, str) and bool(re.fullmatch(r"-?\w{1,20}", str(value)))
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptpack.contest.folder import (
     ARTIFACT,
@@ -36,11 +36,9 @@ from gptpack.errors import (
 )
 from gptpack.jobs.fresh import TORCHRUN
 from gptpack.progress import Progress, silent
+from gptpack.runs.gather import CHECKPOINT, METRICS, reports
 from gptpack.runs.logged import CAP_BYTES
 from gptpack.runs.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from gptpack.artifact.header import ArtifactHeader
 
 GUARD = """
 import runpy, sys
@@ -54,15 +52,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """Program that runs a script and refuses its connections."""
 MOST_DIGITS = 18
 """Digits of a seed; what has more is taken for a file's name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmittedRun:
-    """A run that goes into a submission: its packed file, and what else it left."""
-
-    artifact: Path
-    header: "ArtifactHeader"
-    record: RunRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +99,10 @@ def make_submission(
     """
     check_output(output, force=force)
     found = [read_run(run) for run in runs]
-    seeds = [run.record.seed for run in found]
+    seeds = [run.seed for run in found]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {seeds}: two runs have one seed; name each SEED=RUN")
-    codecs = {section.codec for run in found for section in run.header.sections}
+    codecs = frozenset().union(*(run.codecs for run in found))
     script = make_script(codecs, artifact=ARTIFACT, stride=stride)
     source = script.readable if readable else script.small
     for run in found:
@@ -122,12 +111,12 @@ def make_submission(
     options += ["--tokenizer", tokenizer_of(data, tokenizer)]
     texts = {}
     for run in found:
-        progress(f"seed {run.record.seed}: run {SCRIPT} on {run.artifact}", 0, 0)
-        texts[log_name(run.record.seed)] = _log(run, source, options)
+        progress(f"seed {run.seed}: run {SCRIPT} on {run.artifact}", 0, 0)
+        texts[log_name(run.seed)] = _log(run, source, options)
     values = figures(about, [submission_log(text, name) for name, text in texts.items()])
     first = found[0]
     files = {
-        README: readme(values, recipe=first.record.recipe, pack=first.record.pack),
+        README: readme(values, recipe=first.recipe, pack=first.pack),
         FIGURES: json.dumps(values, indent=2, allow_nan=False) + "\n",
         REQUIREMENTS: "".join(f"{line}\n" for line in script.packages),
         SCRIPT: source,
@@ -141,26 +130,26 @@ def make_submission(
     )
 
 
-def _check_cap(run: SubmittedRun, code_bytes: int) -> None:
-    total = run.header.file_bytes + code_bytes
+def _check_cap(run: RunRecord, code_bytes: int) -> None:
+    total = run.file_bytes + code_bytes
     if total > CAP_BYTES:
         raise BudgetError(
-            f"{run.artifact}: {run.header.file_bytes:,} bytes and {code_bytes:,} of code are "
+            f"{run.artifact}: {run.file_bytes:,} bytes and {code_bytes:,} of code are "
             f"{total:,}, over {CAP_BYTES:,}; pack with --budget {CAP_BYTES - code_bytes}"
         )
 
 
-def _log(run: SubmittedRun, source: str, options: list[object]) -> str:
+def _log(run: RunRecord, source: str, options: list[object]) -> str:
     """A run's log: what the run left, and what the script prints of its artifact."""
     with tempfile.TemporaryDirectory(prefix="gptpack-") as temporary:
         script = Path(temporary) / SCRIPT
         script.write_text(source, encoding="utf-8")
         shutil.copyfile(run.artifact, script.with_name(ARTIFACT))
         printed = run_script(script, *options)
-    return "\n".join([*training_lines(run.record), printed])
+    return "\n".join([*training_lines(run), printed])
 
 
-def read_run(argument: str) -> SubmittedRun:
+def read_run(argument: str) -> RunRecord:
     """The run that ``[SEED=]FOLDER`` or ``[SEED=]FILE`` names.
 
     Raises:
@@ -170,7 +159,6 @@ def read_run(argument: str) -> SubmittedRun:
     from gptpack.artifact.reader import read_header
     from gptpack.data.shards import file_sha256
     from gptpack.training.checkpoint import load_checkpoint
-    from gptpack.training.loop import CHECKPOINT, METRICS
     from gptpack.values import to_dict
 
     given, equals, rest = argument.partition("=")
@@ -191,18 +179,17 @@ def read_run(argument: str) -> SubmittedRun:
         raise ConfigError(f"{argument}: no {CHECKPOINT} says its seed; write SEED={argument}")
     metrics = folder / METRICS
     header = read_header(artifact)
-    return SubmittedRun(
+    return RunRecord(
+        name=folder.resolve().name,
+        seed=seed,
         artifact=artifact,
-        header=header,
-        record=RunRecord(
-            name=folder.resolve().name,
-            seed=seed,
-            metrics=read_metrics(metrics) if metrics.exists() else (),
-            recipe=recipe,
-            train_seconds=seconds,
-            pack=header.pack,
-            pack_seconds=_pack_seconds(folder, file_sha256(artifact)),
-        ),
+        file_bytes=header.file_bytes,
+        codecs=frozenset(section.codec for section in header.sections),
+        metrics=read_metrics(metrics) if metrics.exists() else (),
+        recipe=recipe,
+        train_seconds=seconds,
+        pack=header.pack,
+        pack_seconds=_pack_seconds(folder, file_sha256(artifact)),
     )
 
 
@@ -219,15 +206,10 @@ def _packed(path: Path) -> Path:
 
 def _pack_seconds(folder: Path, sha256: str) -> float | None:
     """Seconds of packing, if a report of ``gptpack pack --json`` in the folder says them."""
-    for path in sorted(folder.glob("*.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(report, dict) and report.get("sha256") == sha256:
-            seconds = report.get("seconds")
-            if isinstance(seconds, dict):
-                return sum(float(seconds.get(phase, 0.0)) for phase in ("calibrate", "pack"))
+    for report in reports(folder):
+        seconds = report.get("seconds")
+        if report.get("sha256") == sha256 and isinstance(seconds, dict):
+            return sum(float(seconds.get(phase, 0.0)) for phase in ("calibrate", "pack"))
     return None
 
 

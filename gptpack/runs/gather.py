@@ -93,12 +93,12 @@ def _source(path: Path, name: str) -> Source:
         return Source(name=name, metrics=tuple(read_metrics(path)))
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; give a run's folder or a packed file")
-    beside = list(_reports(sorted(path.parent.glob("*.json"))))
+    beside = list(reports(path.parent))
     return Source(name=name, packed=(_packed(path, name, beside),))
 
 
 def _folder(path: Path, name: str) -> Source:
-    beside = list(_reports(sorted(path.glob("*.json"))))
+    beside = list(reports(path))
     metrics = path / METRICS
     found = Source(
         name=name,
@@ -119,9 +119,9 @@ def _folder(path: Path, name: str) -> Source:
     return found
 
 
-def _reports(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The JSON objects among `paths`; files that hold none are passed over."""
-    for path in paths:
+def reports(folder: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects in the .json files of a folder; files that hold none are passed over."""
+    for path in sorted(folder.glob("*.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
