@@ -11,6 +11,7 @@ import click
 from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.cli.options import DEVICE
 from gptpack.cli.submission_check import check
+from gptpack.runs.logged import CAP_BYTES
 
 if TYPE_CHECKING:
     from gptpack.jobs.submission import Made
@@ -126,7 +127,7 @@ def _print_made(output: Path, made: "Made") -> None:
         ["code that ships, bytes", f"{values['bytes_code']:,}"],
         ["artifact that ships, bytes", f"{values['bytes_model']:,}"],
         ["total, bytes", f"{values['bytes_total']:,}"],
-        ["headroom, bytes", f"{made.headroom_bytes:,}"],
+        ["headroom, bytes", f"{CAP_BYTES - values['bytes_total']:,}"],
     ]
     for seed, result in values["seed_results"].items():
         rows.append([f"seed {seed}, bpb", f"{result['val_bpb']:.6f}"])

@@ -61,13 +61,9 @@ class Made:
     figures: Mapping[str, Any]
     """Content of submission.json."""
     readable_bytes: int
-    """Size of the script in its readable form, and in its small form."""
+    """Bytes of the script in its readable form."""
     small_bytes: int
-
-    @property
-    def headroom_bytes(self) -> int:
-        """What the contest's cap leaves."""
-        return CAP_BYTES - int(self.figures["bytes_total"])
+    """Bytes of the script in its small form."""
 
 
 def make_submission(

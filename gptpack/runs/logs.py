@@ -47,8 +47,10 @@ _WORDS = {
     "gptpack": re.compile(r"^gptpack:(\S+) python:"),
     "device": re.compile(r"^gptpack:.* device:(.+) ranks:\d+$"),
 }
-_STOPPED = re.compile(rf"^stopping_early: .*train_time: ?{_NUMBER}(ms|s) step: ?(\d+)/(\d+)")
-_DONE = re.compile(rf"^training_done step:(\d+) train_time:{_NUMBER}(ms|s)")
+_END = re.compile(
+    rf"^(?:stopping_early:|training_done)(?=.* train_time: ?{_NUMBER}(ms|s))"
+    r"(?=.* step: ?(\d+)(?:/(\d+))?)"
+)
 _UNITS = {"ms": (1, 1000), "s": (1, 1), "m": (60, 1), "": (1, 1), None: (1, 1)}
 MOST_DIGITS = 18
 """Digits of a count; one with more is passed over."""
@@ -80,7 +82,7 @@ def parse_log(text: str, path: str = "log") -> LoggedRun:
         if not (_take_step(log, line) or _take_score(log, line) or _take_size(log, line)):
             _take_facts(log, line)
     if "gptpack" in log.words:
-        # The script that `gptpack submission` ships prints no other model than the packed one.
+        # the script that `gptpack submission` ships prints no other model than the packed one.
         for name, packed in (("checkpoint", "model"), ("checkpoint_total", "total")):
             if name in log.sizes:
                 log.sizes[packed] = log.sizes.pop(name)
@@ -162,7 +164,7 @@ def _take_size(log: LoggedRun, line: str) -> bool:
     if size is None:
         return False
     if what == "Code size":
-        # Where both are printed, the compressed code is what counts and comes second.
+        # where both are printed, the compressed code is what counts and comes second.
         log.sizes["code"] = size
     elif what == "Serialized model":
         log.sizes["model" if how else "checkpoint"] = size
@@ -182,17 +184,11 @@ def _take_facts(log: LoggedRun, line: str) -> None:
     for name, pattern in _WORDS.items():
         if match := pattern.search(line):
             log.words[name] = match[1]
-    if match := _STOPPED.match(line):
-        _take_end(log, match[1], match[2], _count(match[3]), _count(match[4]))
-    elif match := _DONE.match(line):
-        _take_end(log, match[2], match[3], _count(match[1]), log.planned_steps)
-
-
-def _take_end(log: LoggedRun, time: str, unit: str, steps: int | None, planned: int | None) -> None:
-    """Note where training ended; a line with a count that is none says nothing."""
-    if steps is not None and planned is not None:
-        log.train_seconds = _duration(time, unit) or 0.0
-        log.steps, log.planned_steps = steps, planned
+    if match := _END.match(line):
+        steps, planned = _count(match[3]), _count(match[4] or str(log.planned_steps))
+        if steps is not None and planned is not None:
+            log.train_seconds = _duration(match[1], match[2]) or 0.0
+            log.steps, log.planned_steps = steps, planned
 
 
 def _count(digits: str) -> int | None:
