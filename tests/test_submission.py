@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from gptpack.contest.script import make_script
 from gptpack.contest.submitted import read_submitted
 from gptpack.errors import ConfigError, DataError
 from gptpack.inspection.inspect import inspect
+from gptpack.jobs import standalone
+from gptpack.jobs.submission import run_script as in_a_process
 from gptpack.jobs.submission_check import _exchange
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
@@ -89,13 +93,26 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Path]: 
 
 @pytest.fixture(scope="module")
 def made(world: World, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A submission of three runs."""
+    """A submission of three runs; the first one's script ran as it ships, the others' in here."""
     folder = tmp_path_factory.mktemp("made") / "submission"
-    status = gptpack(
-        *("submission", *runs, "--data", world.data, "--github-id", "someone", "-o", folder),
-        *("--stride", 8, "--device", "cpu", "--hardware", "8xH100 SXM", "--date", "2026-11-24"),
-    )
-    assert status == 0
+    processes: list[Path] = []
+
+    def run_script(script: Path, *options: object) -> str:
+        processes.append(script)
+        if len(processes) == 1:
+            return in_a_process(script, *options)
+        patch.setattr(sys, "argv", [str(script), *map(str, options)])
+        with redirect_stdout(StringIO()) as printed:
+            standalone.main(str(script), artifact="model.gptpack", stride=8)
+        return printed.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptpack.jobs.submission.run_script", run_script)
+        status = gptpack(
+            *("submission", *runs, "--data", world.data, "--github-id", "someone", "-o", folder),
+            *("--stride", 8, "--device", "cpu", "--hardware", "8xH100 SXM", "--date", "2026-11-24"),
+        )
+    assert (status, len(processes)) == (0, 3)
     return folder
 
 
