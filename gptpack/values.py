@@ -84,14 +84,14 @@ SHARE: Check = ("lie in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE: Check = ("lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
-def check_fields(config: Any, check: Check, *names: str) -> None:
-    """Hold the fields of `config` that `names` lists to one condition.
+def check_fields(config: Any, check: Check, names: str) -> None:
+    """Hold the fields of `config` whose names stand in `names`, between spaces, to one condition.
 
     Raises:
         ConfigError: one does not meet it; names the field and its value.
     """
     what, holds = check
-    for name in names:
+    for name in names.split():
         if not holds(value := getattr(config, name)):
             raise ConfigError(f"{name}={value} must {what}")
 

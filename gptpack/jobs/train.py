@@ -57,10 +57,9 @@ def train(
 ) -> TrainResult:
     """Train a model by `recipe` and leave a run in the folder `output`.
 
-    The run is ``checkpoint.pt``, written whenever the recipe says so and at the end, and
-    ``metrics.jsonl`` with a line per optimizer step. Then the checkpoint is scored on the
-    validation shards, by a process that has nothing else. Nothing is printed. Under torchrun every
-    rank calls this; the first one writes, scores, and reports progress.
+    The run is ``checkpoint.pt``, and ``metrics.jsonl`` with a line per optimizer step. At the end
+    the checkpoint is scored on the val shards, by a process that has nothing else. Nothing is
+    printed. Under torchrun every rank calls this; the first one writes, scores, and tells progress.
 
     Args:
         recipe: a recipe, the name of a packaged one such as ``"tiny"``, or a TOML file.
