@@ -121,14 +121,6 @@ def test_info_of_a_directory_without_shards_is_an_error(
     assert "no shards named *_val_*.bin" in err
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "tokenize", "download", "info"])
-def test_every_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, text, _ = gptpack(capsys, name, "--help")
-    assert status == 0
-    assert f"    gptpack data {name}" in text
-    assert all(len(line) <= 100 for line in text.splitlines())
-
-
 def test_a_download_without_the_extra_ends_with_status_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

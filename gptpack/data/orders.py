@@ -25,7 +25,7 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """In which order training sees the shards (docs/decisions/order-of-the-data.md)."""
+    """The order in which training sees the shards (docs/decisions/order-of-the-data.md)."""
 
     loader: Loader = "sequential"
     """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,

@@ -26,7 +26,7 @@ MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult(loop.RunResult):
-    """What a run came to, and what its checkpoint scores."""
+    """Figures of a run that has ended, and the scores of its checkpoint."""
 
     validation: Mapping[str, Any] | None = None
     """Scores as `gptpack eval --json` has them; None if not asked for, and on later ranks."""

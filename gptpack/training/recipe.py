@@ -63,7 +63,7 @@ class OptimizerConfig:
     matrix_weight_decay: float = 0.0
     """Decoupled decay of Muon's matrices: they shrink by ``lr * decay`` before each update."""
     adam_weight_decay: float = 0.0
-    """The same of what Adam trains."""
+    """Decoupled decay of everything that Adam trains, by ``lr * decay`` as well."""
     cautious_weight_decay: bool = False
     """Both optimizers decay only weights that the update shrinks as well."""
     weight_decay_taper_start: float = 1.0
@@ -102,12 +102,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How long, on how much at a time, and how it is watched."""
+    """Length of a run, tokens of its steps, and its schedules."""
 
     batch_tokens: int = 524288
     """Tokens of one optimizer step, over all ranks and micro batches."""
     micro_batch_tokens: int = 0
-    """Most tokens that one rank puts through the model at once; 0 chooses by device."""
+    """Tokens, at most, that a rank puts through the model at once; 0 chooses by device."""
     seconds: float = 600.0
     """Wall-clock budget of training without compilation; 0 goes by `steps` alone."""
     reserve_seconds: float = 0.0
