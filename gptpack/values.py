@@ -58,7 +58,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerIdentity:
-    """Which tokenizer a model's tokens belong to."""
+    """The identity of the tokenizer that a model's tokens belong to."""
 
     sha256: str
     """Hexadecimal digest of the SentencePiece model file."""
@@ -76,7 +76,7 @@ class TokenizerIdentity:
 
 Config = TypeVar("Config")
 Check = tuple[str, Callable[[Any], bool]]
-"""What a value must do, in words that follow "must", and whether it does."""
+"""A condition: what a value must do, in words that follow "must", and the test of it."""
 
 POSITIVE: Check = ("be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE: Check = ("not be negative", lambda value: value >= 0)
@@ -84,14 +84,14 @@ SHARE: Check = ("lie in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE: Check = ("lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
-def check_fields(config: Any, check: Check, *names: str) -> None:
-    """Hold the fields of `config` that `names` lists to one condition.
+def check_fields(config: Any, check: Check, names: str) -> None:
+    """Hold the fields of `config` whose names stand in `names`, between spaces, to one condition.
 
     Raises:
         ConfigError: one does not meet it; names the field and its value.
     """
     what, holds = check
-    for name in names:
+    for name in names.split():
         if not holds(value := getattr(config, name)):
             raise ConfigError(f"{name}={value} must {what}")
 
@@ -109,7 +109,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def non_default(config: Any) -> dict[str, Any]:
-    """Those items of `to_dict` that differ from the defaults of the configuration's class."""
+    """The items of `to_dict` that differ from the defaults of the configuration's class."""
     defaults = to_dict(type(config)())
     return {key: value for key, value in to_dict(config).items() if value != defaults[key]}
 

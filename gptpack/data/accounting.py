@@ -106,7 +106,7 @@ class PieceBytes(TokenBytes):
 
 
 def unknown_tokens(tokenizer: Tokenizer, tokens: TokenArray) -> int:
-    """How many of `tokens` stand for text that the vocabulary cannot express.
+    """Number of `tokens` that stand for text which the vocabulary cannot express.
 
     They count 0 bytes, so bits per byte leaves that text out; a model with byte fallback has none.
     """

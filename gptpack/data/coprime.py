@@ -141,7 +141,7 @@ class Coprime:
         return np.concatenate(parts)
 
     def positions(self, step: int) -> Positions:
-        """See `Order`; blocks of the shards take turns, in a new random order each round."""
+        """Positions as `Order` has them; shards take turns, in a new random order each round."""
         self._seek(step)
         rng, shards, counts = self._draw(step)
         pairs = list(zip(shards.tolist(), counts.tolist(), strict=True))

@@ -77,8 +77,7 @@ def download_fineweb(
     output = Path(output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with hub.quiet():
-            return _download(hub, output, config, progress)
+        return _download(hub, output, config, progress)
     except OSError as error:
         raise DataError(f"{output}: cannot write: {error.strerror or error}") from error
 
@@ -87,39 +86,25 @@ def _download(hub: "_Hub", output: Path, config: DownloadConfig, progress: Progr
     # the first answer names the commit; everything else is asked of that one
     manifest = output / EXPORT_MANIFEST
     hub.fetch(f"{config.root}/manifest.json", manifest)
-    plan = _read_plan(manifest, config)
-    hub.fetch(f"{config.root}/{plan.model_path}", output / TOKENIZER)
+    dataset, val_shards, model_path = _read_plan(manifest, config)
+    hub.fetch(f"{config.root}/{model_path}", output / TOKENIZER)
     tokenizer = Tokenizer.load(output / TOKENIZER)
-    counts = {"val": plan.val_shards, "train": config.shards}
-    found: dict[str, list[Path]] = {split: [] for split in counts}
-    for split, count in counts.items():
-        for number in range(count):
-            progress("download (shards)", sum(map(len, found.values())), sum(counts.values()))
-            name = f"fineweb_{split}_{number:06d}.bin"
-            hub.fetch(f"{config.root}/datasets/{plan.dataset}/{name}", output / name)
-            Shard.open(output / name, tokenizer.vocab)
-            found[split].append(output / name)
-    progress("download (shards)", sum(counts.values()), sum(counts.values()))
+    names = [f"fineweb_val_{number:06d}.bin" for number in range(val_shards)]
+    names += [f"fineweb_train_{number:06d}.bin" for number in range(config.shards)]
+    for done, name in enumerate(names):
+        progress("download (shards)", done, len(names))
+        hub.fetch(f"{config.root}/datasets/{dataset}/{name}", output / name)
+        Shard.open(output / name, tokenizer.vocab)
+    progress("download (shards)", len(names), len(names))
+    paths = tuple(output / name for name in names)
+    val, train = paths[:val_shards], paths[val_shards:]
     return Download(
-        directory=output,
-        commit=hub.revision,
-        tokenizer=tokenizer.path,
-        val=tuple(found["val"]),
-        train=tuple(found["train"]),
+        directory=output, commit=hub.revision, tokenizer=tokenizer.path, val=val, train=train
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The publisher's paths and counts for one variant."""
-
-    dataset: str
-    val_shards: int
-    model_path: str
-
-
-def _read_plan(path: Path, config: DownloadConfig) -> _Plan:
-    """The plan of a variant by the publisher's manifest."""
+def _read_plan(path: Path, config: DownloadConfig) -> tuple[str, int, str]:
+    """Data set, number of val shards and tokenizer's path, by the publisher's manifest."""
     dataset = f"fineweb10B_{config.variant}"
     try:
         values = json.loads(path.read_bytes())
@@ -146,7 +131,7 @@ def _read_plan(path: Path, config: DownloadConfig) -> _Plan:
             f"{config.repo} has {train_shards} train shards of {config.variant}, "
             f"fewer than the {config.shards} asked for"
         )
-    return _Plan(dataset, val_shards, model_path)
+    return dataset, val_shards, model_path
 
 
 class _Hub:
@@ -168,18 +153,6 @@ class _Hub:
         self._failures: tuple[type[Exception], ...] = (*errors.HfHubHTTPError.__bases__, OSError)
         self._invalid: type[Exception] = errors.HFValidationError
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Inside, the library draws no progress bars of its own."""
-        if self._utils.are_progress_bars_disabled():
-            yield
-            return
-        self._utils.disable_progress_bars()
-        try:
-            yield
-        finally:
-            self._utils.enable_progress_bars()
-
     def fetch(self, remote: str, path: Path) -> None:
         """Make `path` the published file `remote`, unless it is that already."""
         where = {
@@ -187,7 +160,7 @@ class _Hub:
             "revision": self.revision,
             "endpoint": self._config.endpoint,
         }
-        with self._errors(remote):
+        with self._calls(remote):
             url = self._library.hf_hub_url(self._config.repo, remote, **where)
             found = self._library.get_hf_file_metadata(url, token=False)
         etag = found.etag or ""
@@ -199,7 +172,7 @@ class _Hub:
         if path.is_file() and _has_hash(path, etag):
             return
         with tempfile.TemporaryDirectory(prefix=".gptpack-", dir=path.parent) as folder:
-            with self._errors(remote):
+            with self._calls(remote):
                 arrived = self._library.hf_hub_download(
                     self._config.repo, remote, local_dir=folder, token=False, **where
                 )
@@ -211,8 +184,10 @@ class _Hub:
             Path(arrived).replace(path)
 
     @contextmanager
-    def _errors(self, remote: str) -> Iterator[None]:
-        """Inside, the library's errors become ours."""
+    def _calls(self, remote: str) -> Iterator[None]:
+        """Inside, the library draws no progress bars, and its errors become ours."""
+        drawn = not self._utils.are_progress_bars_disabled()
+        self._utils.disable_progress_bars()
         try:
             yield
         except self._invalid as error:
@@ -221,6 +196,9 @@ class _Hub:
             raise DataError(
                 f"{self._config.repo}/{remote}: {_first_line(error)}; run again to go on"
             ) from error
+        finally:
+            if drawn:
+                self._utils.enable_progress_bars()
 
 
 def _has_hash(path: Path, etag: str) -> bool:

@@ -4,13 +4,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gptpack.atomic import replacing
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.errors import ConfigError, DataError, ShardError
 from gptpack.progress import Progress, silent
-from gptpack.values import from_dict, to_dict
+from gptpack.values import NOT_NEGATIVE, check_fields, from_dict, to_dict
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -27,12 +26,6 @@ def _check_file_name(name: str) -> None:
         raise DataError(f"{name!r} must be a plain file name")
 
 
-def _check_counts(where: str, config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 0:
-            raise DataError(f"{where}: {name}={getattr(config, name)} must not be negative")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceEntry:
     """A file of text that shards were made of."""
@@ -43,7 +36,7 @@ class SourceEntry:
 
     def __post_init__(self) -> None:
         _check_sha256(self.name, self.sha256)
-        _check_counts(self.name, self, "size_bytes")
+        check_fields(self, NOT_NEGATIVE, "size_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +50,7 @@ class ShardEntry:
     def __post_init__(self) -> None:
         _check_file_name(self.file)
         _check_sha256(self.file, self.sha256)
-        _check_counts(self.file, self, "tokens")
+        check_fields(self, NOT_NEGATIVE, "tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +72,8 @@ class SplitEntry:
     shards: tuple[ShardEntry, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = ("documents", "tokens", "unknown_tokens", "text_bytes")
-        _check_counts("split", self, *counts, "normalized_bytes", "accounted_bytes")
+        check_fields(self, NOT_NEGATIVE, "documents tokens unknown_tokens")
+        check_fields(self, NOT_NEGATIVE, "text_bytes normalized_bytes accounted_bytes")
         listed = sum(shard.tokens for shard in self.shards)
         if listed != self.tokens:
             raise DataError(f"the shards hold {listed} tokens, but the split states {self.tokens}")

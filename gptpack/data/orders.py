@@ -25,7 +25,7 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """In which order training sees the shards (docs/decisions/order-of-the-data.md)."""
+    """The order in which training sees the shards (docs/decisions/order-of-the-data.md)."""
 
     loader: Loader = "sequential"
     """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,
@@ -43,11 +43,11 @@ class DataConfig:
     first step the power is `mix_power_start`."""
 
     def __post_init__(self) -> None:
-        check_fields(self, POSITIVE, "mix_shards_start", "mix_shards_end")
+        check_fields(self, POSITIVE, "mix_shards_start mix_shards_end")
         check_fields(self, NOT_NEGATIVE, "mix_steps")
         # higher powers of a large shard's blocks are beyond floats, and mix nothing any more
         few = ("lie in [0, 10]", lambda power: 0 <= power <= 10)
-        check_fields(self, few, "mix_power_start", "mix_power_end")
+        check_fields(self, few, "mix_power_start mix_power_end")
 
 
 class Order(Protocol):

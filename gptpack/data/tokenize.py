@@ -67,7 +67,7 @@ class TokenizeConfig:
             )
         if not 1 <= self.shard_tokens <= MAX_TOKENS:
             raise ConfigError(f"shard_tokens={self.shard_tokens} must lie in 1..{MAX_TOKENS}")
-        check_fields(self, NOT_NEGATIVE, "val_documents", "workers")
+        check_fields(self, NOT_NEGATIVE, "val_documents workers")
         check_fields(self, BELOW_ONE, "val_fraction")
         if self.val_documents and self.val_fraction:
             raise ConfigError("val_documents and val_fraction exclude each other; give one")
@@ -270,10 +270,12 @@ class _Totals:
             text_bytes=self.text_bytes,
             normalized_bytes=self.normalized_bytes,
             accounted_bytes=self.accounted_bytes,
-            shards=tuple(_shard_entry(path) for path in shards),
+            shards=tuple(
+                ShardEntry(
+                    file=path.name,
+                    tokens=len(Shard.open(path).tokens),
+                    sha256=file_sha256(path),
+                )
+                for path in shards
+            ),
         )
-
-
-def _shard_entry(path: Path) -> ShardEntry:
-    shard = Shard.open(path)
-    return ShardEntry(file=path.name, tokens=len(shard.tokens), sha256=file_sha256(path))

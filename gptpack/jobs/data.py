@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.download import DownloadConfig, download_fineweb
-from gptpack.data.manifest import MANIFEST, Manifest, load_manifest, verify_manifest
+from gptpack.data.manifest import MANIFEST, load_manifest, verify_manifest
 from gptpack.data.shards import Shard, Split, find_shards, has_shards
 from gptpack.data.tokenize import TokenizeConfig, tokenize_files
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -34,16 +34,12 @@ def make_tokenizer(
     progress: Progress = silent,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train a SentencePiece tokenizer on the documents of text files.
+    """Train a tokenizer on text files; the result has its ``path``, ``vocab`` and ``sha256``.
 
     Args:
         separator: stands between the documents of a ``.txt`` file.
         force: replace a file at `output`.
         settings: fields of `TokenizerConfig`.
-
-    Returns:
-        The file's ``path``, ``vocab`` (fewer pieces than asked for if the text has no more), and
-        ``sha256``.
 
     Raises:
         DataError: unreadable sources, or `output` exists.
@@ -66,43 +62,28 @@ def tokenize(
     progress: Progress = silent,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Turn text files into audited shards; `settings` are fields of `TokenizeConfig`.
+    """Turn text files into shards; the result has the ``directory`` and its manifest.
 
-    Returns:
-        The ``directory`` and its manifest.
-
-    Raises:
-        DataError: see `tokenize_files`.
+    `settings` are fields of `TokenizeConfig`; for errors see `tokenize_files`.
     """
     config = TokenizeConfig(**settings)
     made = tokenize_files(train, val, Tokenizer.load(tokenizer), output, config, progress)
-    return _described(output, made)
+    return {"directory": str(output), **to_dict(made)}
 
 
 def download(output: Path, *, progress: Progress = silent, **settings: Any) -> dict[str, Any]:
-    """Fetch published shards; `settings` are fields of `DownloadConfig`.
+    """Fetch published shards; the result has the ``directory``, the ``commit`` and the files.
 
-    Returns:
-        The ``directory``, the ``commit`` it is of, and its files.
-
-    Raises:
-        DataError, MissingDependencyError: see `download_fineweb`.
+    `settings` are fields of `DownloadConfig`; for errors see `download_fineweb`.
     """
     got = download_fineweb(output, DownloadConfig(**settings), progress)
-    return {
-        "directory": str(got.directory),
-        "commit": got.commit,
-        "tokenizer": str(got.tokenizer),
-        "val": [str(path) for path in got.val],
-        "train": [str(path) for path in got.train],
-    }
+    files = {"val": [str(path) for path in got.val], "train": [str(path) for path in got.train]}
+    where = {"directory": str(got.directory), "commit": got.commit}
+    return {**where, "tokenizer": str(got.tokenizer), **files}
 
 
 def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:
-    """What a folder of shards holds; all of it is read and checked.
-
-    Returns:
-        The ``directory`` and its manifest, or, without one, the ``shards`` with their tokens.
+    """Read and check all shards; the result has the ``directory``, and its manifest or ``shards``.
 
     Raises:
         DataError: no shards, a malformed one, or others than the manifest states.
@@ -110,7 +91,7 @@ def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:
     if (directory / MANIFEST).exists():
         manifest = load_manifest(directory)
         verify_manifest(directory, manifest, progress)
-        return _described(directory, manifest)
+        return {"directory": str(directory), **to_dict(manifest)}
     splits = [split for split in get_args(Split) if has_shards(directory, split)]
     paths = [path for split in splits or ["val"] for path in find_shards(directory, split)]
     shards = [{"file": path.name, "tokens": len(Shard.open(path).tokens)} for path in paths]
@@ -127,11 +108,10 @@ def check_scorable(
     limit_tokens: int = 0,
     tokenizer: Path | None = None,
 ) -> None:
-    """Check that a model can be scored on the val shards of `directory`, before it is made.
+    """Check, before work is put into a model, that val shards can score it.
 
     Args:
-        vocab, bos, context: those of the model.
-        stride: windows that move by so many targets are checked as well as plain ones.
+        stride: also check windows that move by so many targets.
         limit_tokens: targets that will be scored; 0 is all.
         tokenizer: the tokenizer's file; None is the one beside the shards.
 
@@ -146,7 +126,3 @@ def check_scorable(
     )
     for step in {None, stride}:
         plan_windows(len(text.tokens), context=context, stride=step, limit_tokens=limit_tokens)
-
-
-def _described(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    return {"directory": str(directory), **to_dict(manifest)}

@@ -29,7 +29,7 @@ MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult(loop.RunResult):
-    """What a run came to, and what its checkpoint scores."""
+    """Figures of a run that has ended, and the scores of its checkpoint."""
 
     validation: Evaluation | None = None
     """Scores of the checkpoint; None if not asked for, and on later ranks."""
@@ -67,10 +67,9 @@ def train(
 ) -> TrainResult:
     """Train a model by `recipe` and leave a run in the folder `output`.
 
-    The run is ``checkpoint.pt``, written whenever the recipe says so and at the end, and
-    ``metrics.jsonl`` with a line per optimizer step. Then the checkpoint is scored on the
-    validation shards, by a process that has nothing else. Nothing is printed. Under torchrun every
-    rank calls this; the first one writes, scores, and reports progress.
+    The run is ``checkpoint.pt``, and ``metrics.jsonl`` with a line per optimizer step. At the end
+    the checkpoint is scored on the val shards, by a process that has nothing else. Nothing is
+    printed. Under torchrun every rank calls this; the first one writes, scores, and tells progress.
 
     Args:
         recipe: a recipe, the name of a packaged one such as ``"tiny"``, or a TOML file.

@@ -36,12 +36,12 @@ METRICS = "metrics.jsonl"
 SAVED = b"PK"
 """The first bytes of a file that torch.save wrote, and of no other file in a run's folder."""
 MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
-"""Most tokens that go through the model at once where the recipe leaves it open."""
+"""Tokens, at most, that go through the model at once where the recipe leaves it open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to."""
+    """Figures of a run that has ended."""
 
     checkpoint: Path
     parameters: int
@@ -215,7 +215,7 @@ class Run:
         return total
 
     def update(self, elapsed: float, *, looped: bool | None = None) -> tuple[Tensor, Scheduled]:
-        """One optimizer step; returns its loss and what it was made with.
+        """Make one optimizer step; returns its loss and the settings it was made with.
 
         Args:
             looped: whether recurrent layers run again; None goes by the schedule.
@@ -338,7 +338,7 @@ class Run:
         return {} if self.pressure is None else self.pressure.figures
 
     def outlook(self) -> Outlook | None:
-        """What the packer will make of the checkpoint's weights; None without a target."""
+        """The packer's outlook for the checkpoint's weights; None without a target."""
         if self.pressure is None:
             return None
         return self.pressure.look({**self.model.state_dict(), **(self.average.packed() or {})})

@@ -8,7 +8,8 @@ whatever the model consists of: the cost of such a pass is a polynomial in the n
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ class Polynomial:
         )
 
 
+@lru_cache(maxsize=16)
 def training_flops(config: ModelConfig) -> Polynomial:
     """Floating-point operations of forward and backward over one sequence, as torch counts them.
 
@@ -119,13 +121,7 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.average_bytes
-            + self.activations_bytes
-        )
+        return sum(asdict(self).values())
 
 
 def memory(run: Run) -> Memory:

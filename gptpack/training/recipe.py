@@ -63,7 +63,7 @@ class OptimizerConfig:
     matrix_weight_decay: float = 0.0
     """Decoupled decay of Muon's matrices: they shrink by ``lr * decay`` before each update."""
     adam_weight_decay: float = 0.0
-    """The same of what Adam trains."""
+    """Decoupled decay of everything that Adam trains, by ``lr * decay`` as well."""
     cautious_weight_decay: bool = False
     """Both optimizers decay only weights that the update shrinks as well."""
     weight_decay_taper_start: float = 1.0
@@ -83,34 +83,13 @@ class OptimizerConfig:
     """Share of the run from which SWA takes weights into its mean."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            BELOW_ONE,
-            "muon_momentum",
-            "muon_momentum_start",
-            "muon_variance_beta2",
-            "adam_beta1",
-            "adam_beta2",
-            "ema_decay",
-            "swa_start",
-        )
-        check_fields(self, SHARE, "weight_decay_taper_start", "weight_decay_final")
-        check_fields(
-            self,
-            NOT_NEGATIVE,
-            "matrix_lr",
-            "scalar_lr",
-            "embed_lr",
-            "untied_embed_lr",
-            "head_lr",
-            "muon_momentum_warmup_steps",
-            "muon_momentum_cooldown_steps",
-            "matrix_weight_decay",
-            "adam_weight_decay",
-            "adam_eps",
-            "grad_clip",
-            "swa_every",
-        )
+        check_fields(self, BELOW_ONE, "muon_momentum muon_momentum_start muon_variance_beta2")
+        check_fields(self, BELOW_ONE, "adam_beta1 adam_beta2 ema_decay swa_start")
+        check_fields(self, SHARE, "weight_decay_taper_start weight_decay_final")
+        check_fields(self, NOT_NEGATIVE, "matrix_lr scalar_lr embed_lr untied_embed_lr head_lr")
+        check_fields(self, NOT_NEGATIVE, "muon_momentum_warmup_steps muon_momentum_cooldown_steps")
+        check_fields(self, NOT_NEGATIVE, "matrix_weight_decay adam_weight_decay adam_eps")
+        check_fields(self, NOT_NEGATIVE, "grad_clip swa_every")
         check_fields(self, POSITIVE, "muon_steps")
         if self.muon_method == "polar-express" and self.muon_steps > 5:
             raise ConfigError(f"muon_steps={self.muon_steps}: polar-express has 5 iterations")
@@ -123,12 +102,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How long, on how much at a time, and how it is watched."""
+    """Length of a run, tokens of its steps, and its schedules."""
 
     batch_tokens: int = 524288
     """Tokens of one optimizer step, over all ranks and micro batches."""
     micro_batch_tokens: int = 0
-    """Most tokens that one rank puts through the model at once; 0 chooses by device."""
+    """Tokens, at most, that a rank puts through the model at once; 0 chooses by device."""
     seconds: float = 600.0
     """Wall-clock budget of training without compilation; 0 goes by `steps` alone."""
     reserve_seconds: float = 0.0
@@ -155,17 +134,10 @@ class TrainingConfig:
     """A checkpoint is written every so many seconds; 0 writes one at the end only."""
 
     def __post_init__(self) -> None:
-        check_fields(self, POSITIVE, "batch_tokens", "steps")
-        check_fields(
-            self,
-            NOT_NEGATIVE,
-            "micro_batch_tokens",
-            "seconds",
-            "reserve_seconds",
-            "warmdown_steps",
-            "checkpoint_seconds",
-        )
-        check_fields(self, SHARE, "warmdown_fraction", "lr_floor", "recurrence_start", "qat_start")
+        check_fields(self, POSITIVE, "batch_tokens steps")
+        check_fields(self, NOT_NEGATIVE, "micro_batch_tokens seconds reserve_seconds")
+        check_fields(self, NOT_NEGATIVE, "warmdown_steps checkpoint_seconds")
+        check_fields(self, SHARE, "warmdown_fraction lr_floor recurrence_start qat_start")
         check_fields(self, BELOW_ONE, "dropout")
         if self.warmdown_fraction and self.warmdown_steps:
             raise ConfigError(

@@ -26,11 +26,7 @@ NEWER_PARTS = ("bigram", "smear", "ve_", "skip_gates", "lambdas", "gate")
 
 
 def float_tensor(where: object, name: Any, value: Any) -> Tensor:
-    """A state dict's entry as a float32 tensor.
-
-    Raises:
-        CheckpointError: not a named tensor of real numbers that are all in the file; says `where`.
-    """
+    """A state dict's entry as float32; CheckpointError if it is no tensor of real numbers."""
     if not isinstance(value, Tensor) or not isinstance(name, str):
         found = type(value).__name__
         raise CheckpointError(f"{where}: '{name}' is a {found}; a state dict holds tensors only")
@@ -44,11 +40,7 @@ def float_tensor(where: object, name: Any, value: Any) -> Tensor:
 
 
 def unbanked(where: object, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a state dict under our names, without prefixes and banks.
-
-    Raises:
-        CheckpointError: an entry is no tensor, or a bank is not a stack of matrices.
-    """
+    """The weights of a state dict under our names; CheckpointError if it holds anything else."""
     named: dict[str, Tensor] = {}
     for key, value in state.items():
         tensor = float_tensor(where, key, value)
@@ -69,11 +61,10 @@ def unbanked(where: object, state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def infer_config(where: object, weights: Mapping[str, Tensor]) -> ModelConfig:
-    """The shape of a baseline checkpoint, by the shapes of its `weights`.
+    """The configuration of a baseline's `weights`, by their shapes.
 
     Raises:
-        CheckpointError: not a checkpoint of the reference, or one with parts whose switches no
-            shape shows.
+        CheckpointError: not weights of the reference, or with parts whose switches no shape shows.
     """
     try:
         vocab, width = weights["tok_emb.weight"].shape
