@@ -204,6 +204,7 @@ def test_a_recipe_for_a_checkpoint_that_says_its_own_model_is_refused(place, cap
 
 
 def test_data_that_no_proof_can_use_is_refused_before_any_work(place, tmp_path, capsys):
+    shutil.copy(place / "tokenizer.model", tmp_path)
     said = refused(capsys, place / "c.pt", "--bits", "3", "--data", tmp_path)
     assert "no shards named *_val_*.bin" in said
 
@@ -323,7 +324,7 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--budget", "60000xx"), 2, "write a number and a unit"),
         (("--bits", "3", "--code", "absent.py"), 2, "absent.py: no such file"),
         (("--bits", "3", "--codec", "bogus"), 2, "codec 'bogus': there are auto, raw"),
-        (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "contexts of 32"),
+        (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "one context of 32"),
         (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "stride=33 must be 1 to"),
         (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
         (("--bits", "3", "--tune-seconds", "5"), 2, "goes with --tune"),

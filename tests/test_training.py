@@ -1,6 +1,5 @@
 """The trainer: runs that follow their schedules, and that are killed, resumed or broken."""
 
-import doctest
 import itertools
 import json
 import os
@@ -249,15 +248,6 @@ def test_later_ranks_print_nothing(command, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert invoke(*command, "--no-eval") == 0
     assert capsys.readouterr().out == ""
-
-
-def test_the_example_of_the_public_function_runs(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    data.rename("shards")
-    example = doctest.DocTestFinder().find(jobs.train, globs={})[0]
-    # what `gptpack.train` is
-    example.examples[0].source = "import gptpack.jobs.train as gptpack\n"
-    assert doctest.DocTestRunner().run(example).failed == 0, capsys.readouterr().out
 
 
 def test_where_nothing_can_be_written_nothing_is_trained(tmp_path):

@@ -80,7 +80,7 @@ def evaluate(
     Example:
         >>> found = gptpack.evaluate("model.gptpack", "shards", stride=16)
         >>> found.decisive.metric
-        'sliding, stride 16, context 32'
+        'sliding, stride 16, context 64'
         >>> found.plain.bpb > 0, abs(found.difference_bpb) < 1e-6
         (True, True)
     """

@@ -8,21 +8,23 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptpack.artifact.layout import MAGIC
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.artifact.writer import summarize, write_atomic
 from gptpack.atomic import check_target
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
+from gptpack.data.batches import Tokens
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Shard, find_shards, has_shards
+from gptpack.data.shards import has_shards, split_tokens
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import CheckpointError, ConfigError, TokenizerError
 from gptpack.evaluation.result import Evaluation
 from gptpack.families.language_model import LanguageModel
+from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
-from gptpack.jobs.proof import Proof, check_proof
+from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, grid_bits, take_apart
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
@@ -31,9 +33,6 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks, ranks
 from gptpack.values import TokenizerIdentity
-
-if TYPE_CHECKING:
-    from gptpack.data.batches import Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +111,14 @@ def pack(
         source: a checkpoint's path, what `load` made of one, or a model in memory. Packing changes
             nothing of it.
         request: what is asked; None makes one of `settings`.
-        settings: the fields of `PackRequest`: ``budget="16MB"`` (or ``bits``, or ``delta``),
-            ``output``, ``data``, ``tokenizer``, ``tune``, and the others.
+        settings: the fields of `PackRequest`, which says more of each. How large: one of `budget`
+            (bytes, or such as ``"16MB"``), `bits` (most coded bits a weight) and `delta`. Where:
+            `output` (None writes no file; the bytes are in the result). What of: `data` (folder
+            of shards), `tokenizer`, `model` (recipe of a bare state dict), `code` (files that
+            count too). How: `methods`, `delta_factors`, `states`, `codecs`, `strict`. Calibrated
+            on: `calibration`, `calibration_tokens`, `seed`. Tuned: `tune` (``"none"``,
+            ``"floats"``, ``"deep"``), `tune_labels`, `tune_seconds`. Proved on: `eval_tokens`,
+            `stride`. And `device`, and `plan`, which writes and proves nothing.
 
     Raises:
         BudgetError: nothing fits; names a budget, or bits, that work. No file is written.
@@ -193,7 +198,7 @@ class Prepared:
         if request.data is None or not self.packer.matrices:
             raise ConfigError("--tune needs --data with train shards and a gptq-trellis method")
         context = model.config.context
-        shards = training_shards(request, model.config.vocab)
+        shards = split_tokens(request.data, "train", model.config.vocab)
         most = sum(len(shard) // context for shard in shards)
         windows = shard_windows(
             shards, windows=max(1, min(8192, most)), context=context, seed=request.seed + 1
@@ -236,12 +241,14 @@ def prepared(
         model = loaded.model
         config.check_names(model.state_dict())
         if data is not None and not request.plan:
-            check_proof(
+            check_scorable(
                 data,
                 vocab=model.config.vocab,
+                bos=model.config.bos,
                 context=model.config.context,
                 stride=request.stride,
                 limit_tokens=request.eval_tokens,
+                tokenizer=None if request.tokenizer is None else Path(request.tokenizer),
             )
         identity = identity_of(loaded, request)
         proof = Proof(loaded, request, target, here.device)
@@ -297,14 +304,6 @@ def _opened(
     return loaded
 
 
-def training_shards(request: PackRequest, vocab: int) -> "list[Tokens]":
-    """The tokens of the training shards in the request's folder; none where it has no folder."""
-    if request.data is None:
-        return []
-    paths = find_shards(Path(request.data), "train")
-    return [Shard.open(path, vocab).tokens for path in paths]
-
-
 def _calibrated(
     model: LanguageModel,
     request: PackRequest,
@@ -324,10 +323,13 @@ def _calibrated(
     source = request.calibration or ("shards" if there else "self")
     if source == "shards" and request.data is None:
         raise ConfigError("--calibration shards needs --data with train shards")
+    shards: list[Tokens] = []
+    if source == "shards" and request.data is not None:
+        shards = split_tokens(request.data, "train", model.config.vocab)
     windows = calibration_text(
         model,
         source,
-        training_shards(request, model.config.vocab) if source == "shards" else [],
+        shards,
         tokens=request.calibration_tokens,
         seed=request.seed,
         progress=progress,

@@ -99,7 +99,6 @@ def train(
         MissingDependencyError: the device or kernels asked for by name are not there.
 
     Example:
-        >>> import gptpack
         >>> few = ["training.steps=20", "training.seconds=0"]
         >>> result = gptpack.train("tiny", "shards", "runs/tiny", overrides=few)
         >>> result.steps
