@@ -215,7 +215,7 @@ def test_trained_weights_get_the_packers_own_codes(trained):
     recipe, weights = aware(), load_checkpoint(Path(trained["checkpoint"])).weights
     uniform = foresight(recipe, PackConfig(methods=(("*", "gptq-uniform"),)))
     uniform.look(weights)
-    outlook = uniform.at(trained["packing_step"])
+    outlook = uniform.at(trained["packing_delta"])
     parameters = {name: torch.nn.Parameter(weights[name]) for name in outlook.steps}
     fake = FakeQuantizer(parameters, noise=False, seed=0, compiled=False)
     fake.take(outlook)
@@ -321,7 +321,7 @@ def test_without_a_target_training_is_what_it_was(tmp_path):
     other = train(recipe, text(), tmp_path / "other", CPU, foresight=foresight(recipe))
     a, b = (load_checkpoint(result.checkpoint).weights for result in (plain, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert plain.predicted_bytes is plain.packing_step is None
+    assert plain.predicted_bytes is plain.packing_delta is None
     line = json.loads((tmp_path / "plain/metrics.jsonl").read_text().splitlines()[-1])
     assert line.keys() == {"step", "loss_nats", "lr_multiplier", "momentum", "seconds"}
 
@@ -334,7 +334,7 @@ def test_a_price_of_nothing_only_predicts(tmp_path):
 
 
 def test_pressure_makes_the_same_step_cheaper():
-    assert priced(30).packing_step < 0.9 * priced(0).packing_step
+    assert priced(30).packing_delta < 0.9 * priced(0).packing_delta
 
 
 def test_the_file_has_the_bytes_that_training_predicted(trained):
@@ -358,12 +358,12 @@ def test_the_file_has_the_bytes_that_training_predicted(trained):
         ),
     )
     quality = Quality(bpb_before=1.234567, bpb_after=1.345678, context=16, tokens=123456)
-    real = len(pack_to_budget(packer, delta=trained["packing_step"]).assemble(quality))
+    real = len(pack_to_budget(packer, delta=trained["packing_delta"]).assemble(quality))
     assert trained["predicted_bytes"] == pytest.approx(real, rel=0.01)
     assert trained["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
     packer.budget_bytes = TARGET
     fitted = pack_to_budget(packer)
-    assert abs(math.log2(fitted.record.delta / trained["packing_step"])) < 0.1
+    assert abs(math.log2(fitted.record.delta / trained["packing_delta"])) < 0.1
 
 
 def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
@@ -379,7 +379,7 @@ def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
     for _ in range(3):
         run.update(0.0)
     run.batches.close()
-    delta, price = (float(run.figures()[k]) for k in ("packing_step", "bit_price_nats"))
+    delta, price = (float(run.figures()[k]) for k in ("packing_delta", "bit_price_nats"))
     # one weight: 1/2 v delta^2 nats at this step, and a quarter of it with one bit more
     variance = 10 ** (-1.33 / 10) / 12
     small = 1e-4

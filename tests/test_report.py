@@ -45,7 +45,7 @@ def make_run(folder: Path, world: World, offset: float) -> Path:  # noqa: F811
             "lr_multiplier": 1.0,
             "seconds": i / 10,
             "predicted_bytes": 50_000.0,
-            "packing_step": 1e-3,
+            "packing_delta": 1e-3,
         }
         for i in range(1, STEPS + 1)
     ]

@@ -24,7 +24,7 @@ def result_rows(result: TrainResult) -> list[list[str]]:
             ["steps on quantized weights", f"{result.qat_steps:,}"],
             ["seconds of looks at the packer", f"{result.look_seconds:.1f} (in the clock)"],
             ["predicted file, bytes", f"{result.predicted_bytes:,}"],
-            ["  when packed with --delta", f"{result.packing_step:.6g}"],
+            ["  when packed with --delta", f"{result.packing_delta:.6g}"],
         ]
     if result.peak_memory_bytes:
         rows.append(["peak memory, GB", f"{result.peak_memory_bytes / 1e9:.2f}"])

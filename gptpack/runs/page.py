@@ -58,7 +58,7 @@ figcaption p { margin: 2px 0 6px; font-size: 0.9rem; }
 CURVES = (
     ("loss_nats", "loss", "Training loss", "nats per token"),
     ("predicted_bytes", "predicted-bytes", "Expected bytes of the packed file", "bytes"),
-    ("packing_step", "packing-step", "Delta that would give the target's bytes", "delta"),
+    ("packing_delta", "packing-step", "Delta that would give the target's bytes", "delta"),
     ("lr_multiplier", "learning-rate", "Learning rate", "multiplier of the recipe's rates"),
 )
 """Key in a run's metrics, id, title and axis of each curve of training."""

@@ -61,9 +61,9 @@ class RunResult:
     weights: str
     """Which weights the checkpoint holds: the last ones, or an average, in words."""
     predicted_bytes: int | None = None
-    """Bytes of the file if packed at `packing_step`; None for a run without a target."""
-    packing_step: float | None = None
-    """The delta (`gptpack pack --step`) at which the file should meet the target."""
+    """Bytes of the file if packed at `packing_delta`; None for a run without a target."""
+    packing_delta: float | None = None
+    """The delta (`gptpack pack --delta`) at which the file should meet the target."""
     qat_steps: int = 0
     """Optimizer steps whose passes saw quantized weights."""
     look_seconds: float = 0.0
@@ -328,7 +328,7 @@ class Run:
             kernels=self.kernels,
             weights=self.average.told,
             predicted_bytes=outlook.file_bytes if outlook is not None else None,
-            packing_step=outlook.delta if outlook is not None else None,
+            packing_delta=outlook.delta if outlook is not None else None,
             qat_steps=self.pressure.fake.steps if self.pressure is not None else 0,
             look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )

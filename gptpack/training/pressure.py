@@ -191,7 +191,7 @@ class Pressure:
         with torch.no_grad():
             self.figures = {
                 "predicted_bytes": self._bytes(bits),
-                "packing_step": delta,
+                "packing_delta": delta,
                 "bit_price_nats": multiplier if pressed else 0.0,
                 "qat_steps": self.fake.steps,
             }
