@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
             train(tiny(*overrides), shards(), folder / f"resumed-{name}", here, resume=True)
         run = new_run(CLOCK, folder / "clock", here)
         seen["steps"] = finish(run, folder / f"clock-{here.rank}.pt")
-        recipe = aware("training.qat_start=0.8", "optimizer.ema_decay=0.9")
+        recipe = aware("optimizer.ema_decay=0.9")
         (folder / "pressed").mkdir(exist_ok=True)
         run = Run(
             recipe,

@@ -197,3 +197,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save_checkpoint(path, Checkpoint(model=CONFIG, weights=state()))
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_recipes_with_settings_that_are_gone_still_load(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", Checkpoint(model=CONFIG, weights={}, recipe=Recipe()))
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    content["recipe"]["training"]["qat_start"] = 0.5
+    content["recipe"]["compression"]["qat"] = "noise"
+    torch.save(content, tmp_path / "c.pt")
+    assert load_checkpoint(tmp_path / "c.pt").recipe == Recipe()

@@ -143,7 +143,6 @@ def test_a_model_that_cannot_be_built_is_refused(settings, message):
         (TrainingConfig, "warmdown_fraction", 1.1),
         (TrainingConfig, "lr_floor", -0.1),
         (TrainingConfig, "recurrence_start", 2.0),
-        (TrainingConfig, "qat_start", -1.0),
         (TrainingConfig, "reserve_seconds", -1.0),
         (TrainingConfig, "reserve_seconds", 600.0),
         (OptimizerConfig, "muon_momentum_cooldown_steps", -1),

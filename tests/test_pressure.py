@@ -1,9 +1,8 @@
-"""Training for the packed size: the estimate, its price, the fake quantizer, whole runs."""
+"""Training for the packed size: the estimate, its price, whole runs."""
 
 import functools
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from worlds import (
     AWARE,
     CPU,
@@ -40,13 +37,9 @@ from gptpack.packing.foresight import PackerForesight
 from gptpack.packing.packer import take_apart
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Sensitivity
-from gptpack.quant.factor import factorize
-from gptpack.quant.gptq import quantize_uniform
-from gptpack.quant.grids import quantize_scale, scale_values
+from gptpack.quant.grids import scale_values
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import PackedTensor, dequantize
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint
-from gptpack.training.fake import FakeQuantizer, grid_codes
 from gptpack.training.loop import Run, RunResult, train
 from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
@@ -150,47 +143,6 @@ def test_compiled_or_not_the_estimate_is_one_graph_with_the_same_value(monkeypat
         torch.testing.assert_close(a, b)
 
 
-# the fake quantizer
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1))
-def test_training_and_the_packer_round_to_the_same_codes(seed, spread):
-    rng = np.random.default_rng(seed)
-    rows, columns = (int(n) for n in rng.integers(1, 40, 2))
-    weight = (rng.normal(size=(rows, columns)) * spread).astype(np.float32)
-    row_scales = quantize_scale(np.exp(rng.normal(size=rows)) * 0.05, per_octave=64)
-    column_scales = quantize_scale(np.exp(rng.normal(size=columns)), per_octave=4)
-    row, column = (
-        scale_values(row_scales, per_octave=64),
-        scale_values(column_scales, per_octave=4),
-    )
-    # inputs that are not correlated: no error is fed into another column
-    factor = factorize(np.diag(np.exp(rng.normal(size=columns))), damp=0.0)
-    points = quantize_uniform(weight, factor, row, column).points
-    fake = FakeQuantizer(
-        {"w": torch.nn.Parameter(torch.from_numpy(weight))}, noise=False, seed=0, compiled=False
-    )
-    steps = Steps(row=row, column=column, noise=0 * column, share=1 + 0 * column)
-    fake.take(Outlook(delta=1.0, steps={"w": steps}, coded_bits=0, other_bytes=0, noise=0))
-    (_, _, inverse_row, inverse_column) = fake.grids[0]
-    codes = grid_codes(torch.from_numpy(weight)[None], inverse_row, inverse_column)[0]
-    assert np.array_equal(codes.numpy().astype(np.int32), points)
-    decoded = dequantize(
-        PackedTensor(
-            name="w",
-            shape=weight.shape,
-            method="uniform",
-            arrays={
-                "codes": points.astype(np.int16),
-                "row_scales": row_scales,
-                "column_scales": column_scales,
-            },
-        )
-    )
-    assert np.array_equal(fake.values(0)[0].detach().numpy(), decoded)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, Any]:
     """What `gptpack train --target-bytes` says of the recipe `aware`, with an average."""
@@ -211,69 +163,6 @@ def priced(price: float) -> RunResult:
     return train(recipe, text(), folder(f"priced-{price}"), CPU, foresight=foresight(recipe))
 
 
-def test_trained_weights_get_the_packers_own_codes(trained):
-    recipe, weights = aware(), load_checkpoint(Path(trained["checkpoint"])).weights
-    uniform = foresight(recipe, PackConfig(methods=(("*", "gptq-uniform"),)))
-    uniform.look(weights)
-    outlook = uniform.at(trained["packing_delta"])
-    parameters = {name: torch.nn.Parameter(weights[name]) for name in outlook.steps}
-    fake = FakeQuantizer(parameters, noise=False, seed=0, compiled=False)
-    fake.take(outlook)
-    compared = 0
-    for members, grid in zip(fake.matrices, fake.grids, strict=True):
-        codes = grid_codes(torch.stack(members), grid[2], grid[3]).detach()
-        for index, weight in enumerate(members):
-            name = next(n for n, p in parameters.items() if p is weight)
-            steps = outlook.steps[name]
-            alone = factorize(np.eye(weight.shape[1]), damp=0.0)
-            packed = quantize_uniform(weight.detach().numpy(), alone, steps.row, steps.column)
-            assert np.array_equal(codes[index].numpy().astype(np.int32), packed.points), name
-            compared += packed.points.size
-    assert compared == sum(p.numel() for p in parameters.values()) > 10_000
-
-
-def test_weights_are_replaced_inside_and_the_same_bits_after(tmp_path):
-    weights = parameters()
-    before = {name: weight.detach().clone() for name, weight in weights.items()}
-    fake = FakeQuantizer(weights, noise=False, seed=0, compiled=False)
-    fake.take(outlook_of(weights))
-
-    def interrupted() -> None:
-        with fake.seen(3):
-            assert not any(torch.equal(weights[name], before[name]) for name in weights)
-            weights["a"].sum().backward()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert all(torch.equal(weights[name], before[name]) for name in weights)
-    # straight through: the gradient of the replacement
-    assert torch.equal(weights["a"].grad, torch.ones_like(before["a"]))
-    assert fake.steps == 1
-
-
-def test_noise_costs_what_the_packers_errors_do_and_depends_on_the_step_of_training():
-    weights = {"w": torch.nn.Parameter(100 * torch.ones(200, 300))}
-    fake = FakeQuantizer(weights, noise=True, seed=5, compiled=False)
-    outlook = replace(outlook_of(weights), noise=1 / 24)
-    fake.take(outlook)
-    steps = outlook.steps["w"]
-    a, b, c = (fake.values(step)[0].detach().double().numpy() - 100 for step in (7, 8, 7))
-    share = a / steps.row[:, None] / (steps.column * steps.share)
-    assert np.abs(share).max() <= 0.5 * 0.5**0.5 + 1e-2
-    assert np.square(share).mean() == pytest.approx(1 / 24, rel=0.02)
-    assert np.array_equal(a, c)
-    assert not np.array_equal(a, b)
-
-
-def test_noise_is_no_larger_than_the_weight():
-    weights = {"w": torch.nn.Parameter(1e-6 * torch.randn(50, 60))}
-    fake = FakeQuantizer(weights, noise=True, seed=5, compiled=False)
-    fake.take(outlook_of(weights))
-    weight = weights["w"].detach()
-    assert ((fake.values(1)[0] - weight).abs() <= weight.abs() * (1 + 1e-6)).all()
-
-
 def test_an_error_alone_costs_what_the_packers_does_with_feedback():
     recipe = aware()
     teller = foresight(recipe)
@@ -288,28 +177,6 @@ def test_an_error_alone_costs_what_the_packers_does_with_feedback():
         cost = diagonal * (steps.share * steps.column) ** 2
         assert cost == pytest.approx((matrix.factor.pivots * steps.column) ** 2, rel=1e-4)
         assert steps.share.max() <= 1 + 1e-5
-
-
-@pytest.mark.parametrize("method", ["straight-through", "noise"])
-def test_quantized_weights_change_the_loss_of_a_compiled_model(tmp_path, monkeypatch, method):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    losses = {}
-    for start in (0.5, 1.0):
-        recipe = aware(
-            f"training.qat_start={start}",
-            "compression.pressure=0",
-            f'compression.qat="{method}"',
-            "training.steps=6",
-            "training.compile_warmup_steps=1",
-        )
-        run = run_of(recipe, tmp_path, compiled=True)
-        run.warm_up()
-        losses[start] = [float(run.update(0.0)[0]) for _ in range(6)]
-        run.batches.close()
-        assert run.pressure.fake.steps == (3 if start < 1 else 0)
-        assert run.figures()["qat_steps"] == run.pressure.fake.steps
-    assert losses[0.5][:3] == losses[1.0][:3]
-    assert all(a != b for a, b in zip(losses[0.5][3:], losses[1.0][3:], strict=True))
 
 
 # runs
@@ -388,7 +255,7 @@ def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
 
 
 def test_resuming_goes_on_bit_for_bit(tmp_path):
-    recipe = aware("training.steps=12", "training.qat_start=0.7", "training.checkpoint_seconds=0")
+    recipe = aware("training.steps=12", "training.checkpoint_seconds=0")
     going, resumed = run_of(recipe, tmp_path), run_of(recipe, tmp_path)
     for _ in range(9):
         going.update(0.0)
@@ -402,7 +269,6 @@ def test_resuming_goes_on_bit_for_bit(tmp_path):
         run.batches.close()
         run.seen = figures
     assert going.seen == resumed.seen
-    assert going.seen[-1]["qat_steps"] == 3
     states = (run.model.state_dict() for run in (going, resumed))
     for a, b in zip(*(state.values() for state in states), strict=True):
         assert torch.equal(a, b)
@@ -420,7 +286,7 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
     run.batches.close()
     after = run.pressure.state()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
-    for key in ("log2_delta", "unseen_bits", "looked", "qat_steps"):
+    for key in ("log2_delta", "unseen_bits", "looked"):
         assert after[key] == state[key]
     assert all(
         torch.equal(a, b)
@@ -432,7 +298,6 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
 def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(trained, capsys):
     assert trained["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
     assert trained["look_seconds"] > 0
-    assert trained["qat_steps"] == 0
     checkpoint = load_checkpoint(Path(trained["checkpoint"]))
     assert checkpoint.recipe.compression.target_bytes == TARGET
     where = ("--data", "x", "--output", "y")
@@ -471,11 +336,6 @@ def test_a_model_without_matrices_on_a_grid_has_no_use_for_a_target(tmp_path):
 def test_a_target_needs_a_foresight(tmp_path):
     with pytest.raises(ConfigError, match="needs a foresight of what the packer would do"):
         train(aware(), text(), tmp_path / "run", CPU)
-
-
-def test_quantized_weights_need_a_target():
-    with pytest.raises(ConfigError, match=r"qat_start=0.5 needs compression.target_bytes"):
-        tiny("training.qat_start=0.5")
 
 
 @pytest.mark.parametrize(

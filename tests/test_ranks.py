@@ -96,7 +96,6 @@ def test_pressure_on_several_ranks_meets_its_target(several):
     lines = (several[1] / "pressed/metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert last["predicted_bytes"] == pytest.approx(TARGET, rel=0.005)
-    assert last["qat_steps"] == 8
     assert last["bit_price_nats"] > 0
 
 

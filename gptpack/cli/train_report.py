@@ -21,7 +21,6 @@ def result_rows(result: TrainResult) -> list[list[str]]:
     ]
     if result.predicted_bytes is not None:
         rows += [
-            ["steps on quantized weights", f"{result.qat_steps:,}"],
             ["seconds of looks at the packer", f"{result.look_seconds:.1f} (in the clock)"],
             ["predicted file, bytes", f"{result.predicted_bytes:,}"],
             ["  when packed with --delta", f"{result.packing_delta:.6g}"],

@@ -69,6 +69,6 @@ class Foresight(Protocol):
 def reciprocals(step: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
     """Reciprocals of a grid's spacings, rounded once, from float64.
 
-    The packer and the fake quantizer of training both multiply by these instead of dividing.
+    Quantizers multiply by these instead of dividing.
     """
     return (1 / step.astype(np.float64)).astype(dtype)

@@ -78,6 +78,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             ) from error
 
 
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a checkpoint, without the settings that recipes had before."""
+    gone = {"training": "qat_start", "compression": "qat"}
+    kept = {
+        table: {key: value for key, value in settings.items() if key != gone.get(table)}
+        for table, settings in values.items()
+    }
+    return from_dict(Recipe, kept)
+
+
 def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     """Read a checkpoint.
 
@@ -99,7 +109,7 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
             model=from_dict(ModelConfig, content["model"]),
             weights={name: float_tensor(path, name, t) for name, t in content["weights"].items()},
             tokenizer=content["tokenizer"] and from_dict(TokenizerIdentity, content["tokenizer"]),
-            recipe=content["recipe"] and from_dict(Recipe, content["recipe"]),
+            recipe=content["recipe"] and _recipe(content["recipe"]),
             step=int(content["step"]),
             training=content["training"],
         )

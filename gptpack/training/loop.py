@@ -64,8 +64,6 @@ class RunResult:
     """Bytes of the file if packed at `packing_delta`; None for a run without a target."""
     packing_delta: float | None = None
     """The delta (`gptpack pack --delta`) at which the file should meet the target."""
-    qat_steps: int = 0
-    """Optimizer steps whose passes saw quantized weights."""
     look_seconds: float = 0.0
     """Seconds of the training clock that measuring the packer's grid took."""
 
@@ -178,8 +176,6 @@ class Run:
                 self.optimizers.parameters,
                 recipe.compression,
                 foresight,
-                qat_start=recipe.training.qat_start,
-                seed=recipe.training.seed,
                 world=ranks.world,
                 compiled=self.compiled,
             )
@@ -230,11 +226,8 @@ class Run:
 
     def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
         self.model.looped = looped
-        if self.pressure is None:
-            part = self.gradients(self.step)
-        else:
-            with self.pressure.seen(now, self.step):
-                part = self.gradients(self.step)
+        part = self.gradients(self.step)
+        if self.pressure is not None:
             self.pressure.press(now)
         loss = self.ranks.launch_sum(part)
         self.optimizers.step(
@@ -329,7 +322,6 @@ class Run:
             weights=self.average.told,
             predicted_bytes=outlook.file_bytes if outlook is not None else None,
             packing_delta=outlook.delta if outlook is not None else None,
-            qat_steps=self.pressure.fake.steps if self.pressure is not None else 0,
             look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )
 

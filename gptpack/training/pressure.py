@@ -13,8 +13,8 @@ the multiplier with its square, until a coarser grid and cheaper weights togethe
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from gptpack.errors import BudgetError, QuantError
 from gptpack.quant.steps import Foresight, Outlook, Steps
-from gptpack.training.fake import FakeQuantizer
 from gptpack.training.rate import Rate
 from gptpack.training.recipe import CompressionConfig
 from gptpack.training.schedules import Scheduled, switch_at
@@ -55,18 +54,13 @@ class Pressure:
         config: CompressionConfig,
         foresight: Foresight,
         *,
-        qat_start: float,
-        seed: int,
         world: int,
         compiled: bool,
     ) -> None:
         self.parameters, self.config, self.foresight = parameters, config, foresight
-        self.start = min(config.start, qat_start)
+        self.start = config.start
         self.world = world
         self.rate = Rate(parameters, compiled=compiled)
-        self.fake = FakeQuantizer(
-            parameters, noise=config.qat == "noise", seed=seed, compiled=compiled
-        )
         self._check_target({name: tuple(p.shape) for name, p in parameters.items()})
         device = next(iter(parameters.values())).device
         self.log2_delta = torch.tensor(math.log2(FIRST_DELTA), device=device)
@@ -148,7 +142,6 @@ class Pressure:
     def _take(self, outlook: Outlook) -> None:
         self.outlook = outlook
         self.rate.take(outlook)
-        self.fake.take(outlook)
 
     def _estimate(self, *, moves: int = 1) -> Tensor:
         """Bits at the present delta, after so many more moves of the fit."""
@@ -170,12 +163,6 @@ class Pressure:
         moved = self.log2_delta + gain * excess.clamp(-1, 1)
         self.log2_delta = moved.clamp_min(self.log2_finest)
 
-    @contextmanager
-    def seen(self, now: Scheduled, step: int) -> Iterator[None]:
-        """Inside, the model has the weights that its passes are to see."""
-        with self.fake.seen(step) if now.qat and self.outlook is not None else nullcontext():
-            yield
-
     def press(self, now: Scheduled) -> None:
         """Add the gradient of the coded bits to the weights' gradients, and move delta on."""
         self.figures = {}
@@ -193,7 +180,6 @@ class Pressure:
                 "predicted_bytes": self._bytes(bits),
                 "packing_delta": delta,
                 "bit_price_nats": multiplier if pressed else 0.0,
-                "qat_steps": self.fake.steps,
             }
             self._move(self._excess(bits), GAIN)
 
@@ -214,8 +200,6 @@ class Pressure:
                 bits = self.rate.bits(self.log2_delta.exp2())
             if grad:
                 (0 * bits).backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self.fake.values(0)
         for name in names:
             self.parameters[name].grad = None
         self.rate.prepare(names)
@@ -228,7 +212,6 @@ class Pressure:
             "unseen_bits": self.unseen_bits.cpu(),
             "log2_finest": self.log2_finest,
             "looked": self.looked,
-            "qat_steps": self.fake.steps,
             "outlook": outlook
             and {
                 "delta": outlook.delta,
@@ -249,7 +232,7 @@ class Pressure:
         self.log2_delta = state["log2_delta"].to(device)
         self.unseen_bits = state["unseen_bits"].to(device)
         self.log2_finest = state["log2_finest"]
-        self.looked, self.fake.steps = state["looked"], state["qat_steps"]
+        self.looked = state["looked"]
         self.outlook = None
         if state["outlook"] is None:
             return

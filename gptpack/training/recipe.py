@@ -27,7 +27,6 @@ from gptpack.values import (
 
 MuonMethod = Literal["newton-schulz", "polar-express"]
 StateDtype = Literal["float32", "bfloat16"]
-QatMethod = Literal["straight-through", "noise"]
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -125,8 +124,6 @@ class TrainingConfig:
     dropout: float = 0.0
     """Share of the numbers of each layer's attention and MLP outputs that training leaves out, anew
     in each step; the others grow in turn. Srivastava et al. 2014."""
-    qat_start: float = 1.0
-    """Share of the run from which the forward pass sees quantized weights; at 1 it never does."""
     compile_warmup_steps: int = 3
     """Steps made before the clock starts, and undone, so that everything is compiled by then."""
     seed: int = 1337
@@ -137,7 +134,7 @@ class TrainingConfig:
         check_fields(self, POSITIVE, "batch_tokens steps")
         check_fields(self, NOT_NEGATIVE, "micro_batch_tokens seconds reserve_seconds")
         check_fields(self, NOT_NEGATIVE, "warmdown_steps checkpoint_seconds")
-        check_fields(self, SHARE, "warmdown_fraction lr_floor recurrence_start qat_start")
+        check_fields(self, SHARE, "warmdown_fraction lr_floor recurrence_start")
         check_fields(self, BELOW_ONE, "dropout")
         if self.warmdown_fraction and self.warmdown_steps:
             raise ConfigError(
@@ -169,8 +166,6 @@ class CompressionConfig:
     """Price of a bit, as a multiple of what the packer would give for it; 0 only predicts."""
     looks: int = 4
     """Times that the packer's grid is measured, evenly from where it is first needed."""
-    qat: QatMethod = "straight-through"
-    """What the forward pass sees from `training.qat_start` on: rounded weights, or noisy ones."""
 
     def __post_init__(self) -> None:
         check_fields(self, NOT_NEGATIVE, "target_bytes")
@@ -195,11 +190,6 @@ class Recipe:
             raise ConfigError(
                 "training.recurrence_start=1 trains the model without its loops, but packing and "
                 "evaluation run it with them; set model.loops=0"
-            )
-        if self.training.qat_start < 1 and not self.compression.target_bytes:
-            raise ConfigError(
-                f"training.qat_start={self.training.qat_start} needs compression.target_bytes "
-                "(gptpack train --target-bytes): the grid is that of a file of so many bytes"
             )
 
 

@@ -21,8 +21,6 @@ class Scheduled:
     weight_decay_multiplier: float
     recurrence: bool
     """Whether the model's recurrent layers run more than once."""
-    qat: bool
-    """Whether the forward pass sees quantized weights."""
 
 
 def scheduled(
@@ -51,7 +49,6 @@ def scheduled(
             done, start=optimizer.weight_decay_taper_start, final=optimizer.weight_decay_final
         ),
         recurrence=switch_at(done, training.recurrence_start),
-        qat=switch_at(done, training.qat_start),
     )
 
 
