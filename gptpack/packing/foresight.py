@@ -24,7 +24,7 @@ from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.packing.packer import Packer, on_grid, take_apart
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import PackedTensor, dequantize, grid_steps
+from gptpack.quant.types import PackedTensor, dequantize, grid_scales
 from gptpack.ranks import Ranks
 from gptpack.values import TokenizerIdentity
 
@@ -104,7 +104,7 @@ class PackerForesight:
 
 
 def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
-    row_R, column_C = grid_steps(coded.arrays["row_scales"], coded.arrays["column_scales"])
+    row_R, column_C = grid_scales(coded.arrays["row_scales"], coded.arrays["column_scales"])
     step_RC = row_R[:, None] * column_C
     before_C = np.square(matrix.weight / step_RC).mean(0)
     after_C = np.square(dequantize(coded) / step_RC).mean(0)

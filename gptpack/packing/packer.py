@@ -162,7 +162,6 @@ class Packer:
                 {m.name: delta * self.config.step_factor_of(m.name) for m in group},
                 states=states,
                 row_power=self.config.row_power,
-                shrink=False,
                 rescale=self.config.rescale,
                 threads=self.threads,
             ):

@@ -1,7 +1,7 @@
-"""What training has to know of a packer: its steps, and what their codes cost. numpy only.
+"""What training has to know of a packer: its grid steps, and what codes on them cost. numpy only.
 
-The packer's grid depends on sensitivities, which nobody has during training. Whoever can measure
-them (gptpack/packing/foresight.py) hands them over in this form.
+The packer's grid depends on sensitivities, which training cannot measure itself. A `Foresight`
+(gptpack/packing/foresight.py is one) measures them and hands the grid over in this form.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -18,31 +18,31 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """The grid of one matrix: a point is an integer times ``row[r] * column[c]``."""
+    """Grid steps of one matrix: a point is an integer times ``row[r] * column[c]``."""
 
     row: Floats
     column: Floats
     noise: Floats
-    """Variance, in squared steps, of what the errors of other columns add to column c before it is
-    rounded, ``[C]``: a coder sees it as well."""
+    """Variance, in squared grid steps, that the errors of other columns add to column c before it
+    is rounded, ``[C]``: a coder sees it as well."""
     share: Floats
-    """By how much smaller an error of column c must be to cost the same where no other column makes
-    up for it, ``[C]``: ``pivot_c / sqrt(H_cc)``."""
+    """Ratio ``pivot_c / sqrt(H_cc)``, ``[C]``: so much smaller must an error of column c be to cost
+    the same where no other column makes up for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What a packer would do with some weights at one delta."""
+    """The packer's grid for some weights at one delta, and the size of the file."""
 
     delta: float
     steps: Mapping[str, Steps]
-    """By weight name: the matrices that are coded."""
+    """Grid steps of the matrices that are coded, by weight name."""
     coded_bits: float
-    """Of all their codes, tables and classes included."""
+    """Bits of the matrices' codes, with tables and classes."""
     other_bytes: int
-    """The rest of the file: header, scales, what stays in floats."""
+    """Bytes of the rest of the file: header, scales, tensors in floats."""
     noise: float
-    """Variance of a rounding error, in squared steps: 1/12, less with a trellis."""
+    """Variance of a rounding error, in squared grid steps: 1/12, less with a trellis."""
 
     @property
     def file_bytes(self) -> int:
@@ -50,24 +50,24 @@ class Outlook:
 
 
 class Foresight(Protocol):
-    """Somebody who knows what a packer would do."""
+    """A prediction of what the packer makes of weights that are still in training."""
 
     def coded(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Names of the tensors of these shapes that will be coded on a grid."""
 
     def look(self, weights: Mapping[str, Any]) -> None:
-        """Take in a model's weights by name, tensors, and measure how sensitive it is to them.
+        """Measure how sensitive a model with these weights (tensors by name) is to their errors.
 
         Every rank calls this with the same weights.
         """
 
     def at(self, delta: float) -> Outlook:
-        """What those weights would become at `delta`."""
+        """The outlook at `delta` for the weights that were looked at last."""
 
 
 def reciprocals(step: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """What a weight is multiplied by to be in units of `step`; rounded once, from float64.
+    """``1 / step`` in `dtype`, rounded once, from float64.
 
-    The packer and the fake quantizer of training both divide by multiplying with these.
+    The packer and training's fake quantizer both multiply with these instead of dividing.
     """
     return (1 / step.astype(np.float64)).astype(dtype)
