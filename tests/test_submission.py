@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from strategies import write_artifact
 from test_cli_eval import World, world  # noqa: F401
 from test_packaging import bare_environment
 
-from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
 from gptpack.contest.folder import check_output, write_folder
 from gptpack.contest.logs import parse_log
