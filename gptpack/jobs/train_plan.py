@@ -9,7 +9,7 @@ import numpy as np
 
 from gptpack.data.batches import Tokens
 from gptpack.errors import ConfigError
-from gptpack.packing.packer import on_grid
+from gptpack.packing.apart import on_grid
 from gptpack.quant.steps import Foresight
 from gptpack.ranks import Ranks
 from gptpack.training.loop import Run
