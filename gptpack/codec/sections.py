@@ -183,7 +183,7 @@ def encode_streams(
     """Each section's smallest stream over `codecs` and their layouts; the first of equals.
 
     A stream that breaks the memory rule could not be read back and does not count. Where none is
-    left, zlib steps in, which always keeps the rule; the section's record shows it.
+    left, zlib takes over, which always keeps the rule; the section's record shows it.
 
     Args:
         codecs: names from `codec_names`. They run on as many threads as there are cores, since the

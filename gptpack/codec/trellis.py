@@ -3,7 +3,7 @@
 gptpack/quant/trellis.py encodes.
 
 Shape legend: R = rows (outputs), C = columns (inputs). A path runs down a column, so that all
-columns step together and a row's parities are known before its symbols are decoded.
+columns go on together and a row's parities are known before its symbols are decoded.
 
 A column starts in state 0. A state's lowest bit, the parity, says whether the next point is even or
 odd; the coded symbol k picks the point ``2 k + parity``, and the symbol's own lowest bit drives the

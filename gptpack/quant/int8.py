@@ -47,7 +47,7 @@ def quantize_int8_rows(name: str, weight_RC: Float32) -> PackedTensor:
     """Codes in -127..127 and one float16 scale per row of a matrix ``[R, C]``.
 
     The scale is ``max(clip / 127, 1 / 127)`` with `clip` the row's `CLIP_QUANTILE` magnitude:
-    the floor makes the step the same in all rows without large weights.
+    the floor makes the scale the same in all rows without large weights.
 
     Raises:
         QuantError: a scale is beyond float16.

@@ -65,9 +65,9 @@ class Foresight(Protocol):
         """The outlook at `delta` for the weights that were looked at last."""
 
 
-def reciprocals(step: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """``1 / step`` in `dtype`, rounded once, from float64.
+def reciprocals(scale: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """``1 / scale`` in `dtype`, rounded once, from float64.
 
     The packer and training's fake quantizer both multiply with these instead of dividing.
     """
-    return (1 / step.astype(np.float64)).astype(dtype)
+    return (1 / scale.astype(np.float64)).astype(dtype)
