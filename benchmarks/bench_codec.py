@@ -26,7 +26,7 @@ from gptpack.codec.range import (
     encode_codes,
     estimate_bits,
 )
-from gptpack.codec.stepper import TableStepper, trace_parities
+from gptpack.codec.stepper import TableStepper
 
 T = TypeVar("T")
 Matrix = npt.NDArray[np.float32]
@@ -88,7 +88,7 @@ def measure(name: str, codes: Sequence[Codes], *, ideal: float | None, general: 
         print(f"  entropy given true scales      {ideal / count:.5f} bits")
     print(f"  order-0 entropy                {entropy(flat):.5f} bits")
     for trellis in (False, True):
-        parities = [trace_parities(m, TableStepper(EIGHT)) for m in codes] if trellis else None
+        parities = [TableStepper(EIGHT).trace(m) for m in codes] if trellis else None
         steppers = [TableStepper(EIGHT) for _ in codes] if trellis else None
         data = encode_codes(codes, parities=parities)
         label = "with 8-state parities" if trellis else "context coder"

@@ -10,8 +10,10 @@ import time
 
 import numpy as np
 
-from gptpack.quant.factor import factorize
-from gptpack.quant.trellis import Job, decode_trellis
+from gptpack.codec.trellis import decode_trellis
+from gptpack.quant.columns import Rounding
+from gptpack.quant.factor import Factor, factorize
+from gptpack.quant.trellis import quantize_on_grid
 from gptpack.quant.workers import side_by_side
 
 SHAPES = [(512, 512), (512, 512), (256, 512), (256, 512), (1536, 512), (512, 1536)]
@@ -37,29 +39,30 @@ def main() -> None:
     total = sum(weight.size for weight in weights)
     print(f"{len(weights)} matrices, {total:,} weights, {options.threads} threads")
 
-    def prepared(weight_RC: np.ndarray) -> Job:
-        factor = factorize(hessians[weight_RC.shape[1] == 1536])
-        return Job(
-            weight=weight_RC,
-            factor=factor,
-            row_step=np.full(len(weight_RC), 0.4),
-            column_step=factor.pivots.mean() / factor.pivots,
-        )
+    def quantized(matrix: tuple[np.ndarray, Factor], states: int) -> Rounding:
+        weight_RC, factor = matrix
+        scale_R = np.full(len(weight_RC), 0.4)
+        scale_C = factor.pivots.mean() / factor.pivots
+        return quantize_on_grid(weight_RC, factor, scale_R, scale_C, states=states)
 
     start = time.perf_counter()
-    jobs = side_by_side(
-        prepared, weights, cost=lambda w: float(w.shape[1]) ** 3, threads=options.threads
+    factors = side_by_side(
+        lambda w: factorize(hessians[w.shape[1] == 1536]),
+        weights,
+        cost=lambda w: float(w.shape[1]) ** 3,
+        threads=options.threads,
     )
+    matrices = list(zip(weights, factors, strict=True))
     print(f"{'factorize':>12} {time.perf_counter() - start:8.2f} s")
     for states in options.states:
         start = time.perf_counter()
-        jobs[0].quantize(states)
+        quantized(matrices[0], states)
         compile_seconds = time.perf_counter() - start
         start = time.perf_counter()
         results = side_by_side(
-            lambda job, states=states: job.quantize(states),
-            jobs,
-            cost=lambda job: job.weight.size * job.factor.columns,
+            lambda matrix, states=states: quantized(matrix, states),
+            matrices,
+            cost=lambda matrix: matrix[0].size * matrix[1].columns,
             threads=options.threads,
         )
         seconds = time.perf_counter() - start

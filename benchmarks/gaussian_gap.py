@@ -5,9 +5,9 @@
 512 x 1536 weights with log-normal row scales (sigma 0.15); Hessian ``D Q L Q^T D`` with a random
 rotation Q, eigenvalues 1/k, and log-normal channel scales D (sigma 0.5). A rate is the empirical
 entropy of the symbols given their context (variance class of row + column, trellis parity), plus
-tables of 12 bits for every symbol in use, plus the entropies of the step and class indexes. One
+tables of 12 bits for every symbol in use, plus the entropies of the scale and class indexes. One
 matrix pays for its own tables under "alone"; under "model", 33 such matrices (26 M weights) share
-them, as the artifact does. Each scheme's step is set so that its rate under "model" is the one
+them, as the artifact does. Each scheme's scale is set so that its rate under "model" is the one
 asked for; "gap" is that rate minus R(D) at the distortion reached.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
@@ -22,8 +22,8 @@ import numpy as np
 
 from gptpack.codec.trellis import GAIN_DECIBELS
 from gptpack.quant.factor import Factor, factorize
-from gptpack.quant.grids import quantize_scale, row_gains, scale_values, stretches
-from gptpack.quant.trellis import Job
+from gptpack.quant.grids import quantize_scale, scale_values
+from gptpack.quant.trellis import quantize_on_grid
 
 ROWS, COLUMNS = 512, 1536
 MATRICES = 33
@@ -70,13 +70,10 @@ class Scheme:
     order: str = "activation"
     damp: float = 1e-6
     water: bool = True
-    """Column steps proportional to 1 / pivot; flat otherwise."""
-    steps_per_octave: int = 4
+    """Column scales proportional to 1 / pivot; flat otherwise."""
+    scales_per_octave: int = 4
     classes_per_octave: int = 4
     parity: bool = True
-    shrink: str = "none"
-    """"none"; "column": decide on a grid widened as a linear estimate asks; "gain": rescale rows
-    after coding."""
 
 
 def entropy_bits(values: np.ndarray) -> float:
@@ -116,41 +113,24 @@ class Point:
 
 
 def evaluate(problem: Problem, factor: Factor, scheme: Scheme, step: float) -> Point:
-    step_C = 1 / factor.pivots if scheme.water else np.full(COLUMNS, 1.0)
-    step_C = step_C * step / np.exp(np.mean(np.log(step_C)))
-    index_C = quantize_scale(step_C, per_octave=scheme.steps_per_octave)
+    scale_C = 1 / factor.pivots if scheme.water else np.full(COLUMNS, 1.0)
+    scale_C = scale_C * step / np.exp(np.mean(np.log(scale_C)))
+    index_C = quantize_scale(scale_C, per_octave=scheme.scales_per_octave)
     if not scheme.water:
         side_bits = 16.0
     else:
         side_bits = entropy_bits(index_C) + 16
-        step_C = scale_values(index_C, per_octave=scheme.steps_per_octave).astype(np.float64)
-        step_C *= step / np.exp(np.mean(np.log(step_C)))
-    job = Job(
-        weight=problem.weight,
-        factor=factor,
-        row_step=np.ones(ROWS),
-        column_step=step_C,
-    )
-    if scheme.shrink == "column":
-        stretch = stretches(problem.weight, np.ones(ROWS), step_C, states=scheme.states)
-        job = replace(job, stretch=stretch)
-    rounded = job.quantize(scheme.states)
-    loss = rounded.loss
-    if scheme.shrink == "gain":
-        unit_C = step_C / (1 if scheme.states == 1 else 2)
-        value_RC = rounded.points * unit_C
-        gain_R = row_gains(problem.weight, value_RC, problem.hessian)
-        error_RC = problem.weight - gain_R[:, None] * value_RC
-        loss = float(((error_RC @ problem.hessian) * error_RC).sum())
-        side_bits += entropy_bits(np.rint(gain_R * 256))
+        scale_C = scale_values(index_C, per_octave=scheme.scales_per_octave).astype(np.float64)
+        scale_C *= step / np.exp(np.mean(np.log(scale_C)))
+    rounded = quantize_on_grid(problem.weight, factor, np.ones(ROWS), scale_C, states=scheme.states)
     symbols_RC = rounded.symbols
     row_R, column_C = variance_classes(symbols_RC, scheme.classes_per_octave)
     class_RC = row_R[:, None] + column_C
     context_RC = 2 * class_RC + (rounded.parity if scheme.parity else 0)
     bits, entries = symbol_bits(symbols_RC, context_RC)
     side_bits += entropy_bits(row_R)
-    # What the step says about the class is not sent twice.
-    ratio = scheme.classes_per_octave / scheme.steps_per_octave
+    # What the scale says about the class is not sent twice.
+    ratio = scheme.classes_per_octave / scheme.scales_per_octave
     side_bits += entropy_bits(column_C + np.rint(index_C * ratio).astype(int))
     size = problem.weight.size
     tables = entries * TABLE_BITS
@@ -158,7 +138,7 @@ def evaluate(problem: Problem, factor: Factor, scheme: Scheme, step: float) -> P
         rate=(bits + side_bits + tables / MATRICES) / size,
         alone=(bits + side_bits + tables) / size,
         side=side_bits / size,
-        distortion=loss / size,
+        distortion=rounded.loss / size,
     )
 
 
@@ -176,24 +156,19 @@ def at_rate(rate: float, evaluate_step: Callable[[float], Point]) -> Point:
 def schemes() -> list[Scheme]:
     plain = [Scheme(name=f"{states} states", states=states) for states in GAIN_DECIBELS]
     plain[0] = replace(plain[0], name="uniform, no trellis")
-    best = Scheme(name="", states=64, shrink="column")
+    best = Scheme(name="", states=64)
     return [
         *plain,
-        replace(best, name="64, row gains after coding", shrink="gain"),
-        *(
-            replace(best, name=f"{states} + shrink in loop", states=states)
-            for states in GAIN_DECIBELS
-        ),
-        replace(best, name="64 + shrink, flat columns", water=False),
-        replace(best, name="64 + shrink, natural order", order="natural"),
-        replace(best, name="64 + shrink, damp 0.01", damp=0.01),
-        replace(best, name="64 + shrink, damp 0.001", damp=0.001),
-        replace(best, name="64 + shrink, 2 steps an octave", steps_per_octave=2),
-        replace(best, name="64 + shrink, 8 steps an octave", steps_per_octave=8),
-        replace(best, name="64 + shrink, 2 classes an octave", classes_per_octave=2),
-        replace(best, name="64 + shrink, 8 classes an octave", classes_per_octave=8),
-        replace(best, name="64 + shrink, no parity context", parity=False),
-        replace(best, name="256 + shrink, 8 classes", states=256, classes_per_octave=8),
+        replace(best, name="64, flat columns", water=False),
+        replace(best, name="64, natural order", order="natural"),
+        replace(best, name="64, damp 0.01", damp=0.01),
+        replace(best, name="64, damp 0.001", damp=0.001),
+        replace(best, name="64, 2 scales an octave", scales_per_octave=2),
+        replace(best, name="64, 8 scales an octave", scales_per_octave=8),
+        replace(best, name="64, 2 classes an octave", classes_per_octave=2),
+        replace(best, name="64, 8 classes an octave", classes_per_octave=8),
+        replace(best, name="64, no parity context", parity=False),
+        replace(best, name="256, 8 classes", states=256, classes_per_octave=8),
     ]
 
 

@@ -32,8 +32,9 @@ from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
 from gptpack.families.language_model import LanguageModel
 from gptpack.jobs.load import load
+from gptpack.packing.apart import take_apart
 from gptpack.packing.config import PackConfig
-from gptpack.packing.packer import CodedFile, Packer, take_apart
+from gptpack.packing.packer import CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Matrix

@@ -1,11 +1,11 @@
-"""Every operation that has a kernel: Triton on CUDA, torch elsewhere. One function each.
+"""The operations that have a kernel, by Triton on CUDA and by torch elsewhere. One function each.
 
 Shape legend: B = sequences, T = positions, W = model width, H = query heads, G = key/value heads,
 D = width of a head, F = hidden width of the MLP, V = vocabulary.
 
 Without kernels a function is the torch expression in it and nothing else. With kernels it calls a
-custom operator of ``gptpack/kernels``, which torch.compile takes as it is; `choose_kernels` decides
-once, and says what it decided. docs/decisions/kernels.md says what is fused and why.
+custom operator of ``gptpack/kernels``, which torch.compile takes as it is. `choose_kernels` decides
+once, and says what it decided; docs/decisions/kernels.md says what is fused and why.
 """
 
 import importlib
@@ -22,7 +22,7 @@ Kernels = Literal["auto", "on", "off"]
 
 MODULES = ("cross_entropy", "heads", "mlp")
 OLDEST = (8, 0)
-"""Compute capability from which tensor cores know bfloat16."""
+"""Least compute capability whose tensor cores know bfloat16."""
 
 NORM_EPS = torch.finfo(torch.float32).eps
 
@@ -31,14 +31,14 @@ Tables = tuple[Tensor, Tensor]
 
 
 def choose_kernels(name: str, device: torch.device) -> str:
-    """What `name` stands for on `device`: ``off``, or ``on`` and what the kernels run by.
+    """The choice that `name` means on `device`: ``off``, or ``on`` with what kernels run by.
 
-    ``auto`` takes them on CUDA where Triton and the device allow; on a CPU it never does. By name
+    ``auto`` takes kernels on CUDA where Triton and the device allow, and never on a CPU. By ``on``
     they also run in Triton's interpreter (``TRITON_INTERPRET=1``), slowly, for tests.
 
     Raises:
-        ConfigError: neither auto, on nor off.
-        MissingDependencyError: on, where it cannot be had.
+        ConfigError: `name` is neither auto, on nor off.
+        MissingDependencyError: `name` is on, but kernels cannot run here.
     """
     if name not in get_args(Kernels):
         raise ConfigError(f"kernels '{name}': choose {', '.join(get_args(Kernels))}")
@@ -60,7 +60,7 @@ def choose_kernels(name: str, device: torch.device) -> str:
 
 
 def _missing(device: torch.device) -> str:
-    """What keeps kernels from running on `device`; empty if nothing does."""
+    """The reason why kernels cannot run on `device`; empty if they can."""
     try:
         import triton
     except ImportError:
@@ -76,12 +76,12 @@ def _missing(device: torch.device) -> str:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last axis, without a weight. Zhang and Sennrich 2019."""
+    """`x` divided by its root mean square over the last axis. Zhang and Sennrich 2019."""
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
 def rotate(x: Tensor, tables: Tables) -> Tensor:
-    """Rotate the first channels of each head of `x` ``[B, T, H, D]``. Su et al. 2021.
+    """`x` ``[B, T, H, D]`` with the first channels of each head rotated. Su et al. 2021.
 
     Channel i of the first half of the rotated channels is paired with channel i of the second.
     """
@@ -113,8 +113,8 @@ def split_heads(
     `value_embedding` ``[B, T, G D]`` is added to the values.
 
     Args:
-        projections: of queries, keys and values, or one of all three, ``[B, T, (H + 2 G) D]``;
-            kernels want the one.
+        projections: those of queries, keys and values, or one of all three ``[B, T, (H + 2 G)
+            D]``, which kernels need.
     """
     if kernels:
         (merged,) = projections

@@ -15,8 +15,8 @@ as gradient of the losses then scales rows of the narrow side of both products,
     dhidden = diag(g) (dl head)        dhead = dl^T (diag(g) hidden)
 
 so that [N, V] is written by its product, read and written here, and read by two products; the usual
-way reads it once more. Losses are float32. A target of -100 has no loss and no gradient, any
-other outside of the vocabulary has the loss nan.
+way reads it once more. Losses are float32. A target of -100 has no loss and no gradient; any other
+target outside the vocabulary has the loss nan.
 """
 
 import torch
@@ -29,14 +29,15 @@ TILE = 1024
 """Logits of a tile where rows are shorter than that; otherwise a tile is a row."""
 LOGITS_PER_WARP = 512
 BOUND = 40.0
-"""Largest cap c for which no sum of exp(-2 c) leaves float32; above, a row's largest z is taken."""
+"""Largest cap c for which no sum of exp(-2 c) leaves float32; with a larger one, a row's largest z
+is subtracted."""
 REGISTERS = 64
-"""Of a thread; with 16 logits to each, that leaves room for two rows of 8,192 at a time."""
+"""Registers of a thread: with 16 logits to each, two rows of 8,192 fit at a time."""
 
 
 @triton.jit
 def _capped(logits, cap, EXACT: tl.constexpr):
-    """d of `logits`, and z up to a constant."""
+    """The factor d of `logits`, and z up to a constant."""
     d = 2.0 / (1.0 + tl.exp2(logits * (2.885390081777927 / cap)))  # 2 / ln 2
     if EXACT:
         # near 0, 1 - d has lost the digits that float32 logits have
@@ -91,7 +92,7 @@ def _losses(
     if GRADIENT:
         # every warp has read its target's logit before any warp overwrites a row
         tl.debug_barrier()
-        # of an ignored target: no hit, and everything times 0
+        # an ignored target has no hit, and everything times 0
         share = tl.where(known, 1.0 / total, 0.0)
         hit = column[None, :] == tl.where(known, target, -1).to(tl.int32)[:, None]
         gradient = (e * share[:, None] - tl.where(hit, 1.0, 0.0)) * (d * (2.0 - d))
@@ -99,7 +100,7 @@ def _losses(
 
 
 def _launch(logits: Tensor, targets: Tensor, cap: float, *, gradient: bool) -> Tensor:
-    """Losses ``[N]`` of contiguous `logits`, which hold their gradient afterwards if asked to."""
+    """Losses ``[N]`` of contiguous `logits`; with `gradient`, that stands in their place after."""
     rows, vocab = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     if not rows:

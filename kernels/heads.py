@@ -1,4 +1,4 @@
-"""From one merged projection to queries, keys and values: norm, rotation, gain, in one pass.
+"""One merged projection -> queries, keys and values: norm, rotation and gain in one pass.
 
 Shape legend: N = B T tokens, T = positions, H = query heads, G = key/value heads, D = width of a
 head, P = programs. A projection is ``[N, (H + 2 G) D]``: all queries, all keys, all values.
@@ -12,10 +12,10 @@ and backward, with ``t = R^T dq``:
 
     d gain_h = sum_N t . u        dx = (gain_h t - u mean(gain_h t u)) / rms(x)
 
-Sums over a head are made in float32 registers; those of the gain over tokens in two stages, each
-program over its tokens, then torch over the programs, so that runs agree to the bit.
+Sums over a head are made in float32 registers. Those of the gain over tokens take two stages: each
+program sums over its tokens, and then torch over the programs, so that runs agree to the bit.
 
-Bytes a token moves, in heads: 2 (H + 2 G) forward; backward 3 (H + G) + 2 G.
+A token moves so many heads' bytes: 2 (H + 2 G) forward, 3 (H + G) + 2 G backward.
 """
 
 import torch
@@ -31,7 +31,7 @@ WAVES = 8
 
 @triton.jit
 def _rows(block, tokens, HEADS: tl.constexpr, BLOCK_H: tl.constexpr, TOKENS: tl.constexpr):
-    """(token, head) of each row of a tile, and which rows there are."""
+    """Token and head of each row of a tile, and whether the row exists."""
     row = tl.arange(0, TOKENS * BLOCK_H)
     token = block * TOKENS + row // BLOCK_H
     head = row % BLOCK_H
@@ -62,7 +62,7 @@ def _angles(
     HALF: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Factors of a channel and of its partner in R x, 1 and 0 where nothing turns."""
+    """Factors of a channel and of its partner in R x; they are 1 and 0 where nothing turns."""
     column, _, angle, sign = _columns(BLOCK_D, HALF)
     place = (token % positions)[:, None] * HALF + angle[None, :]
     turns = exists[:, None] & (column < 2 * HALF)[None, :]
@@ -130,7 +130,7 @@ def _turn_back(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Gradient of `_turn`; returns the rows' part of the gradient of the gain."""
+    """Gradient of `_turn`; returns each row's part of the gradient of the gain."""
     token, head, exists = _rows(block, tokens, HEADS, BLOCK_H, TOKENS)
     column, paired, _, _ = _columns(BLOCK_D, HALF)
     mask = exists[:, None] & (column < WIDTH)[None, :]
@@ -251,7 +251,7 @@ def _backward(
 def _launch(
     which: str, tokens: int, heads: int, kv_heads: int, width: int, cos: Tensor
 ) -> tuple[int, dict[str, int]]:
-    """Tiles that cover `tokens`, and the constants of a launch; wide tokens get fewer to a tile."""
+    """Number of tiles that cover `tokens`, and a launch's constants; wide tokens, small tiles."""
     block_h, block_d = triton.next_power_of_2(heads), triton.next_power_of_2(width)
     size, warps = TILES[which]
     size = max(1, min(size, size * 512 // (block_h * block_d)))
@@ -296,9 +296,9 @@ def split_heads(
     """q ``[B, T, H, D]``, k and v ``[B, T, G, D]`` of qkv ``[B, T, (H + 2 G) D]``.
 
     Args:
-        gain: ``[H]``, on queries.
-        cos, sin: of the angles, ``[..., T, 1, E]``, contiguous.
-        extra: ``[B, T, G D]``, added to the values.
+        gain: factors of queries, ``[H]``.
+        cos, sin: cosines and sines of the angles, ``[..., T, 1, E]``, contiguous.
+        extra: ``[B, T, G D]``, added to the values; None adds nothing.
     """
     qkv = qkv.contiguous()
     of_queries, of_keys, width = _shapes(qkv, heads, kv_heads)
@@ -337,7 +337,7 @@ def split_heads_backward(
     kv_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in qkv and in the gain, the last in float32."""
+    """Gradients of qkv and of the gain, the latter in float32."""
     qkv = qkv.contiguous()
     dqkv = torch.empty_like(qkv)
     tokens = qkv.shape[0] * qkv.shape[1]

@@ -1,4 +1,4 @@
-"""The MLP's products with the squared rectifier inside them.
+"""Activations -> the MLP's output, with the squared rectifier inside the products.
 
 Shape legend: N = tokens, W = width of the model, F = hidden width.
 
@@ -13,10 +13,10 @@ so that no pass over [N, F] is left outside of a product. Backward needs the der
 slope it is read off pre, ``2 pre`` or ``2 slope^2 pre``, which forward then keeps beside post;
 without one it is ``2 sqrt(post)``, and post is kept for the product with dy anyway.
 
-Products accumulate in float32, of float32 inputs without TF32. The rectifier sees the accumulator,
-not its rounding. One program stays on each multiprocessor and takes tile after tile, the tiles of
-one row of x together: x is read from memory once, the weights stay in the L2 cache. On Hopper tiles
-move by TMA, elsewhere (and where rows are no multiple of 16 bytes) by pointers; `path` says which.
+Products accumulate in float32, and float32 inputs are not rounded to TF32. The rectifier takes the
+accumulator, not its rounding. One program stays on each multiprocessor and takes tile after tile,
+the tiles of one row of x together: x is read from memory once, the weights stay in the L2 cache. On
+Hopper tiles move by TMA, elsewhere (and where rows are no multiple of 16 bytes) by pointers.
 """
 
 import torch
@@ -50,7 +50,7 @@ def _load(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A tile of a [rows, columns] matrix; zero outside of it."""
+    """A tile of a [rows, columns] matrix, with zeros outside of that."""
     if TMA:
         tile = source.load([row, column])
     else:
@@ -100,7 +100,7 @@ def _finish(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """What happens to a part of a tile between the product and memory."""
+    """Apply the rectifier or its derivative to a part of a product's tile, and store it."""
     if BACKWARD:
         kept = _load(saved, row, column, rows, columns, TMA, BLOCK_R, BLOCK_C).to(tl.float32)
         half = tl.where(kept > 0, kept, slope * slope * kept) if LEAKY else tl.sqrt(kept)
@@ -192,7 +192,7 @@ def _multiply(
     pre: Tensor | None,
     slope: float,
 ) -> None:
-    """Forward if there is nothing `saved`; `pre` is what forward keeps beside `out`, if it does."""
+    """Launch the forward product, or with `saved` the backward one; `pre`, if given, is written."""
     rows, width = left.shape
     hidden = out.shape[1]
     if not rows:

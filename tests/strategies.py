@@ -1,5 +1,7 @@
-"""Hypothesis strategies for packed tensors and what goes into a file with them."""
+"""Hypothesis strategies for packed tensors, what goes into a file with them, and such files."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,13 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from gptpack.artifact.writer import (
+    ArtifactSummary,
+    assemble,
+    encode_sections,
+    summarize,
+    write_atomic,
+)
 from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import METHODS, PackedTensor
 from gptpack.values import TokenizerIdentity
@@ -23,6 +32,26 @@ json_values = st.recursive(
     max_leaves=6,
 )
 json_objects = st.dictionaries(st.text(max_size=8), json_values, max_size=4)
+
+
+def encode_artifact(
+    *,
+    tensors: Sequence[PackedTensor],
+    model: ModelConfig = MODEL,
+    tokenizer: TokenizerIdentity = TOKENIZER,
+    pack: Mapping[str, Any],
+    codecs: Sequence[str] | str = "auto",
+) -> bytes:
+    """The bytes of a file of `tensors`."""
+    encoded = encode_sections(tensors, codecs)
+    return assemble(encoded, model=model, tokenizer=tokenizer, pack=pack)
+
+
+def write_artifact(path: Path, **contents: Any) -> ArtifactSummary:
+    """Write what `encode_artifact` makes of `contents`."""
+    data = encode_artifact(**contents)
+    write_atomic(path, data)
+    return summarize(path, data)
 
 
 def contents(dtype: str, shape: tuple[int, ...]) -> st.SearchStrategy[npt.NDArray[Any]]:

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from strategies import MODEL, TOKENIZER, example_tensors
-
-from gptpack.artifact.writer import write_artifact
+from strategies import MODEL, TOKENIZER, example_tensors, write_artifact
 
 ROOT = Path(__file__).parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MODEL, TOKENIZER, example_tensors
+from strategies import MODEL, TOKENIZER, encode_artifact, example_tensors
 
 from gptpack.artifact.layout import (
     FIELDS,
@@ -28,7 +28,6 @@ from gptpack.artifact.layout import (
     section_digest,
 )
 from gptpack.artifact.reader import decode_artifact, decode_header, read_artifact, read_header
-from gptpack.artifact.writer import encode_artifact
 from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
 
 DATA = encode_artifact(
@@ -441,7 +440,7 @@ BOMBS = r"""
 import json, lzma, resource, sys, zlib
 import zstandard
 sys.path.insert(0, TESTS)
-from strategies import MODEL, TOKENIZER, example_tensors
+from strategies import MODEL, TOKENIZER, encode_artifact, example_tensors
 from test_artifact_hostile import VALUES, forge, forge_section, forge_text, seal
 from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.layout import section_digest

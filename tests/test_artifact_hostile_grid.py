@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MODEL, TOKENIZER, grid_tensors
+from strategies import MODEL, TOKENIZER, encode_artifact, grid_tensors
 from test_artifact_hostile import forge, mutated, refused, split, survives
 
 from gptpack.artifact.layout import section_digest
 from gptpack.artifact.reader import decode_artifact, decode_header
-from gptpack.artifact.writer import encode_artifact
 from gptpack.codec.range import encode_codes, encode_small
 from gptpack.codec.stream import HEADER
 from gptpack.errors import ArtifactError

@@ -10,10 +10,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from strategies import MODEL, TOKENIZER, example_tensors
+from strategies import MODEL, TOKENIZER, example_tensors, write_artifact
 from test_cli_eval import World, world  # noqa: F401
 
-from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
 from gptpack.errors import ConfigError
 from gptpack.gate.formats import SUMMARY_BYTES, to_markdown

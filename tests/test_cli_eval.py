@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from reference_scoring import slow_losses
+from strategies import write_artifact
 
-from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer

@@ -19,7 +19,6 @@ from gptpack.codec.sections import (
     LAYOUTS,
     SECTION_CODECS,
     EncodedStream,
-    OfBytes,
     Slot,
     codec_names,
     decode_stream,
@@ -38,7 +37,7 @@ each_codec = pytest.mark.parametrize("codec", INSTALLED, ids=lambda codec: codec
 
 
 def slot(array):
-    return Slot(tensor="t", shape=array.shape, dtype=array.dtype)
+    return Slot(shape=array.shape, dtype=array.dtype)
 
 
 @each_codec
@@ -217,7 +216,7 @@ def test_the_first_of_equally_small_streams_wins() -> None:
 
 
 def test_a_stream_that_breaks_the_memory_rule_is_not_decoded() -> None:
-    huge = Slot(tensor="t", shape=(1 << 40,), dtype=np.dtype("|i1"))
+    huge = Slot(shape=(1 << 40,), dtype=np.dtype("|i1"))
     with pytest.raises(ArtifactError, match="at most"):
         decode_stream(EncodedStream(codec="zlib", layout="row", data=b"x"), [huge])
 
@@ -229,34 +228,6 @@ def test_names_of_codecs_are_checked_and_put_in_order() -> None:
     for wrong in ("gzip", ["zlib", "gzip"], []):
         with pytest.raises(GptpackError, match="there are auto, raw, zlib"):
             codec_names(wrong)
-
-
-def test_a_codec_sees_the_arrays_and_what_was_decoded_before(monkeypatch) -> None:
-    class Difference:
-        """Codes are stored minus another array of their tensor."""
-
-        name = "difference"
-        raw_per_stored = 2048
-
-        def layouts(self, slots):
-            return ("row",) if all("offset" in s.context for s in slots) else ()
-
-        def encode(self, slots, arrays, layout):
-            pairs = zip(arrays, slots, strict=True)
-            return b"".join((a - s.context["offset"]).tobytes() for a, s in pairs)
-
-        def decode(self, stored, slots, layout):
-            raw = OfBytes(BYTE_CODECS[0]).decode(stored, slots, layout)
-            return [r + s.context["offset"] for r, s in zip(raw, slots, strict=True)]
-
-    monkeypatch.setitem(SECTION_CODECS, "difference", Difference)
-    codes = np.array([5, 6], np.int8)
-    seen = Slot(tensor="t", shape=(2,), dtype=codes.dtype, context={"offset": codes})
-    (stream,) = encode_streams([([seen], [codes])], ["difference"])
-    assert (stream.codec, stream.data) == ("difference", bytes(2))
-    assert np.array_equal(decode_stream(stream, [seen])[0], codes)
-    (plain,) = encode_streams([([slot(codes)], [codes])], ["difference"])
-    assert plain.codec == "zlib"
 
 
 def test_brotli_that_is_not_installed_is_an_error_with_the_way_out(monkeypatch) -> None:

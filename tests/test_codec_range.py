@@ -31,7 +31,7 @@ from gptpack.codec.range import (
     encode_small,
     estimate_bits,
 )
-from gptpack.codec.stepper import TableStepper, side_by_side, trace_parities
+from gptpack.codec.stepper import TableStepper, joined
 from gptpack.codec.stream import HEADER, LIMIT, Reader, Writer
 from gptpack.codec.tables import (
     PRECISION,
@@ -113,7 +113,7 @@ def test_codes_come_back_as_they_were(codes: list[npt.NDArray[np.int32]]) -> Non
 @given(st.lists(matrices, max_size=4))
 @settings(deadline=None)
 def test_codes_of_a_trellis_come_back_as_they_were(codes: list[npt.NDArray[np.int32]]) -> None:
-    parities = [trace_parities(matrix, TableStepper(EIGHT)) for matrix in codes]
+    parities = [TableStepper(EIGHT).trace(matrix) for matrix in codes]
     data = encode_codes(codes, parities=parities)
     shapes = [matrix.shape for matrix in codes]
     assert equal(decode_codes(data, shapes, steppers=steppers(len(codes))), codes)
@@ -150,7 +150,7 @@ def golden_payloads() -> dict[str, tuple[bytes, list[npt.NDArray[np.int32]]]]:
         np.append(counted(79, 3), -1000).reshape(5, 16),
         np.zeros((3, 7), dtype=np.int32),
     ]
-    parities = [trace_parities(matrix, TableStepper(EIGHT)) for matrix in codes]
+    parities = [TableStepper(EIGHT).trace(matrix) for matrix in codes]
     small = counted(200, 2)
     return {
         "codes-plain.bin": (encode_codes(codes), codes),
@@ -253,7 +253,7 @@ def test_frequencies_are_positive_and_sum_to_two_to_the_24(logs: npt.NDArray[np.
 def test_constriction_uses_exactly_the_frequencies_of_the_table(
     logs: npt.NDArray[np.int64], data: st.DataObject
 ) -> None:
-    table = tables.Table(0, logs)
+    table = tables.FrequencyTable(0, logs)
     symbols = data.draw(st.lists(st.integers(0, logs.size - 1), min_size=1, max_size=40))
     writer = Writer()
     writer._coder.encode(np.array(symbols, dtype=np.int32), table.model)
@@ -339,7 +339,7 @@ def test_parities_traced_at_once_are_those_of_row_after_row(
     for row, symbols in enumerate(codes):
         expected[row] = parity_C
         parity_C = stepper.step(symbols)
-    assert np.array_equal(trace_parities(codes, TableStepper(table)), expected)
+    assert np.array_equal(TableStepper(table).trace(codes), expected)
 
 
 def test_matrices_side_by_side_step_as_each_does_alone() -> None:
@@ -347,7 +347,7 @@ def test_matrices_side_by_side_step_as_each_does_alone() -> None:
     rng = np.random.default_rng(0)
     tables = [EIGHT, rng.integers(0, 3, (3, 2)), EIGHT, rng.integers(0, 5, (5, 2))]
     codes = [rng.integers(-4, 5, (9, columns)) for columns in (2, 4, 1, 6)]
-    together = side_by_side([TableStepper(table) for table in tables], [2, 4, 1, 6])
+    together = joined([TableStepper(table) for table in tables], [2, 4, 1, 6])
     for row in range(9):
         if row == 5:
             together.keep(np.repeat([True, False, True, True], [2, 4, 1, 6]))
@@ -355,7 +355,7 @@ def test_matrices_side_by_side_step_as_each_does_alone() -> None:
         found = together.step(np.concatenate([matrix[row] for matrix in codes]))
         if row < 8:
             alone = [
-                trace_parities(matrix, TableStepper(table))[row + 1]
+                TableStepper(table).trace(matrix)[row + 1]
                 for matrix, table in zip(codes, tables, strict=True)
             ]
             assert np.array_equal(found, np.concatenate(alone))
@@ -363,7 +363,7 @@ def test_matrices_side_by_side_step_as_each_does_alone() -> None:
 
 def test_knowing_the_parity_saves_bytes() -> None:
     codes = trellis_codes((256, 512))
-    parity = trace_parities(codes, TableStepper(EIGHT))
+    parity = TableStepper(EIGHT).trace(codes)
     assert len(encode_codes([codes], parities=[parity])) < 0.97 * len(encode_codes([codes]))
 
 
@@ -384,7 +384,7 @@ def test_the_estimate_is_the_size_within_a_fifth_of_a_percent(
     rms: float, with_parity: bool
 ) -> None:
     codes = [gaussian_codes((64, 96), rms=rms)[0], gaussian_codes((33, 21), rms=rms)[0]]
-    parities = [trace_parities(m, TableStepper(EIGHT)) for m in codes] if with_parity else None
+    parities = [TableStepper(EIGHT).trace(m) for m in codes] if with_parity else None
     size = 8 * len(encode_codes(codes, parities=parities))
     assert abs(estimate_bits(codes, parities=parities) - size) < 0.002 * size + 64
 

@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from strategies import MODEL, TOKENIZER, example_tensors, grid_tensors, tensor_lists
+from strategies import (
+    MODEL,
+    TOKENIZER,
+    encode_artifact,
+    example_tensors,
+    grid_tensors,
+    tensor_lists,
+    write_artifact,
+)
 from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.artifact.reader import decode_artifact, decode_header
-from gptpack.artifact.writer import encode_artifact, write_artifact
 from gptpack.cli import main
 from gptpack.codec.costs import matrix_bits
 from gptpack.codec.range import encode_codes
@@ -295,13 +302,13 @@ def test_a_tensor_is_charged_what_its_codes_cost(tmp_path):
 
 @pytest.mark.parametrize("trellis", [False, True])
 def test_bits_of_matrices_are_those_of_their_payload(trellis):
-    from gptpack.codec.stepper import TableStepper, trace_parities
+    from gptpack.codec.stepper import TableStepper
     from gptpack.codec.trellis import state_table
 
     draw = np.random.default_rng(1)
     codes = [np.rint(draw.normal(size=(200, 150)) * scale).astype(np.int32) for scale in (0.7, 3.0)]
     codes[1][0, 0] = 5000
-    parities = [trace_parities(c, TableStepper(state_table(8))) for c in codes] if trellis else None
+    parities = [TableStepper(state_table(8)).trace(c) for c in codes] if trellis else None
     data = encode_codes(codes, parities=parities)
     bits = matrix_bits(data, codes, parities=parities)
     assert bits[0] < bits[1]

@@ -108,7 +108,7 @@ def test_a_hessian_that_no_damping_mends_is_an_error():
         (np.full((3, 3), np.nan), "w: 9 of 9 entries of the Hessian are not finite"),
         (np.diag([1.0, np.inf]), "w: 1 of 4 entries"),
         (np.zeros((3, 3)), "w: every column of the Hessian is zero"),
-        (np.diag([1.0, -1.0]), "w: the Hessian's diagonal has -1"),
+        (np.diag([1.0, -1.0]), "w: the Hessian's diagonal holds -1"),
         (np.ones((2, 3)), r"w: the Hessian has shape \(2, 3\)"),
         (np.zeros((0, 0)), r"w: the Hessian has shape \(0, 0\)"),
     ],

@@ -18,7 +18,7 @@ from gptpack.codec.range import (
     encode_codes,
     encode_small,
 )
-from gptpack.codec.stepper import TableStepper, trace_parities
+from gptpack.codec.stepper import TableStepper
 from gptpack.codec.stream import HEADER
 from gptpack.codec.trellis import POLYNOMIALS, state_table
 from gptpack.errors import ArtifactError
@@ -97,8 +97,8 @@ def test_matrices_decode_by_the_page(codes) -> None:
 @given(codes_lists, st.data())
 def test_matrices_of_trellises_decode_by_the_page(codes, data: st.DataObject) -> None:
     states = [data.draw(known_states) for _ in codes]
-    pairs = zip(codes, steppers(states), strict=True)
-    payload = encode_codes(codes, parities=[trace_parities(*pair) for pair in pairs])
+    parities = [stepper.trace(c) for c, stepper in zip(codes, steppers(states), strict=True)]
+    payload = encode_codes(codes, parities=parities)
     shapes = [matrix.shape for matrix in codes]
     assert page.decode_matrices(payload, shapes, states) == plain(codes)
 

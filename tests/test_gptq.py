@@ -18,9 +18,9 @@ def problem(rows, columns, seed=0):
     )
     hessian_CC = inputs_NC.T @ inputs_NC / len(inputs_NC)
     weight_RC = rng.standard_normal((rows, columns)) * np.exp(0.3 * rng.standard_normal((rows, 1)))
-    row_step_R = np.exp(rng.uniform(-2, 0, rows))
-    column_step_C = np.exp(rng.uniform(-1, 1, columns))
-    return weight_RC, hessian_CC, row_step_R, column_step_C
+    row_scale_R = np.exp(rng.uniform(-2, 0, rows))
+    column_scale_C = np.exp(rng.uniform(-1, 1, columns))
+    return weight_RC, hessian_CC, row_scale_R, column_scale_C
 
 
 @settings(deadline=None, max_examples=40)
@@ -90,15 +90,6 @@ def test_inputs_are_not_modified_and_may_have_any_strides():
         assert np.array_equal(view, kept)
 
 
-def test_a_stretch_widens_the_decision_and_not_the_values():
-    weight_RC, _, row_R, _ = problem(9, 21)
-    factor = factorize(np.eye(21), dtype=np.float64)
-    stretched = quantize_uniform(weight_RC, factor, row_R, stretch=np.full(21, 1.25))
-    assert np.array_equal(stretched.points, np.rint(weight_RC / row_R[:, None] / 1.25))
-    value_RC = stretched.points * row_R[:, None]
-    np.testing.assert_allclose(stretched.row_loss, ((weight_RC - value_RC) ** 2).sum(axis=1))
-
-
 def test_torch_tensors_and_float32_come_in_as_they_are():
     torch = pytest.importorskip("torch")
     weight_RC, hessian_CC, row_R, _ = problem(5, 8)
@@ -142,10 +133,10 @@ def test_a_row_that_no_scale_can_hold_is_an_error():
     [
         ({"weight": np.zeros((3, 5))}, "w: weight"),
         ({"weight": np.full((3, 4), np.nan)}, "w: a weight is not finite"),
-        ({"weight": np.full((3, 4), 1e30)}, "w: the steps are too small"),
-        ({"row_step": np.ones(4)}, "w: row steps have shape"),
-        ({"row_step": np.zeros(3)}, "w: row steps are not all positive"),
-        ({"column_step": np.full(4, np.inf)}, "w: column steps are not all positive"),
+        ({"weight": np.full((3, 4), 1e30)}, "w: the grid is too fine"),
+        ({"row_scale": np.ones(4)}, "w: row scales have shape"),
+        ({"row_scale": np.zeros(3)}, "w: row scales are not all positive"),
+        ({"column_scale": np.full(4, np.inf)}, "w: column scales are not all positive"),
         ({"clip": 0}, "clip=0"),
         ({"block": 0}, "block=0"),
     ],
@@ -154,7 +145,7 @@ def test_bad_arguments_are_errors_that_name_the_tensor(change, message):
     arguments = {
         "weight": np.ones((3, 4)),
         "factor": factorize(np.eye(4), name="w"),
-        "row_step": np.ones(3),
+        "row_scale": np.ones(3),
         **change,
     }
     with pytest.raises(QuantError, match=message):

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpack.errors import QuantError
-from gptpack.quant.factor import factorize
-from gptpack.quant.grids import RESOLUTIONS, quantize_scale, row_gains, scale_values, stretches
-from gptpack.quant.trellis import Job
+from gptpack.quant.grids import RESOLUTIONS, quantize_scale, scale_values
 
 
 @pytest.mark.parametrize("octave", [-100, -1, 0, 100])
@@ -58,45 +56,3 @@ def test_indexes_off_the_grid_are_errors():
         scale_values(np.array([404]))
     with pytest.raises(QuantError, match="3 scales per octave"):
         scale_values(np.array([0]), per_octave=3)
-
-
-def test_row_gains_are_least_squares_and_one_for_rows_of_zeros():
-    rng = np.random.default_rng(0)
-    inputs_NC = rng.standard_normal((50, 6))
-    hessian_CC = inputs_NC.T @ inputs_NC
-    weight_RC = rng.standard_normal((4, 6))
-    value_RC = np.round(weight_RC)
-    value_RC[2] = 0
-    gain_R = row_gains(weight_RC, value_RC, hessian_CC)
-    for row in (0, 1, 3):
-        (expected,), *_ = np.linalg.lstsq(
-            (inputs_NC @ value_RC[row])[:, None], inputs_NC @ weight_RC[row]
-        )
-        assert gain_R[row] == pytest.approx(expected)
-    assert gain_R[2] == 1
-
-
-@pytest.mark.parametrize(("states", "gap"), [(1, 0.255), (8, 0.076), (64, 0.048)])
-@pytest.mark.parametrize("step", [0.5, 1.0])
-def test_stretched_grids_keep_their_distance_to_the_bound_at_low_rates(states, gap, step):
-    weight_RC = np.random.default_rng(0).standard_normal((4096, 20))
-    step_R, step_C = np.full(4096, 2.0), np.full(20, step / 2)
-    stretch_C = stretches(weight_RC, step_R, step_C, states=states)
-    job = Job(
-        weight=weight_RC,
-        factor=factorize(np.eye(20), damp=0),
-        row_step=step_R,
-        column_step=step_C,
-        stretch=stretch_C,
-    )
-    rounded = job.quantize(states)
-    counts = np.unique(2 * rounded.symbols + rounded.parity, return_counts=True)[1]
-    of_parity = np.bincount(rounded.parity.ravel())
-    rate = (of_parity @ np.log2(of_parity) - counts @ np.log2(counts)) / weight_RC.size
-    bound = -0.5 * np.log2(rounded.loss / weight_RC.size)
-    assert rate - bound == pytest.approx(gap, abs=0.008)
-
-
-def test_columns_of_zeros_have_a_bounded_stretch():
-    stretch_C = stretches(np.zeros((4, 3)), np.ones(4), np.ones(3), states=8)
-    assert np.array_equal(stretch_C, [1.5, 1.5, 1.5])

@@ -32,7 +32,7 @@ INSIDE: dict[str, set[str]] = {
     "calibration": {"data", "families", "quant.allocation", "ranks"},
     "training": {"data", "families", "ops", "quant.steps", "ranks"},
     "packing": {"artifact", "calibration", "codec.trellis", "families", "quant", "ranks"},
-    "evaluation": {"data", "families"},
+    "evaluation": {"data", "families", "ranks"},
     "inspection": {"artifact", "codec", "evaluation.result", "quant.types"},
     "gate": {"artifact", "inspection"},
     "runs": {"artifact", "inspection"},

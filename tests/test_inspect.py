@@ -9,10 +9,17 @@ import pytest
 from click.testing import CliRunner
 from golden.make_artifact import PACK
 from hypothesis import given, settings
-from strategies import MODEL, TOKENIZER, example_tensors, json_objects, tensor_lists
+from strategies import (
+    MODEL,
+    TOKENIZER,
+    encode_artifact,
+    example_tensors,
+    json_objects,
+    tensor_lists,
+    write_artifact,
+)
 
 from gptpack.artifact.reader import decode_header
-from gptpack.artifact.writer import encode_artifact, write_artifact
 from gptpack.cli import main
 from gptpack.cli.inspect import command
 from gptpack.errors import ArtifactError, GptpackError

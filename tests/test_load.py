@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from strategies import write_artifact
 
-from gptpack.artifact.writer import write_artifact
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT

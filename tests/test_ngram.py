@@ -19,7 +19,7 @@ from gptpack.evaluation.ngram import (
     Blend,
     NgramSettings,
     blend,
-    check,
+    check_blend,
     make_hints,
 )
 from gptpack.evaluation.reading import Reading
@@ -187,7 +187,7 @@ def test_the_check_accepts_what_sums_to_one_whatever_beta_is(beta: float) -> Non
     losses, betas = np.zeros(49), np.zeros(49)
     losses[target], betas[target] = -math.log(p[tokens[target + 1]]), beta
     blended = Blend(losses, betas, 0, 0)
-    found = check(tokens[1:], hints, blended, {target: log_p[target]})
+    found = check_blend(tokens[1:], hints, blended, {target: log_p[target]})
     assert found["positions"] == 1
     assert found["largest_deviation_of_sum"] < 1e-6
     assert found["largest_difference_nats"] < 1e-5
@@ -199,13 +199,13 @@ def test_the_check_refuses_a_score_that_is_no_entry_and_a_sum_that_is_not_one() 
     hints = make_hints(tokens, SETTINGS)
     losses = -log_p[np.arange(49), tokens[1:]].astype(np.float64)
     fine = Blend(losses, np.zeros(49), 0, 0)
-    check(tokens[1:], hints, fine, {7: log_p[7]})
+    check_blend(tokens[1:], hints, fine, {7: log_p[7]})
     # What hashed caches did: the target's own probability raised, nobody else's lowered.
     raised = Blend(losses - 0.5, np.zeros(49), 0, 0)
     with pytest.raises(LimitError, match=r"scores differ from them by 0\.5 nats"):
-        check(tokens[1:], hints, raised, {7: log_p[7]})
+        check_blend(tokens[1:], hints, raised, {7: log_p[7]})
     with pytest.raises(LimitError, match=r"sum to 1 but for 0\.649"):
-        check(tokens[1:], hints, Blend(losses - 0.5, np.zeros(49), 0, 0), {7: log_p[7] + 0.5})
+        check_blend(tokens[1:], hints, Blend(losses - 0.5, np.zeros(49), 0, 0), {7: log_p[7] + 0.5})
 
 
 @pytest.mark.parametrize("stride", [16, 4])

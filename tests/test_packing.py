@@ -19,18 +19,10 @@ from gptpack.calibration.text import random_tokens
 from gptpack.errors import BudgetError, CheckpointError, ConfigError, QuantError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
+from gptpack.packing.apart import LEAST_CODED, keep_smallest_float, take_apart
 from gptpack.packing.config import METHODS, PackConfig
-from gptpack.packing.packer import (
-    LEAST_CODED,
-    MARGIN_BYTES,
-    CodedFile,
-    Packer,
-    check_budget,
-    grid_bits,
-    keep_smallest_float,
-    take_apart,
-)
-from gptpack.packing.search import Search, pack_to_budget
+from gptpack.packing.packer import MARGIN_BYTES, CodedFile, Packer, check_budget, grid_bits
+from gptpack.packing.search import Goal, Search, pack_to_budget
 from gptpack.progress import silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
@@ -225,11 +217,11 @@ def test_a_budget_beyond_what_codes_can_hold_still_packs():
     large = dataclasses.replace(chosen, model=copy.deepcopy(chosen.model))
     with torch.no_grad():
         large.model.get_parameter("blocks.0.mlp.fc.weight")[0, 0] = 500.0
-    with pytest.raises(QuantError, match=r"blocks.0.mlp.fc.weight: .*larger steps"):
+    with pytest.raises(QuantError, match=r"blocks.0.mlp.fc.weight: .*larger delta"):
         large.pack(delta=2e-6)
     packed = large.pack(10**9)
     finest = packed.record.delta
-    with pytest.raises(QuantError, match="larger steps"):
+    with pytest.raises(QuantError, match="larger delta"):
         large.pack(delta=finest / 1.1)
     artifact = decode_artifact(packed.assemble())
     assert all(np.isfinite(dequantize(tensor)).all() for tensor in artifact.tensors)
@@ -269,7 +261,7 @@ def test_the_smallest_file_that_was_seen_is_kept_whatever_its_step():
     packer = types.SimpleNamespace(
         quantize=lambda delta: (delta, 0.0), draft=lambda coded: coded, config=config
     )
-    looking = Search(packer=packer, measure=measure, target=1, progress=silent)
+    looking = Search(packer=packer, goal=Goal(measure, 1), progress=silent)
     assert looking.run(1e-3, 1000.0) is None
     assert looking.smallest.size == min(sizes) < sizes[-1]
     assert looking.smallest.delta == looking.smallest.coded
@@ -284,10 +276,10 @@ def test_room_for_measured_figures_is_kept_only_where_they_will_be():
     assert budget - 3 * MARGIN_BYTES < len(packed.assemble()) <= budget
 
 
-def test_step_factors_make_matrices_finer_and_coarser_than_equal_slope_says():
+def test_delta_factors_make_matrices_finer_and_coarser_than_equal_slope_says():
     fine, coarse = "blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight"
     factors = (("blocks.*.fc.weight", 2.0), (fine, 0.5))
-    config = dataclasses.replace(SMALL, step_factors=factors)
+    config = dataclasses.replace(SMALL, delta_factors=factors)
     plain, other = case().pack(delta=1e-3), case().pack(config=config, delta=1e-3)
     assert other.record.step_factors == factors
     assert plain.record.step_factors is None
@@ -303,9 +295,9 @@ def test_step_factors_make_matrices_finer_and_coarser_than_equal_slope_says():
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
-def test_step_factors_must_be_positive(factor):
+def test_delta_factors_must_be_positive(factor):
     with pytest.raises(ConfigError, match="must be positive"):
-        PackConfig(step_factors=(("*", factor),))
+        PackConfig(delta_factors=(("*", factor),))
 
 
 def test_a_size_has_room_for_whatever_figures_a_header_may_get():

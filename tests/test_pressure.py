@@ -32,9 +32,9 @@ from gptpack.codec.range import estimate_bits
 from gptpack.data.shards import file_sha256, write_shard
 from gptpack.errors import BudgetError, ConfigError, QuantError
 from gptpack.families.golf.gpt import GPT, build
+from gptpack.packing.apart import take_apart
 from gptpack.packing.config import PackConfig
 from gptpack.packing.foresight import PackerForesight
-from gptpack.packing.packer import take_apart
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Sensitivity
 from gptpack.quant.grids import scale_values

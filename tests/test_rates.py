@@ -5,7 +5,7 @@ import pytest
 from test_packing import UNIFORM, case
 
 from gptpack.packing.packer import Packer, grid_bits
-from gptpack.packing.search import expected_step, pack_to_budget
+from gptpack.packing.search import expected_delta, pack_to_budget
 from gptpack.quant.rates import rate_of, rounded_bits
 
 
@@ -27,7 +27,7 @@ def test_entropies_rise_with_the_spread_and_by_a_bit_an_octave_at_the_end():
 
 def test_the_rate_is_near_what_codes_take_and_so_is_its_slope():
     packer = case(width=144, layers=3, vocab=256).packer()
-    rate = rate_of(packer.matrices, packer.config.step_factor_of)
+    rate = rate_of(packer.matrices, packer.config.delta_factor_of)
 
     def taken(delta: float) -> float:
         return packer.weights * grid_bits(packer.draft(packer.quantize(delta)[0]))
@@ -64,7 +64,7 @@ def test_few_sizes_are_enough(monkeypatch, bits, uniform, most):
 def test_what_is_expected_lies_between_the_finest_and_the_coarsest_steps():
     packer = case().packer()
     # so fine that codes may not be storable: the search begins where it is safe
-    assert expected_step(packer, 10**9)[0] == 1e-4
-    start, octave_bits = expected_step(packer, 10)
+    assert expected_delta(packer, 10**9)[0] == 1e-4
+    start, octave_bits = expected_delta(packer, 10)
     assert start == pytest.approx(4096e-4, rel=1e-3)
     assert octave_bits > 0

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser, browser, find_browser
-from strategies import MODEL, TOKENIZER
+from strategies import MODEL, TOKENIZER, write_artifact
 from test_cli_eval import World, world  # noqa: F401
 
-from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
 from gptpack.data.shards import file_sha256
 from gptpack.errors import ConfigError, DataError

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from strategies import write_artifact
 from test_cli_eval import World, world  # noqa: F401
 from test_packaging import bare_environment
 
 from gptpack import atomic
-from gptpack.artifact.writer import write_artifact
 from gptpack.cli import main
 from gptpack.contest.folder import check_output, write_folder
 from gptpack.contest.logs import decisive_score, plain_score, submission_log

@@ -10,7 +10,7 @@ from gptpack.codec.trellis import POLYNOMIALS, decode_trellis, next_states
 from gptpack.errors import QuantError
 from gptpack.quant.factor import factorize
 from gptpack.quant.gptq import quantize_uniform
-from gptpack.quant.trellis import Job, quantize_trellis
+from gptpack.quant.trellis import quantize_on_grid, quantize_trellis
 from gptpack.quant.workers import side_by_side
 
 
@@ -20,10 +20,10 @@ def problem(rows, columns, seed=0):
     inputs_NC *= np.exp(0.5 * rng.standard_normal(columns))
     hessian_CC = inputs_NC.T @ inputs_NC / len(inputs_NC) + 0.5
     weight_RC = rng.standard_normal((rows, columns)) * 3
-    row_step_R = np.exp(rng.uniform(-1, 0, rows))
-    column_step_C = np.exp(rng.uniform(-0.5, 0.5, columns))
+    row_scale_R = np.exp(rng.uniform(-1, 0, rows))
+    column_scale_C = np.exp(rng.uniform(-0.5, 0.5, columns))
     row_weight_R = np.exp(rng.uniform(-3, 3, rows))
-    return weight_RC, hessian_CC, row_step_R, column_step_C, row_weight_R
+    return weight_RC, hessian_CC, row_scale_R, column_scale_C, row_weight_R
 
 
 @pytest.mark.parametrize("states", POLYNOMIALS)
@@ -69,11 +69,10 @@ def test_no_path_at_all_is_better_than_the_one_found(rows, seed):
     block=st.integers(1, 24),
     states=st.sampled_from([4, 8, 16]),
     order=st.sampled_from(["activation", "natural"]),
-    stretch=st.sampled_from([1.0, 1.1]),
     seed=st.integers(0, 1000),
 )
 def test_points_are_those_of_textbook_gptq_around_the_textbook_search(
-    rows, columns, block, states, order, stretch, seed
+    rows, columns, block, states, order, seed
 ):
     weight_RC, hessian_CC, row_R, column_C, weight_R = problem(rows, columns, seed)
     factor = factorize(hessian_CC, order=order, dtype=np.float64)
@@ -84,17 +83,16 @@ def test_points_are_those_of_textbook_gptq_around_the_textbook_search(
         column_C,
         states=states,
         row_weight=weight_R,
-        stretch=np.full(columns, stretch),
         block=block,
     )
 
     def decide(target_R, column):
-        return reference.viterbi(target_R / stretch, weight_R * row_R**2, states)[0]
+        return reference.viterbi(target_R, weight_R * row_R**2, states)[0]
 
-    step_RC = np.outer(row_R, column_C) / 2
-    slow_RC = reference.gptq(weight_RC, hessian_CC, step_RC, order=factor.order, decide=decide)
+    scale_RC = np.outer(row_R, column_C) / 2
+    slow_RC = reference.gptq(weight_RC, hessian_CC, scale_RC, order=factor.order, decide=decide)
     assert np.array_equal(fast.points, slow_RC)
-    loss_R = reference.proxy_loss(weight_RC, slow_RC * step_RC, hessian_CC)
+    loss_R = reference.proxy_loss(weight_RC, slow_RC * scale_RC, hessian_CC)
     np.testing.assert_allclose(fast.row_loss, loss_R, rtol=1e-9, atol=1e-12 * loss_R.max())
 
 
@@ -139,8 +137,7 @@ def test_row_by_row_decoding_knows_the_parities_first():
 def test_a_trellis_of_one_state_is_plain_gptq():
     weight_RC, hessian_CC, row_R, column_C, _ = problem(10, 12)
     factor = factorize(hessian_CC)
-    job = Job(weight=weight_RC, factor=factor, row_step=row_R, column_step=column_C)
-    rounded = job.quantize(1)
+    rounded = quantize_on_grid(weight_RC, factor, row_R, column_C, states=1)
     plain = quantize_uniform(weight_RC, factor, row_R, column_C)
     assert np.array_equal(rounded.points, plain.points)
     assert rounded.symbols is rounded.points
@@ -150,22 +147,16 @@ def test_a_trellis_of_one_state_is_plain_gptq():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_results_do_not_depend_on_the_number_of_threads(dtype):
-    jobs = []
+    problems = []
     for seed, shape in enumerate([(40, 30), (7, 200), (130, 9), (64, 64), (1, 1)]):
         weight_RC, hessian_CC, row_R, column_C, weight_R = problem(*shape, seed)
-        factor = factorize(hessian_CC, dtype=dtype)
-        jobs.append(
-            Job(
-                weight=weight_RC,
-                factor=factor,
-                row_step=row_R,
-                column_step=column_C,
-                row_weight=weight_R,
-            )
-        )
+        problems.append((weight_RC, factorize(hessian_CC, dtype=dtype), row_R, column_C, weight_R))
     first, *others = (
         side_by_side(
-            lambda job: job.quantize(8), jobs, cost=lambda job: job.weight.size, threads=threads
+            lambda of: quantize_trellis(*of[:4], states=8, row_weight=of[4]),
+            problems,
+            cost=lambda of: of[0].size,
+            threads=threads,
         )
         for threads in (1, 2, 5)
     )
@@ -180,7 +171,7 @@ def test_more_states_lose_less_and_all_less_than_rounding_on_many_weights():
     weight_RC = rng.standard_normal((2000, 8)) * 4
     factor = factorize(np.eye(8), damp=0, dtype=np.float64)
     losses = [
-        Job(weight=weight_RC, factor=factor, row_step=np.ones(2000)).quantize(states).loss
+        quantize_on_grid(weight_RC, factor, np.ones(2000), states=states).loss
         for states in (1, 4, 16, 64, 256)
     ]
     assert losses == sorted(losses, reverse=True)
@@ -226,7 +217,7 @@ def test_bad_arguments_are_errors():
         quantize_trellis(weight_RC, factor, np.ones(3), states=12)
     with pytest.raises(QuantError, match="w: row weights are not all positive"):
         quantize_trellis(weight_RC, factor, np.ones(3), row_weight=np.zeros(3))
-    with pytest.raises(QuantError, match="w: the steps are too small"):
+    with pytest.raises(QuantError, match="w: the grid is too fine"):
         quantize_trellis(weight_RC * 1e30, factor, np.ones(3))
     with pytest.raises(QuantError, match="block=0"):
         quantize_trellis(weight_RC, factor, np.ones(3), block=0)
@@ -235,4 +226,4 @@ def test_bad_arguments_are_errors():
     with pytest.raises(QuantError, match="beyond 30 bits"):
         decode_trellis(np.full((1, 1), 2**30), 8)
     with pytest.raises(QuantError, match="no trellis code"):
-        Job(weight=weight_RC, factor=factor, row_step=np.ones(3)).quantize(3)
+        quantize_on_grid(weight_RC, factor, np.ones(3), states=3)

@@ -1,5 +1,7 @@
 """Low-rank factors per document are the slow twin's, and no document knows of another."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import score
 from gptpack.evaluation.settings import LoraSettings
-from gptpack.evaluation.ttt_lora import Factors, find_layers, score_with_lora, side_by_side
+from gptpack.evaluation.ttt_lora import Factors, alike_in_length, find_layers, score_with_lora
 from gptpack.evaluation.windows import plan_windows
 from gptpack.families.golf.gpt import GPT
 
@@ -107,9 +109,8 @@ def test_first_chunks_are_scored_as_without_adaptation() -> None:
     losses = plain.finish(tail="score").losses
     assert found is not None
     assert losses is not None
-    for span in range(len(plan.spans)):
-        bounds = plan.bounds_of(span)
-        first = slice(bounds.start, min(bounds.start + 4, bounds.stop))
+    for start, stop in pairwise((*plan.spans, plan.targets)):
+        first = slice(start, min(start + 4, stop))
         np.testing.assert_allclose(found[first], losses[first], rtol=1e-6)
     assert not np.allclose(found, losses, rtol=1e-3)
 
@@ -137,9 +138,9 @@ def test_the_model_comes_back_without_hooks_and_with_its_gradients() -> None:
 def test_documents_of_similar_length_stand_together_the_longest_first() -> None:
     starts = np.flatnonzero(TOKENS == BOS)
     plan = plan_windows(len(TOKENS), context=CONTEXT, stride=5, head=5, documents=starts)
-    groups = side_by_side(plan, 2)
+    groups = alike_in_length(plan, 2)
     assert groups == [[0, 4], [2, 1], [3]]
-    assert side_by_side(plan, 64) == [[0, 4, 2, 1, 3]]
+    assert alike_in_length(plan, 64) == [[0, 4, 2, 1, 3]]
 
 
 def test_layers_are_found_by_their_last_names() -> None:

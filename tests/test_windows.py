@@ -1,13 +1,17 @@
 """Every target is scored exactly once, with the context that was promised."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_scoring import slow_context
 
 from gptpack.errors import ConfigError
-from gptpack.evaluation.windows import Plan, Window, batches, plan_windows, split
+from gptpack.evaluation.windows import Plan, batches, plan_windows
+from gptpack.ranks import Ranks
 
 
 @st.composite
@@ -16,8 +20,27 @@ def settings(draw: st.DrawFn) -> tuple[int, int, int]:
     return draw(st.integers(2, 150)), context, draw(st.integers(1, context))
 
 
+@dataclass(frozen=True)
+class Window:
+    start: int
+    stop: int
+    first_scored: int
+
+    @property
+    def scored(self) -> int:
+        return self.stop - self.first_scored
+
+
+def windows_in(plan: Plan, chosen: range | None = None) -> list[Window]:
+    found = plan.select(np.array(range(len(plan)) if chosen is None else chosen))
+    arrays = (found.start.tolist(), found.stop.tolist(), found.first_scored.tolist())
+    return [Window(*numbers) for numbers in zip(*arrays, strict=True)]
+
+
 def scored_targets(plan: Plan) -> list[int]:
-    return [target for window in plan for target in range(window.first_scored, window.stop)]
+    return [
+        target for window in windows_in(plan) for target in range(window.first_scored, window.stop)
+    ]
 
 
 @given(settings())
@@ -48,8 +71,9 @@ def test_each_target_sees_what_a_window_slid_along_by_hand_shows_it(
     setting: tuple[int, int, int],
 ) -> None:
     tokens, context, stride = setting
-    for window in plan_windows(tokens, context=context, stride=stride, tail="score"):
-        assert 1 <= window.scored <= window.length <= context
+    plan = plan_windows(tokens, context=context, stride=stride, tail="score")
+    for window in windows_in(plan):
+        assert 1 <= window.scored <= window.stop - window.start <= context
         assert window.start >= 0
         assert window.stop <= tokens - 1
         for target in range(window.first_scored, window.stop):
@@ -66,7 +90,7 @@ def test_text_that_follows_does_not_change_what_a_target_sees(
 
     def starts(count: int) -> list[int]:
         plan = plan_windows(count, context=context, stride=stride, tail="score")
-        return [window.start for window in plan for _ in range(window.scored)]
+        return [window.start for window in windows_in(plan) for _ in range(window.scored)]
 
     assert starts(tokens + more)[: tokens - 1] == starts(tokens)
 
@@ -79,7 +103,7 @@ def test_a_stride_equal_to_the_context_is_plain_evaluation(
     tokens += context
     plain = plan_windows(tokens, context=context, tail=tail)
     assert plain == plan_windows(tokens, context=context, stride=context, tail=tail)
-    assert all(window.scored == window.length for window in plain)
+    assert all(window.first_scored == window.start for window in windows_in(plain))
 
 
 def test_plain_drops_the_tail_by_default_and_sliding_scores_it() -> None:
@@ -93,8 +117,8 @@ def test_whole_windows_are_those_of_the_reference() -> None:
     total, context, stride = 4096, 1024, 64
     plan = plan_windows(total + 1, context=context, stride=stride, tail="drop")
     starts = [s for s in range(0, total, stride) if s + context - stride < total]
-    assert [window.start for window in plan] == starts
-    assert [window.scored for window in plan] == [1024] + [64] * (len(starts) - 1)
+    assert [window.start for window in windows_in(plan)] == starts
+    assert [window.scored for window in windows_in(plan)] == [1024] + [64] * (len(starts) - 1)
 
 
 def test_a_limit_plans_for_the_first_targets_only() -> None:
@@ -111,7 +135,7 @@ def test_any_split_over_ranks_and_batches_takes_each_window_once(
     plan = plan_windows(tokens, context=context, stride=stride, tail="score")
     seen = []
     for rank in range(ranks):
-        share = split(len(plan), rank, ranks)
+        share = Ranks(rank, ranks, torch.device("cpu")).share(len(plan))
         windows = plan.select(np.arange(share.start, share.stop))
         for batch in batches(windows, batch_tokens, shorten=shorten):
             assert 1 <= len(batch.windows) <= max(1, batch_tokens // batch.size)
@@ -159,10 +183,9 @@ def test_documents_are_scored_once_and_see_nothing_of_each_other(
             tail="score",
             head=plan.head,
         )
-        assert plan.bounds_of(span) == range(start, start + lengths[span])
-        own = [plan.window(index) for index in plan.windows_of(span)]
-        assert own == [
-            Window(start=w.start + start, length=w.length, scored=w.scored) for w in alone
+        assert windows_in(plan, plan.windows_of(span)) == [
+            Window(w.start + start, w.stop + start, w.first_scored + start)
+            for w in windows_in(alone)
         ]
 
 
@@ -172,10 +195,9 @@ def test_a_short_head_lets_windows_grow_until_they_are_whole(
 ) -> None:
     plan, _ = text
     head = plan.head or plan.context
-    for span in range(len(plan.spans)):
-        start = plan.bounds_of(span).start
-        for nth, index in enumerate(plan.windows_of(span)):
-            window, whole_stop = plan.window(index), head + nth * plan.stride
+    for span, start in enumerate(plan.spans):
+        for nth, window in enumerate(windows_in(plan, plan.windows_of(span))):
+            whole_stop = head + nth * plan.stride
             assert window.start - start == max(0, whole_stop - plan.context)
             assert window.stop - start <= whole_stop
             assert window.first_scored - start == (whole_stop - plan.stride if nth else 0)

@@ -1,7 +1,7 @@
-"""The header: a canonical JSON object that names the tensors and the sections that hold them.
+"""The header's values <-> canonical JSON, which names the tensors and the sections that hold them.
 
-The writer makes its header from the same values that `parse_header` returns, and every header that
-is written has been parsed once, so there is one place that says what is allowed.
+The writer makes its header from the same values that `parse_header` returns, and parses every
+header before it is written, so that one place says what is allowed.
 """
 
 import json
@@ -30,7 +30,7 @@ KEYS = ("model", "pack", "sections", "tensors", "tokenizer", "weights_sha256")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SectionEntry:
-    """A row of the section table; `offset` is where its stored bytes begin in the file."""
+    """A row of the section table; the stored bytes begin at `offset` of the file."""
 
     name: str
     codec: str
@@ -43,7 +43,7 @@ class SectionEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactHeader:
-    """All that a file says before its sections."""
+    """Preamble and header of a file: all that stands before its sections."""
 
     model: ModelConfig
     tokenizer: TokenizerIdentity
@@ -51,16 +51,16 @@ class ArtifactHeader:
     sections: tuple[SectionEntry, ...]
     weights_sha256: str
     pack: Mapping[str, Any]
-    """Provenance and quality, as the packer stored them. Hostile: any JSON object."""
+    """Provenance and quality as the packer stored them; a hostile file may hold any JSON object."""
     file_bytes: int
     header_bytes: int
-    """Preamble and stored header; the rest of the file is sections."""
+    """Bytes of the preamble and the stored header; the rest of the file is sections."""
     header_sha256: str
     """The preamble's digest. As the header holds the sections' digests, it names the whole file."""
 
     @property
     def record(self) -> PackRecord:
-        """What of `pack` can be meant, typed."""
+        """The figures of `pack` that make sense, typed."""
         return PackRecord.from_dict(self.pack)
 
 
@@ -68,7 +68,7 @@ def canonical_json(value: Any) -> bytes:
     """`value` in the one spelling that the format allows.
 
     Raises:
-        ArtifactError: not JSON: a number that is not finite, a key that is not a string, ...
+        ArtifactError: JSON cannot hold it: a number is not finite, a key is not a string, ...
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -116,7 +116,7 @@ def parse_header(
     """Read and check a raw header; the sections it names fill the file exactly.
 
     Raises:
-        ArtifactError: anything that docs/format.md does not allow.
+        ArtifactError: docs/format.md does not allow such a header.
     """
     values = _load(raw)
     if type(values) is not dict or tuple(sorted(values)) != KEYS:
@@ -151,7 +151,7 @@ def _row(tensor: TensorEntry) -> list[Any]:
 
 
 def _load(raw: bytes) -> Any:
-    """`raw` as JSON, given that it is canonical and not nested too deeply."""
+    """The values of `raw`, which must be canonical JSON and not nested too deeply."""
     try:
         values = json.loads(raw.decode("ascii"))
     except (ValueError, RecursionError) as error:
@@ -240,7 +240,7 @@ def _tensors(rows: Any) -> Iterator[TensorEntry]:
 def _sections(
     rows: Any, tensors: Sequence[TensorEntry], start: int, file_bytes: int
 ) -> Iterator[SectionEntry]:
-    """The section table; it follows from the tensor table but for codecs, sizes, and digests."""
+    """The section table, in which only codecs, layouts, sizes and digests may vary."""
     plans = plan_sections(tensors)
     if type(rows) is not list or len(rows) != len(plans):
         raise ArtifactError(f"the section table must have {len(plans)} rows for these tensors")

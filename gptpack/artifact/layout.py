@@ -1,4 +1,4 @@
-"""The fixed part of an artifact and its limits; docs/format.md is the specification.
+"""The preamble's fields <-> bytes, and the limits of a file; docs/format.md is the specification.
 
 preamble | digest of the preamble and the stored header | stored header | sections
 """
@@ -21,11 +21,11 @@ DIGEST_BYTES = 32
 PREAMBLE_BYTES = FIELDS.size + DIGEST_BYTES
 
 SECTION_DIGEST_CHARACTERS = 32
-"""Hexadecimal characters kept of a section's SHA-256: 128 bits, against damage and not forgery,
-as a forger can write a digest of any length."""
+"""Hexadecimal characters kept of a section's SHA-256. 128 bits protect from damage; from forgery no
+length would, as a forger can write any digest."""
 
 LARGEST_HEADER_BYTES = 1 << 20
-"""Parsed JSON takes some 25 times its size; this bounds it to some 25 MB."""
+"""Largest raw header. Parsed JSON takes some 25 times its size, so at most some 25 MB."""
 HEADER_RAW_PER_STORED = 64
 HEADER_RAW_ALWAYS = 65536
 LARGEST_DEPTH = 32
@@ -69,20 +69,21 @@ class Preamble:
 
 
 def digest(fields: bytes, stored_header: bytes) -> bytes:
-    """SHA-256 that the preamble ends with; through the header it covers every bit of the file."""
+    """The SHA-256 that the preamble ends with; through the header it covers every bit of a file."""
     return hashlib.sha256(fields + stored_header).digest()
 
 
 def section_digest(stored: bytes) -> str:
-    """What the header says of a section's stored bytes."""
+    """The digest by which the header names a section's stored bytes."""
     return hashlib.sha256(stored).hexdigest()[:SECTION_DIGEST_CHARACTERS]
 
 
 def read_preamble(start: bytes, file_bytes: int) -> Preamble:
-    """Check the first `PREAMBLE_BYTES` (or fewer) of a file of `file_bytes`, but for the digest.
+    """The preamble in the first `PREAMBLE_BYTES` (or fewer) of a file; its digest is not checked.
 
     Raises:
-        ArtifactError: not an artifact of this version, or sizes that cannot be; says what it is.
+        ArtifactError: this is no artifact of this version, or its sizes cannot be; names what the
+            file seems to be.
     """
     if not start:
         raise ArtifactError("the file is empty; write it again")

@@ -1,4 +1,4 @@
-"""Which sections a tensor table calls for; writer and reader both follow this plan."""
+"""A tensor table -> the sections that it calls for; writer and reader both follow this plan."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptpack.codec.sections import Array, Slot
+from gptpack.codec.sections import Slot
 from gptpack.quant.types import METHODS, ArraySpec, Shape
 
 
@@ -35,7 +35,7 @@ class SectionPlan:
     members: tuple[int, ...]
     """Rows of the tensor table, in order."""
     shapes: tuple[Shape, ...]
-    """Of the members' arrays."""
+    """Shapes of the members' arrays."""
 
     @property
     def name(self) -> str:
@@ -47,18 +47,11 @@ class SectionPlan:
         itemsize = np.dtype(self.array.dtype).itemsize
         return tuple(math.prod(shape) * itemsize for shape in self.shapes)
 
-    def slots(
-        self, tensors: Sequence[TensorEntry], decoded: Sequence[Mapping[str, Array]]
-    ) -> list[Slot]:
-        """What the section's codec is told; `decoded` are the arrays so far, by tensor."""
+    def slots(self, tensors: Sequence[TensorEntry]) -> list[Slot]:
+        """The members' places, as the section's codec is told."""
+        dtype = np.dtype(self.array.dtype)
         return [
-            Slot(
-                tensor=tensors[member].name,
-                shape=shape,
-                dtype=np.dtype(self.array.dtype),
-                parameters=tensors[member].parameters,
-                context=decoded[member],
-            )
+            Slot(shape=shape, dtype=dtype, parameters=tensors[member].parameters)
             for member, shape in zip(self.members, self.shapes, strict=True)
         ]
 
@@ -66,8 +59,8 @@ class SectionPlan:
 def plan_sections(tensors: Sequence[TensorEntry]) -> list[SectionPlan]:
     """The sections of a tensor table, in the order of the file.
 
-    Methods come as they first appear in the table; the arrays of a method come in its own order,
-    except that ``codes`` are last, so that their codec may look at all the others.
+    Methods come as they first appear in the table, and the arrays of a method in its own order,
+    except that ``codes`` are last.
     """
     members: dict[str, list[int]] = {}
     for index, tensor in enumerate(tensors):

@@ -1,4 +1,4 @@
-"""From a file to packed tensors. The file is hostile: all that is wrong with it is `ArtifactError`.
+"""A file -> header and packed tensors. The file is hostile; whatever is wrong is `ArtifactError`.
 
 Nothing is allocated that the file's own size cannot justify: sizes are checked against the memory
 rule before anything is decompressed, and decompression stops at the declared size.
@@ -36,11 +36,11 @@ class Artifact:
 
     header: ArtifactHeader
     tensors: tuple[PackedTensor, ...]
-    """In the order of the tensor table; their arrays may be read-only."""
+    """The tensors in the order of the table; their arrays may be read-only."""
 
 
 def read_header(path: str | Path) -> ArtifactHeader:
-    """What the file at `path` says of itself; reads the preamble and the header only.
+    """The header of the file at `path`; reads no more than the preamble and the header.
 
     Raises:
         GptpackError: there is no regular file that can be read.
@@ -51,7 +51,7 @@ def read_header(path: str | Path) -> ArtifactHeader:
 
 
 def verify_sections(path: str | Path) -> ArtifactHeader:
-    """`read_header`, with every section's digest checked too; nothing is decoded.
+    """The header of the file at `path`, with every section's digest checked; decodes nothing.
 
     Raises:
         GptpackError: there is no regular file that can be read.
@@ -67,11 +67,11 @@ def verify_sections(path: str | Path) -> ArtifactHeader:
 def read_artifact(
     path: str | Path, *, verify_weights: bool = False, keep: Keep | None = None
 ) -> Artifact:
-    """The file at `path`, every checksum verified.
+    """The file at `path`, decoded, with every section's digest verified.
 
     Args:
         verify_weights: also compute the float32 values and check their hash.
-        keep: gets those values. They are not verified before this returns.
+        keep: takes those values. They are not verified before this returns.
 
     Raises:
         GptpackError: there is no regular file that can be read.
@@ -83,12 +83,12 @@ def read_artifact(
 
 
 def decode_artifact(data: bytes, *, verify_weights: bool = False) -> Artifact:
-    """`read_artifact` of a file's bytes."""
+    """A file's bytes, decoded as `read_artifact` does."""
     return _artifact(io.BytesIO(data), len(data), verify_weights)
 
 
 def decode_header(data: bytes) -> ArtifactHeader:
-    """`read_header` of a file's bytes."""
+    """The header of a file's bytes."""
     return _header(io.BytesIO(data), len(data))
 
 
@@ -174,7 +174,7 @@ def _artifact(
     decoded: list[dict[str, Array]] = [{} for _ in header.tensors]
     for plan, stream in zip(plan_sections(header.tensors), _streams(file, header), strict=True):
         try:
-            arrays = decode_stream(stream, plan.slots(header.tensors, decoded))
+            arrays = decode_stream(stream, plan.slots(header.tensors))
         except GptpackError as error:
             raise type(error)(f"section {plan.name}: {error}") from error
         except MemoryError as error:

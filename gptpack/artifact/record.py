@@ -1,7 +1,7 @@
-"""What a header says of packing: provenance and measured quality, as typed values.
+"""A header's `pack` <-> provenance and measured quality, as typed values.
 
-Before a file is complete its size must be known with digits that are measured last; `widest` is the
-record with as many of them as there will be.
+The size of a file must be known before the figures that are measured last; `widest` is the record
+with as many digits as those may have.
 """
 
 import math
@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 MOST_BPB = 1000.0
-"""Bits per byte from here on are no figure that an evaluation gives."""
+"""Bound of bits per byte; no evaluation gives as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What the packer measured of the file before it got its name; None where it does not say."""
+    """What the packer measured of the file before it got its name; None where nothing was."""
 
     bpb_before: float | None = None
     """Bits per byte of the model before packing, plain evaluation."""
@@ -28,7 +28,7 @@ class Quality:
 
     @classmethod
     def from_dict(cls, values: Any) -> "Quality":
-        """The figures in `values`, a hostile header's JSON, as far as they can be what they say."""
+        """The figures in a hostile header's JSON; those that make no sense are left out."""
         if not isinstance(values, Mapping):
             return cls()
         return cls(
@@ -56,13 +56,13 @@ class PackRecord:
     code_bytes: int | None = None
     """Bytes of source code that count towards the budget."""
     step_factors: tuple[tuple[str, float], ...] | None = None
-    """(pattern of names, factor) pairs: how many times coarser than at equal slope."""
+    """(pattern of names, factor) pairs: how many times the common delta a matrix' own is."""
     checkpoint_sha256: str | None = None
     """SHA-256 of the checkpoint's file."""
     step: int | None = None
     """Optimizer steps that the checkpoint was trained for."""
     calibration: str | None = None
-    """Where the calibration text is from: shards, self or random."""
+    """Source of the calibration text: shards, self or random."""
     calibration_tokens: int | None = None
     """Tokens that the Hessians are sums over."""
     tuned_steps: int | None = None
@@ -70,18 +70,17 @@ class PackRecord:
     tuned_labels: float | None = None
     """Weight of the text's cross entropy in the loss of tuning."""
     delta: float | None = None
-    """The one number that sets all grids' steps."""
+    """The one number that sets how fine all grids are."""
     predicted_nats: float | None = None
-    """Rise of the loss per token that was predicted at that delta."""
+    """Predicted rise of the loss at that delta, nats per token."""
     quality: Quality = Quality()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PackRecord":
-        """The record in a header's `pack`, which is hostile: what cannot be meant is left out."""
-        known: dict[str, Any] = {
-            name: _text(values.get(name)) for name in ("gptpack", "checkpoint_sha256")
-        }
-        known["calibration"] = _text(values.get("calibration"))
+        """The record in a hostile header's `pack`; fields that make no sense are left out."""
+        known: dict[str, Any] = {}
+        for name in ("gptpack", "checkpoint_sha256", "calibration"):
+            known[name] = _text(values.get(name))
         for name in ("budget_bytes", "code_bytes", "step", "calibration_tokens", "tuned_steps"):
             known[name] = _count(values.get(name), least=0)
         for name in ("tuned_labels", "delta", "predicted_nats"):
@@ -92,14 +91,14 @@ class PackRecord:
         return cls(**known, quality=Quality.from_dict(values.get("quality")))
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, as a header keeps it."""
+        """The fields that are known, for a header."""
         return _known(self)
 
     def widest(self, *, proved: bool) -> "PackRecord":
         """This record with the longest figures in place of those that are known last.
 
-        The budget's digits are replaced too, so that a file's size does not depend on the budget
-        that it is made for.
+        The budget's digits are replaced as well, so that a file's size does not depend on the
+        budget that it is made for.
 
         Args:
             proved: whether quality will be measured.
@@ -149,7 +148,7 @@ def _score(value: Any) -> float | None:
 
 
 def _pairs(value: Any, kind: type) -> tuple[tuple[str, Any], ...] | None:
-    """The (pattern, `kind`) pairs of a list; None where it is something else."""
+    """The (string, `kind`) pairs in a list of such pairs; None of anything else."""
     if not isinstance(value, list):
         return None
     pairs = [item for item in value if isinstance(item, list) and len(item) == 2]

@@ -1,4 +1,4 @@
-"""One hash for the weights that a file stands for, whatever it holds them as."""
+"""Packed tensors -> one hash of the weights that they stand for, whatever holds them."""
 
 import hashlib
 import struct
@@ -11,7 +11,7 @@ from gptpack.errors import ArtifactError
 from gptpack.quant.types import PackedTensor, dequantize
 
 Keep = Callable[[str, npt.NDArray[np.float32]], None]
-"""Takes the name and the values of each tensor, which are made only once."""
+"""A function that takes the name and the values of each tensor, which are computed only once."""
 
 
 def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) -> str:

@@ -1,7 +1,7 @@
-"""From packed tensors to a file. Same input, same bytes; nothing half-written is ever visible.
+"""Packed tensors -> a file. Same input, same bytes; a half-written file is never visible.
 
-`encode_sections` does the work, `assemble` puts a header in front. What the header's `pack` says
-may thus be measured on the sections, and changed without encoding them again.
+`encode_sections` does the work, `assemble` puts a header in front. So the header's `pack` can say
+what was measured on the sections, and change without encoding them again.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from gptpack.artifact.layout import (
     section_digest,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.artifact.reader import decode_header, read_sections
+from gptpack.artifact.reader import decode_header
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
-from gptpack.codec.sections import Array, codec_names, encode_streams
+from gptpack.codec.sections import codec_names, encode_streams
 from gptpack.errors import ArtifactError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import METHODS, PackedTensor
@@ -38,11 +38,11 @@ from gptpack.values import TokenizerIdentity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedSections:
-    """The sections of a file, without the header that goes in front of them."""
+    """The sections of a file, without its header."""
 
     tensors: tuple[TensorEntry, ...]
     sections: tuple[SectionEntry, ...]
-    """Offsets count from the first section here."""
+    """The section table; its offsets count from the first section."""
     data: tuple[bytes, ...]
     weights_sha256: str
 
@@ -53,7 +53,7 @@ class EncodedSections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactSummary:
-    """What `write_artifact` wrote."""
+    """Sizes and hashes of a written file."""
 
     path: Path
     file_bytes: int
@@ -68,31 +68,28 @@ class ArtifactSummary:
 def encode_sections(
     tensors: Sequence[PackedTensor], codecs: Sequence[str] | str = "auto", *, draft: bool = False
 ) -> EncodedSections:
-    """Code the tensors' arrays; each section by the smallest of `codecs` and their layouts.
+    """The tensors' arrays as sections, each by the smallest of `codecs` and their layouts.
 
     Args:
         codecs: names of codecs, one of them, or ``auto`` (`gptpack.codec.sections.AUTO`).
-        draft: only the sizes matter. Zeros stand for the codes, and the weights are not hashed.
+        draft: for sizes only: zeros stand for the codes, and the weights are not hashed.
 
     Raises:
-        ArtifactError: arrays that are not those of the tensor's method, or not finite values.
-        GptpackError: an unknown codec.
+        ArtifactError: arrays are not those of the tensor's method, or values are not finite.
+        GptpackError: a codec is unknown.
         MissingDependencyError: a codec's library is not installed.
     """
     names = codec_names(codecs)
     entries = tuple(_entry(tensor) for tensor in tensors)
     check_table(entries)
     plans = plan_sections(entries)
-    before: list[dict[str, Array]] = [{} for _ in tensors]
-    jobs = []
-    for plan in plans:
-        arrays = [tensors[member].arrays[plan.array.name] for member in plan.members]
-        jobs.append((plan.slots(entries, [dict(context) for context in before]), arrays))
-        for member, array in zip(plan.members, arrays, strict=True):
-            before[member][plan.array.name] = array
+    contents = [
+        (plan.slots(entries), [tensors[member].arrays[plan.array.name] for member in plan.members])
+        for plan in plans
+    ]
     sections = []
     offset = 0
-    streams = encode_streams(jobs, names, draft=draft)
+    streams = encode_streams(contents, names, draft=draft)
     for plan, stream in zip(plans, streams, strict=True):
         sections.append(
             SectionEntry(
@@ -124,7 +121,7 @@ def assemble(
     """The file's bytes: preamble, header, and the sections as they are.
 
     Raises:
-        ArtifactError: names, records, or `pack` that the header cannot hold.
+        ArtifactError: the header cannot hold the names, the records, or `pack`.
     """
     front = _front(encoded, model, tokenizer, pack)
     return b"".join((front, *encoded.data))
@@ -137,63 +134,12 @@ def assembled_bytes(
     tokenizer: TokenizerIdentity,
     pack: Mapping[str, Any],
 ) -> int:
-    """``len(assemble(...))``, without copying the sections."""
+    """Bytes that `assemble` makes of the same arguments; no section is copied."""
     return len(_front(encoded, model, tokenizer, pack)) + encoded.stored_bytes
 
 
-def encode_artifact(
-    *,
-    model: ModelConfig,
-    tokenizer: TokenizerIdentity,
-    tensors: Sequence[PackedTensor],
-    pack: Mapping[str, Any],
-    codecs: Sequence[str] | str = "auto",
-) -> bytes:
-    """A whole file in memory: `encode_sections`, then `assemble`."""
-    encoded = encode_sections(tensors, codecs)
-    return assemble(encoded, model=model, tokenizer=tokenizer, pack=pack)
-
-
-def with_pack(data: bytes, pack: Mapping[str, Any]) -> bytes:
-    """The artifact `data` with another `pack`; its sections stay as they are, bit for bit.
-
-    Raises:
-        ArtifactError: `data` is corrupt, or `pack` does not fit a header.
-    """
-    header = decode_header(data)
-    encoded = EncodedSections(
-        tensors=header.tensors,
-        sections=header.sections,
-        data=tuple(stream.data for stream in read_sections(data, header)),
-        weights_sha256=header.weights_sha256,
-    )
-    return assemble(encoded, model=header.model, tokenizer=header.tokenizer, pack=pack)
-
-
-def write_artifact(
-    path: str | Path,
-    *,
-    model: ModelConfig,
-    tokenizer: TokenizerIdentity,
-    tensors: Sequence[PackedTensor],
-    pack: Mapping[str, Any],
-    codecs: Sequence[str] | str = "auto",
-) -> ArtifactSummary:
-    """Encode the tensors and put the file at `path`.
-
-    Raises:
-        ArtifactError, MissingDependencyError: as `encode_sections` and `assemble`.
-        GptpackError: the file cannot be written.
-    """
-    data = encode_artifact(
-        model=model, tokenizer=tokenizer, tensors=tensors, pack=pack, codecs=codecs
-    )
-    write_atomic(path, data)
-    return summarize(path, data)
-
-
 def summarize(path: str | Path, data: bytes) -> ArtifactSummary:
-    """What the file at `path`, of these bytes, is."""
+    """Sizes and hashes of the file of these bytes at `path`."""
     header = decode_header(data)
     return ArtifactSummary(
         path=Path(path),
@@ -210,7 +156,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all, and on the disk by the time this returns.
 
     Raises:
-        GptpackError: the directory or the disk does not take it. Nothing is left behind.
+        GptpackError: the directory or the disk does not take the file. Nothing is left behind.
     """
     with replacing(path) as file:
         file.write(data)
@@ -240,10 +186,10 @@ def _front(
         raw_header_bytes=len(raw),
         file_bytes=PREAMBLE_BYTES + len(stored) + encoded.stored_bytes,
     )
-    if len(raw) > most_header_bytes(len(stored)):
+    if len(raw) > (most := most_header_bytes(len(stored))):
         raise ArtifactError(
-            f"a header of {len(raw):,} bytes, {most_header_bytes(len(stored)):,} at most can be "
-            "read back; shorten the records or pack"
+            f"the header has {len(raw):,} bytes, but at most {most:,} can be read back; shorten "
+            "the records or pack"
         )
     start = preamble.to_bytes(stored)
     parse_header(
@@ -256,7 +202,7 @@ def _front(
 
 
 def _entry(tensor: PackedTensor) -> TensorEntry:
-    """The table row of `tensor`, given that its arrays are what its method says."""
+    """The table row of `tensor`, whose arrays are checked against its method."""
     if tensor.method not in METHODS:
         raise ArtifactError(f"{tensor.name}: no method {tensor.method}; use {', '.join(METHODS)}")
     specs = METHODS[tensor.method].arrays

@@ -2,7 +2,7 @@
 
 For a linear layer y = W x the packer needs ``H = E[x x^T]`` and, to compare rows and tensors, the
 Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn from the model itself
-(docs/decisions/packing.md). Both are sums over tokens here, so that ranks may be added.
+(docs/decisions/packing.md). Both are summed over tokens, so that the sums of ranks can be added.
 
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,24 +28,19 @@ from gptpack.ranks import Ranks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Sensitivities of a model's matrices and where they are from."""
+    """Sensitivities of a model's matrices, and the tokens that they are from."""
 
     sensitivities: Mapping[str, Sensitivity]
-    """By the name of the weight."""
+    """Sensitivities by the name of the weight."""
     hessian_tokens: int
+    """Tokens that the Hessians are means over."""
     fisher_tokens: int
-
-
-@contextmanager
-def _hooks(register: Callable[[ExitStack], None]) -> Iterator[None]:
-    with ExitStack() as stack:
-        register(stack)
-        yield
+    """Tokens that the Fisher rows are means over."""
 
 
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
-    """TF32 multiplies bfloat16 inputs exactly and adds in float32; the setting is put back."""
+    """CUDA multiplies by TF32 inside, which is exact for bfloat16 inputs and adds in float32."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = device.type == "cuda"
     try:
@@ -54,7 +50,9 @@ def _exact_products(device: torch.device) -> Iterator[None]:
 
 
 BANDS = 4
-"""A symmetric sum is made in so many bands of rows, each from the diagonal on: 5/8 of the work."""
+"""Bands of rows in which a symmetric sum is made, each from the diagonal on: 5/8 of the work."""
+EMBEDDED = "embedded tokens"
+"""Key of the Fisher information of the token embedding's output."""
 
 
 def _add_moments(sum_CC: Tensor, x_NC: Tensor) -> None:
@@ -66,13 +64,9 @@ def _add_moments(sum_CC: Tensor, x_NC: Tensor) -> None:
 
 
 def _mirrored(sum_CC: Tensor) -> Tensor:
-    """The whole symmetric matrix."""
+    """The whole symmetric matrix of one that is summed from the diagonal on."""
     upper_CC = sum_CC.triu()
     return upper_CC + upper_CC.triu(1).T
-
-
-EMBEDDED = "embedded tokens"
-"""Key of what belongs to the token embedding's output."""
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -90,8 +84,8 @@ def input_moments(
 ) -> dict[str, Tensor]:
     """Sums of ``x x^T`` over all tokens of `windows` ``[N, T]``, for each matrix of the model.
 
-    The embedding, where it is the output head, has the final norm's output as x. Layers that share
-    weights add up. Accumulated in float32 on the model's device.
+    Where the embedding is the output layer, x is the hidden state. Layers that share a weight add
+    up. Sums are float32 and stay on the model's device.
     """
     device, layers, head = model.device, model.layers(), model.head_name
     sources = {n: layer.module for n, layer in layers.items() if layer.shares_input_of == n != head}
@@ -103,14 +97,12 @@ def input_moments(
     def add(name: str, x: Tensor) -> None:
         _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
 
-    def register(stack: ExitStack) -> None:
+    with torch.no_grad(), _exact_products(device), ExitStack() as hooks:
         for name, module in sources.items():
             hook = module.register_forward_pre_hook(
                 lambda _module, inputs, name=name: add(name, inputs[0])
             )
-            stack.callback(hook.remove)
-
-    with torch.no_grad(), _exact_products(device), _hooks(register):
+            hooks.callback(hook.remove)
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             hidden = model.hidden(tokens)
@@ -120,10 +112,10 @@ def input_moments(
 
 
 def finite(logits: Tensor) -> Tensor:
-    """`logits`, none of which is infinite or not a number.
+    """`logits`, which must all be finite.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: one is infinite or not a number.
     """
     if not logits.isfinite().all():
         raise CheckpointError(
@@ -141,10 +133,10 @@ def output_fisher(
     seed: int,
     progress: Progress = silent,
 ) -> dict[str, Tensor]:
-    """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, labels sampled from the model.
+    """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, with labels from the model.
 
-    L is the sum of the tokens' cross entropies. The key `EMBEDDED` has the same of the embedding's
-    output, by channel ``[C]``.
+    L is the sum of the tokens' cross entropies. The key `EMBEDDED` holds those sums for the
+    embedding's output, by channel ``[C]``.
 
     Raises:
         CheckpointError: the model's outputs are not finite.
@@ -163,19 +155,17 @@ def output_fisher(
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             if not output.requires_grad:
-                output.requires_grad_()  # of a table that is coded and must not move (tuning.py)
+                output.requires_grad_()  # its table is coded and must not move (tuning.py)
             output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
             )
 
         return forward
 
-    def register(stack: ExitStack) -> None:
+    with ExitStack() as hooks:
         for name, module in layers.items():
-            stack.callback(module.register_forward_hook(watch(name)).remove)
-        stack.callback(model.embedding.register_forward_hook(watch(EMBEDDED)).remove)
-
-    with _hooks(register):
+            hooks.callback(module.register_forward_hook(watch(name)).remove)
+        hooks.callback(model.embedding.register_forward_hook(watch(EMBEDDED)).remove)
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             hidden = model.hidden(tokens)
@@ -202,9 +192,13 @@ def collect(
     seed: int,
     progress: Progress = silent,
 ) -> Calibration:
-    """Moments over `windows` ``[N, T]`` (int64 tokens) and Fisher rows over the first few of them.
+    """Sensitivities from moments over `windows` ``[N, T]`` (int64 tokens) and Fisher rows.
 
     Every rank calls this with the same windows, sees its share, and gets the sums over all ranks.
+
+    Args:
+        fisher_windows: windows for Fisher rows, the first ones.
+        batch: windows that go through the model at once.
 
     Raises:
         CheckpointError: see `output_fisher`.
@@ -217,36 +211,39 @@ def collect(
     ranks.sum([*moments.values(), *fisher.values()])
     tokens = windows.numel()
     fisher_tokens = min(fisher_windows, len(windows)) * windows.shape[1]
+    moment = {name: (found / tokens).cpu().numpy() for name, found in moments.items()}
+    rows = {name: (found / fisher_tokens).cpu().numpy() for name, found in fisher.items()}
     found = {
-        name: Sensitivity(
-            hessian=(moments[layer.shares_input_of] / tokens).cpu().numpy(),
-            row_weight=(fisher[name] / fisher_tokens).cpu().numpy(),
-        )
+        name: Sensitivity(hessian=moment[layer.shares_input_of], row_weight=rows[name])
         for name, layer in model.layers().items()
     }
-    counts = torch.bincount(windows.flatten().cpu(), minlength=model.config.vocab)
-    found.update(_tables(model, found, moments, fisher, windows, counts, tokens, fisher_tokens))
+    found |= _tables(model, found, windows)
+    used_R = _use(windows, model.config.vocab)
+    embedding = Sensitivity(hessian=np.diag(rows[EMBEDDED]), row_weight=used_R)
+    head = model.head_name
+    if head == model.embedding_name:
+        output = Sensitivity(hessian=moment[head], row_weight=rows[head])
+        embedding = _together(embedding, output)
+    found[model.embedding_name] = embedding
     return Calibration(sensitivities=found, hessian_tokens=tokens, fisher_tokens=fisher_tokens)
 
 
-def _tables(
-    model: LanguageModel,
-    linears: Mapping[str, Sensitivity],
-    moments: Mapping[str, Tensor],
-    fisher: Mapping[str, Tensor],
-    windows: Tensor,
-    counts: Tensor,
-    tokens: int,
-    fisher_tokens: int,
-) -> dict[str, Sensitivity]:
-    """Embeddings: a row is used as often as its token comes, a column costs what follows it.
+def _use(ids: Tensor, rows: int) -> npt.NDArray[np.float32]:
+    """Times that each row of a table of so many rows is looked up, per token, ``[R]``."""
+    counts = torch.bincount(ids.flatten().cpu(), minlength=rows)
+    used: npt.NDArray[np.float32] = (counts / ids.numel()).numpy()
+    return used
 
-    A table E that is projected by P costs ``count_r/N  e_r (P^T G P) e_r^T`` with G the Fisher
-    information of the projection's outputs. The tied embedding adds its two parts, input and output
-    head, each with its own rows and columns, as one Hessian with row weights in proportion.
+
+def _tables(
+    model: LanguageModel, linears: Mapping[str, Sensitivity], windows: Tensor
+) -> dict[str, Sensitivity]:
+    """Tables beside the embedding: a row is used as often as its token comes.
+
+    With a projection P, the error e_r of row r costs ``count_r/N  e_r (P^T G P) e_r^T``, where G is
+    the Fisher information of the projection's outputs.
     """
     found = {}
-    share_R = (counts / tokens).numpy()
     layers = model.layers()
     for table in model.tables():
         # once tuning has frozen a projection it is no layer to pack, and its table is coded too
@@ -254,27 +251,18 @@ def _tables(
             continue
         projection = _weight(layers[table.projection].module).detach().float().cpu().numpy()
         rows = linears[table.projection].row_weight
-        used = torch.bincount(table.ids(windows.cpu()).flatten(), minlength=table.rows)
         found[table.weight] = Sensitivity(
             hessian=projection.T @ (rows[:, None] * projection),
-            row_weight=(used / tokens).numpy(),
+            row_weight=_use(table.ids(windows.cpu()), table.rows),
         )
-    input_C = (fisher[EMBEDDED] / fisher_tokens).cpu().numpy()
-    input_part = Sensitivity(hessian=np.diag(input_C), row_weight=share_R)
-    head = model.head_name
-    if head != model.embedding_name:
-        found[model.embedding_name] = input_part
-        return found
-    output_part = Sensitivity(
-        hessian=(moments[head] / tokens).cpu().numpy(),
-        row_weight=(fisher[head] / fisher_tokens).cpu().numpy(),
-    )
-    found[head] = _together(input_part, output_part)
     return found
 
 
 def _together(a: Sensitivity, b: Sensitivity) -> Sensitivity:
-    """One Hessian and row weights whose traces are those of the sum of two."""
+    """One Hessian and row weights for a tied embedding, which is an input and an output layer.
+
+    Their traces are those of the sum of the two parts, which have rows and columns of their own.
+    """
     hessian = a.row_weight.mean() * a.hessian + b.row_weight.mean() * b.hessian
     rows = a.row_weight * np.trace(a.hessian) + b.row_weight * np.trace(b.hessian)
     trace = np.trace(hessian)

@@ -1,7 +1,7 @@
-"""The tokens a model is calibrated on, and the cache of what was found with them.
+"""A model and a source of text -> the windows to calibrate on -> sensitivities, kept in a cache.
 
-Training shards, text that the model writes itself, or random tokens. Validation is never read: the
-budget would be met by fitting the very text that proves the file.
+Sources are training shards, text that the model writes itself, and random tokens. Validation is
+never read: codes would fit the very text that proves the file.
 """
 
 import hashlib
@@ -27,17 +27,18 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
 
-Source = Literal["shards", "self", "random"]
+TextSource = Literal["shards", "self", "random"]
 Array = npt.NDArray[Any]
 
 TOKENS = {"cuda": 524288, "cpu": 65536}
-"""Tokens of calibration text where nobody says how many, by device."""
+"""Tokens of calibration text by device, unless a number is asked for."""
 BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}
-"""Tokens that go through the model at once while it is calibrated, by device."""
+"""Tokens that go through the model at once in calibration, by device."""
 DIGEST = "sha256"
+"""Name, in a cached file, of the digest of its arrays."""
 TEMPERATURE = 0.8
-"""Temperature of self-generated text; parameter-golf #1019 measured such text as good as that of
-validation."""
+"""Temperature of self-generated text; parameter-golf #1019 measured such text to be as good as
+validation text."""
 
 
 def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed: int) -> Tensor:
@@ -91,7 +92,7 @@ def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tenso
 
 def calibration_text(
     model: LanguageModel,
-    source: Source,
+    source: TextSource,
     shards: Sequence[Tokens],
     *,
     tokens: int = 0,
@@ -132,14 +133,17 @@ def calibrate(
     background: Executor | None = None,
     progress: Progress = silent,
 ) -> Calibration:
-    """`collect`, or what an earlier call with the same weights and tokens left in `cache`.
+    """Sensitivities by `collect`, or from `cache` after a call with the same weights and tokens.
 
     Args:
         fisher_windows: windows of the Fisher pass, the first ones; None takes a quarter of them.
         batch: windows that go through the model at once; None chooses by device.
         cache: folder of the cached file, whose name is a hash of everything that matters; None
-            keeps nothing. Only the main rank writes.
-        background: writes that file; None makes the caller wait for it.
+            keeps no file. Only the main rank writes.
+        background: executor that writes the file; None makes the caller wait for it.
+
+    Raises:
+        CheckpointError: see `collect`.
     """
     if fisher_windows is None:
         fisher_windows = max(1, len(windows) // 4)
@@ -182,13 +186,13 @@ def _write(path: Path, calibration: Calibration) -> None:
         arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
         arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
     arrays[DIGEST] = _digest(arrays)
-    # a folder that takes no file costs the next run some seconds, and this one nothing
+    # where a folder takes no file, the next run calibrates again, and this one loses nothing
     with suppress(GptpackError), replacing(path) as file:
         file.write(save(arrays))
 
 
 def _digest(arrays: Mapping[str, Array]) -> Array:
-    """SHA-256 of names and values: safetensors has no checksum of its own."""
+    """SHA-256 of names, shapes and values, as safetensors has no checksum of its own."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         found.update(f"{name} {arrays[name].shape} ".encode())
@@ -197,7 +201,7 @@ def _digest(arrays: Mapping[str, Array]) -> Array:
 
 
 def _read(path: Path) -> Calibration | None:
-    """What a cached file holds; None where there is none, or it is not as it was written."""
+    """The calibration in a cached file; None if there is no file, or it has changed."""
     try:
         arrays = load_file(path)
         if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):

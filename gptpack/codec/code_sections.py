@@ -14,18 +14,19 @@ from gptpack.errors import ArtifactError, MissingDependencyError
 Array = npt.NDArray[Any]
 
 DRAFT_SPARE = 24
-"""Bytes that an estimate is raised by, so that it is no less than what is made."""
+"""Bytes added to an estimate, so that it is at least what `encode` makes."""
 
 
 class OfCodes:
-    """Code matrices share classes and tables (gptpack/codec/range.py); vectors are concatenated.
+    """The codec ``range``: matrices share classes and tables, vectors are concatenated.
 
     Matrices whose slots have the parameter ``states`` are coded with their trellis' parities.
     """
 
     name = "range"
     raw_per_stored = 128
-    """A step takes some 50 bytes per code to decode. Below 1/8 bit per code zlib steps in."""
+    """Factor of the memory rule: decoding takes some 50 bytes per code of a turn. Below 1/8 bit per
+    code zlib takes over."""
 
     def layouts(self, slots: "Sequence[Any]") -> tuple[str, ...]:
         # All 16-bit integers lie below the coder's limit, so that encoding never refuses a value.
@@ -45,8 +46,8 @@ class OfCodes:
         return encode_codes(arrays, parities=parities_of(arrays, _states(slots)))
 
     def draft(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
-        """As many bytes as `encode` makes of matrices, or `DRAFT_SPARE` more; zeros, in a third of
-        the time."""
+        """Zeros, as many as `encode` makes bytes of matrices or up to `DRAFT_SPARE` more, in a
+        third of the time."""
         _need_constriction()
         from gptpack.codec.range import estimate_bits
 

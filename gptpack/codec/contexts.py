@@ -1,10 +1,10 @@
-"""Variance classes: which of a section's frequency tables a code is coded with.
+"""Code matrices -> the class of each code, which says by which frequency table it is coded.
 
 Codes are nearly independent given their scale, and the scale is nearly a row factor times a column
 factor: neighbours' magnitudes or signs, or tables of a matrix's own, are worth less than 0.001 bit
 on real weights before their cost (benchmarks/bench_codec.py --contexts). A matrix therefore carries
 one small integer per row and per column, on a grid of 1/6 octave, and a code's class is their sum.
-The decoder adds integers; what is fitted here is fitted by the encoder alone.
+The decoder adds integers; only the encoder fits them.
 
 Shape legend: R = rows, C = columns.
 """
@@ -29,7 +29,7 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Scales:
-    """The class of code [r, c] is ``rows[r] + columns[c]``."""
+    """Integers for rows and columns; the class of code [r, c] is ``rows[r] + columns[c]``."""
 
     rows: Ints
     columns: Ints
@@ -76,7 +76,7 @@ def _pick(squares_NM: npt.NDArray[np.float64], other_M: Ints) -> Ints:
 
 
 def class_range(scales: Sequence[Scales]) -> tuple[int, int]:
-    """The lowest class and the number of classes, which others are clamped to."""
+    """The lowest class and the number of classes; classes beyond are clamped to those."""
     inhabited = [s for s in scales if s.rows.size and s.columns.size]
     if not inhabited:
         return 0, 1
@@ -136,7 +136,7 @@ def merge_classes(histograms_KPV: Ints) -> Ints:
 
 
 def _cost(histogram_PV: Ints) -> float:
-    """Bits of the symbols under their own frequencies, and of the tables that say so."""
+    """Bits of the symbols under their own frequencies, and of the tables that hold those."""
     present = histogram_PV[histogram_PV > 0].astype(np.float64)
     symbols = -float((present * np.log2(present)).sum())
     totals = histogram_PV.sum(axis=1)

@@ -1,11 +1,11 @@
-"""What each matrix of a payload of the context coder took: for reports, never for decoding."""
+"""A payload of the context coder -> the bits of each of its matrices, for reports."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.range import PLAIN, TRELLIS, Plan
+from gptpack.codec.range import PLAIN, TRELLIS, Preface
 from gptpack.codec.stepper import Codes, Parity
 from gptpack.codec.stream import Reader, escape_bits
 
@@ -15,33 +15,37 @@ def matrix_bits(
 ) -> list[float]:
     """Bits of each matrix' codes in the payload `data`, which `encode_codes` made of them.
 
-    Tables and classes, which all matrices share, are not counted. The sum of all is the payload's
-    within some hundredths of a percent.
+    Tables and classes, which all matrices share, are not counted. The codes' bits add up to the
+    rest of the payload within some hundredths of a percent.
 
     Raises:
         ArtifactError: `data` is not a payload for matrices of these shapes.
     """
     shapes = [(matrix.shape[0], matrix.shape[1]) for matrix in codes]
     kind, lanes = (PLAIN, 1) if parities is None else (TRELLIS, 2)
-    plan = Plan.read(Reader(data, kind), shapes, lanes)
-    width = 1 + max(table.size for table in plan.book.tables)
-    bits_BP = np.zeros((len(plan.book.tables), width))
-    for index, table in enumerate(plan.book.tables):
+    preface = Preface.read(Reader(data, kind), shapes, lanes)
+    width = 1 + max(table.size for table in preface.book.tables)
+    bits_BP = np.zeros((len(preface.book.tables), width))
+    for index, table in enumerate(preface.book.tables):
         bits_BP[index, : table.size + 1] = table.bits
     return [
-        _bits(matrix, plan, index, bits_BP, None if parities is None else parities[index])
+        _bits(matrix, preface, index, bits_BP, None if parities is None else parities[index])
         for index, matrix in enumerate(codes)
     ]
 
 
 def _bits(
-    codes: Codes, plan: Plan, matrix: int, bits_BP: npt.NDArray[np.float64], parity: Parity | None
+    codes: Codes,
+    preface: Preface,
+    matrix: int,
+    bits_BP: npt.NDArray[np.float64],
+    parity: Parity | None,
 ) -> float:
     values = codes.astype(np.int64).ravel()
-    books = plan.books([matrix], slice(None)).ravel()
+    books = preface.books([matrix], slice(None)).ravel()
     if parity is not None:
         books += parity.ravel()
-    offsets, sizes = values - plan.book.lows[books], plan.book.sizes[books].astype(np.int64)
+    offsets, sizes = values - preface.book.lows[books], preface.book.sizes[books].astype(np.int64)
     inside = (offsets >= 0) & (offsets < sizes)
     total = float(bits_BP[books, np.where(inside, offsets, sizes)].sum())
     if not inside.all():

@@ -1,7 +1,8 @@
-"""General-purpose compressors of bytes; each decodes into no more memory than the caller allows.
+"""Bytes <-> fewer bytes, by general compressors that decode within the memory the caller allows.
 
-The memory rule of docs/format.md, `most_raw_bytes`, ties what a stream may expand to to what it
-takes up in the file. zlib cannot break it (deflate expands 1032-fold at most); the others can.
+The memory rule of docs/format.md, `most_raw_bytes`, limits the size that a stream may expand to by
+the size that it has in the file. zlib cannot break it (deflate expands 1032-fold at most); the
+others can.
 """
 
 import lzma

@@ -1,10 +1,10 @@
 """The context coder: matrices of signed integers <-> one range-coded stream.
 
-In the stream stand the classes of rows and columns, the frequency tables, and the codes. Codes go
-in steps: blocks of one matrix, or, where a trellis gives each code's parity, row r of all matrices
-at once, since the parities of row r + 1 follow from the codes of row r. Within a step they go table
-by table, which makes a step one call per table: 26 M codes decode in 1.0 s on one core, in 1.7 s by
-rows (benchmarks/bench_codec.py).
+The stream holds the classes of rows and columns, the frequency tables, and the codes. Codes go in
+turns: a turn is a block of one matrix, or, where a trellis gives each code's parity, row r of all
+matrices at once, since the parities of row r + 1 follow from the codes of row r. Within a turn they
+go table by table, which makes a turn one call per table: 26 M codes decode in 1.0 s on one core, in
+1.7 s by rows (benchmarks/bench_codec.py).
 
 Decoding adds, compares and divides integers: it gives the same codes on every machine.
 
@@ -27,7 +27,7 @@ from gptpack.codec.contexts import (
     fit_scales,
     merge_classes,
 )
-from gptpack.codec.stepper import Codes, Parity, TableStepper, side_by_side
+from gptpack.codec.stepper import Codes, Parity, TableStepper, joined
 from gptpack.codec.stream import (
     LIMIT,
     Book,
@@ -46,10 +46,10 @@ Shape = tuple[int, int]
 PLAIN, TRELLIS, SMALL = 1, 2, 3
 """Kinds of payload."""
 _CODER_BITS = 2.0**-9 / 32 / math.log(2) ** 2
-"""What a symbol takes beyond its table's share. The coder cuts its range of 2^32 .. 2^64 to a
-multiple of 2^24, half of that on average; sizes of ranges are spread evenly over the octaves."""
+"""Bits that a symbol takes beyond its table's share: the coder cuts its range of 2^32 .. 2^64 to a
+multiple of 2^24 and loses half of that on average, over ranges spread evenly over the octaves."""
 _BLOCK = 1 << 18
-"""Codes of a step without a trellis; sorting fits the cache."""
+"""Codes of a turn without a trellis; so many are sorted within the cache."""
 
 
 def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> bytes:
@@ -57,23 +57,23 @@ def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = 
 
     Args:
         codes: integers of magnitude below 2^20; tables are shared by all matrices.
-        parities: for codes of a trellis, the parity of each code as `trace_parities` gives it.
+        parities: for codes of a trellis, the parity of each code as `TableStepper.trace` gives it.
 
     Raises:
         QuantError: a code is too large, or the parities are not of the codes' shapes.
     """
-    plan = _plan(codes, parities)
+    preface = _preface(codes, parities)
     writer = Writer()
-    plan.write(writer)
+    preface.write(writer)
     shapes = [_shape(matrix) for matrix in codes]
     if parities is None:
         for m, rows in _blocks(shapes):
-            writer.symbols(codes[m][rows].ravel(), plan.books([m], rows).ravel(), plan.book)
+            writer.symbols(codes[m][rows].ravel(), preface.books([m], rows).ravel(), preface.book)
         return writer.payload(PLAIN)
     for members, rows in _bands(shapes):
-        books_BC = plan.books(members, rows)
+        books_BC = preface.books(members, rows)
         books_BC += np.hstack([parities[m][rows] for m in members])
-        writer.rows(np.hstack([codes[m][rows] for m in members]), books_BC, plan.book)
+        writer.rows(np.hstack([codes[m][rows] for m in members]), books_BC, preface.book)
     return writer.payload(TRELLIS)
 
 
@@ -82,7 +82,7 @@ def decode_codes(
 ) -> list[Symbols]:
     """The matrices that `encode_codes` was given.
 
-    Memory and time are bounded by `shapes`: 4 bytes per code, and some 30 per code of a step.
+    Memory and time are bounded by `shapes`: 4 bytes per code, and some 30 per code of a turn.
 
     Args:
         steppers: one per matrix if the codes are of a trellis, else None.
@@ -91,35 +91,36 @@ def decode_codes(
         ArtifactError: `data` is not a payload for these shapes.
     """
     reader = Reader(data, PLAIN if steppers is None else TRELLIS)
-    plan = Plan.read(reader, shapes, lanes=1 if steppers is None else 2)
+    preface = Preface.read(reader, shapes, lanes=1 if steppers is None else 2)
     codes = [np.empty(shape, dtype=np.int32) for shape in shapes]
     if steppers is None:
         for m, rows in _blocks(shapes):
             block = codes[m][rows]
-            block[:] = reader.symbols(plan.books([m], rows).ravel(), plan.book).reshape(block.shape)
+            books = preface.books([m], rows).ravel()
+            block[:] = reader.symbols(books, preface.book).reshape(block.shape)
     else:
-        _decode_bands(reader, plan, codes, steppers)
+        _decode_bands(reader, preface, codes, steppers)
     reader.finish()
     return codes
 
 
 def estimate_bits(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> float:
-    """Bits of `encode_codes` of the same arguments, without coding: within 128.
+    """Bits that `encode_codes` of the same arguments takes, without coding: within 128.
 
-    Below half a bit a code it may be too much, by 0.1 % of the bits at a twentieth.
+    Below half a bit a code the estimate may be high, at a twentieth of a bit by 0.1 % of it.
     """
-    plan = _plan(codes, parities)
+    preface = _preface(codes, parities)
     writer = Writer()
-    plan.write(writer)
+    preface.write(writer)
     count = sum(matrix.size for matrix in codes)
-    return 8.0 * len(writer.payload(PLAIN)) + plan.symbol_bits + _CODER_BITS * count
+    return 8.0 * len(writer.payload(PLAIN)) + preface.symbol_bits + _CODER_BITS * count
 
 
 def encode_small(array: npt.NDArray[np.integer]) -> bytes:
     """Code a small integer array, such as indexes of scales, in the order of its elements.
 
-    Values or differences of neighbours, by a table of the fixed family or by one of their own:
-    whichever is smallest.
+    Coded are the values or the differences of neighbours, by a table of the fixed family or by one
+    of their own, whichever is smallest.
 
     Raises:
         QuantError: a value is too large.
@@ -169,19 +170,20 @@ def decode_small(data: bytes, size: int) -> Symbols:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the stream says before the codes."""
+class Preface:
+    """The classes and tables that stand in a stream before the codes."""
 
     scales: list[Scales]
     lowest: int
-    """The class that `groups` begins with; lower ones count as it, higher ones as the last."""
+    """The class that `groups` begins with; lower ones count as this, higher ones as the last."""
     groups: Ints
-    """The group of tables of each class: from 0, rising by 0 or 1."""
+    """The group of each class, a number that begins at 0 and rises by 0 or 1."""
     spans: list[Span]
-    """`lanes` per group: one, or one for each parity."""
+    """Tables, `lanes` of each group."""
     lanes: int
+    """Tables of a group: one, or one for each parity."""
     symbol_bits: float = 0.0
-    """What the codes cost; the encoder's estimate."""
+    """Bits of the codes, as the encoder estimates them."""
 
     @cached_property
     def book(self) -> Book:
@@ -211,7 +213,7 @@ class Plan:
         writer.spans(self.spans, self.lanes)
 
     @classmethod
-    def read(cls, reader: Reader, shapes: Sequence[Shape], lanes: int) -> "Plan":
+    def read(cls, reader: Reader, shapes: Sequence[Shape], lanes: int) -> "Preface":
         lowest = reader.number()
         classes = reader.number()
         if not 1 <= classes <= CLASSES_MAX:
@@ -230,13 +232,13 @@ class Plan:
 
 
 def _decode_bands(
-    reader: Reader, plan: Plan, codes: Sequence[Symbols], steppers: Sequence[TableStepper]
+    reader: Reader, preface: Preface, codes: Sequence[Symbols], steppers: Sequence[TableStepper]
 ) -> None:
-    """Fill `codes`, whose parities are those of `steppers`."""
+    """Decode into `codes`, whose parities `steppers` give."""
     shapes = [_shape(matrix) for matrix in codes]
     present = [m for m, shape in enumerate(shapes) if all(shape)]
     columns = [shapes[m][1] for m in present]
-    stepper = side_by_side([steppers[m] for m in present], columns)
+    stepper = joined([steppers[m] for m in present], columns)
     parity_C: Parity = np.zeros(sum(columns), dtype=np.uint8)
     for members, rows in _bands(shapes):
         if members != present:
@@ -244,17 +246,18 @@ def _decode_bands(
             stepper.keep(going_on)
             parity_C = parity_C[going_on]
             present, columns = members, [shapes[m][1] for m in members]
-        books_BC = plan.books(members, rows)
+        books_BC = preface.books(members, rows)
         block_BC = np.empty(books_BC.shape, dtype=np.int32)
         for row in range(len(block_BC)):
-            block_BC[row] = reader.symbols(books_BC[row] + parity_C, plan.book)
+            block_BC[row] = reader.symbols(books_BC[row] + parity_C, preface.book)
             parity_C = stepper.step(block_BC[row])
         parts = np.split(block_BC, np.cumsum(columns)[:-1], axis=1)
         for m, part in zip(members, parts, strict=True):
             codes[m][rows] = part
 
 
-def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Plan:
+def _preface(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Preface:
+    """Classes and tables that suit `codes`, which are checked."""
     for index, matrix in enumerate(codes):
         if matrix.ndim != 2:
             raise QuantError(f"codes {index} have shape {matrix.shape}; the coder takes matrices")
@@ -284,14 +287,14 @@ def _plan(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Plan:
     lines = [counts_V for counts_PV in counts_GPV for counts_V in counts_PV]
     spans = [fit_span(counts_V) for counts_V in lines]
     bits = sum(_span_bits(*pair) for pair in zip(spans, lines, strict=True))
-    plan = Plan(scales, lowest, group_K, spans, lanes, bits)
+    preface = Preface(scales, lowest, group_K, spans, lanes, bits)
     for m, matrix in enumerate(codes):
-        bits += _beyond_bits(matrix, plan, m, None if parities is None else parities[m])
-    return replace(plan, symbol_bits=bits)
+        bits += _beyond_bits(matrix, preface, m, None if parities is None else parities[m])
+    return replace(preface, symbol_bits=bits)
 
 
 def _span_bits(span: Span, counts_V: Ints) -> float:
-    """Bits of values with these counts, but for lengths of those beyond `REACH_MAX`."""
+    """Bits of values with these counts; the lengths of values beyond `REACH_MAX` do not count."""
     first = span.low + REACH_MAX + 1
     named = slice(first, first + span.size)
     table = span.table()
@@ -304,17 +307,17 @@ def _span_bits(span: Span, counts_V: Ints) -> float:
     return float(counts_V @ cost_V)
 
 
-def _beyond_bits(codes: Codes, plan: Plan, matrix: int, parity: Parity | None) -> float:
-    """Bits of the lengths of codes beyond `REACH_MAX`."""
+def _beyond_bits(codes: Codes, preface: Preface, matrix: int, parity: Parity | None) -> float:
+    """Bits of the lengths of the codes beyond `REACH_MAX`."""
     if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
         return 0.0
-    book_RC = plan.books([matrix], slice(None))
+    book_RC = preface.books([matrix], slice(None))
     if parity is not None:
         book_RC += parity
     beyond_RC = np.abs(codes.astype(np.int64)) > REACH_MAX
     values, books = codes[beyond_RC].astype(np.int64), book_RC[beyond_RC]
-    below = plan.book.lows[books] - 1 - values
-    above = values - plan.book.lows[books] - plan.book.sizes[books]
+    below = preface.book.lows[books] - 1 - values
+    above = values - preface.book.lows[books] - preface.book.sizes[books]
     return float(escape_bits(np.where(below >= 0, 2 * below + 1, 2 * above)).sum())
 
 
@@ -324,7 +327,7 @@ def _shape(matrix: Codes) -> Shape:
 
 
 def _blocks(shapes: Sequence[Shape]) -> Iterator[tuple[int, slice]]:
-    """Matrix and rows of each step without a trellis."""
+    """Matrix and rows of each turn without a trellis."""
     for m, (rows, columns) in enumerate(shapes):
         height = max(1, _BLOCK // max(columns, 1))
         for row in range(0, rows if columns else 0, height):
@@ -332,7 +335,7 @@ def _blocks(shapes: Sequence[Shape]) -> Iterator[tuple[int, slice]]:
 
 
 def _bands(shapes: Sequence[Shape]) -> Iterator[tuple[list[int], slice]]:
-    """Rows, each a step, that the same matrices have: some of those at a time."""
+    """Some rows at a time, each of them a turn, and the matrices that have them."""
     heights = [rows if columns else 0 for rows, columns in shapes]
     row = 0
     while members := [m for m, height in enumerate(heights) if row < height]:

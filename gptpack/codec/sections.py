@@ -1,7 +1,7 @@
-"""How the arrays of one section become bytes: the codecs by name, and which of them wins.
+"""The arrays of a section <-> bytes: the codecs by name, and which of them is smallest.
 
 A section holds one array (say, the codes) of every tensor of one method. A general codec sees the
-concatenated bytes; a codec that knows more sees the arrays, and what was decoded before them.
+concatenated bytes; a codec that knows more sees the arrays.
 """
 
 import math
@@ -20,21 +20,18 @@ from gptpack.errors import ArtifactError, GptpackError
 Array = npt.NDArray[Any]
 
 LAYOUTS = ("row", "column", "planes")
-"""Orders in which a general codec sees the values; docs/format.md defines each."""
+"""Orders in which a general codec may see the values; docs/format.md defines each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One tensor's place in a section: all that is known before its array is decoded."""
+    """One array's place in a section: all that is known before it is decoded."""
 
-    tensor: str
     shape: tuple[int, ...]
-    """Shape of the array."""
     dtype: np.dtype[Any]
-    """Little endian, the same for all slots of a section."""
+    """Type of the array: little endian, and the same for all slots of a section."""
     parameters: Mapping[str, int | float] = field(default_factory=dict)
-    context: Mapping[str, Array] = field(default_factory=dict)
-    """The tensor's arrays of earlier sections. Hostile until the codec has looked at them."""
+    """Scalars that the tensor is decoded with."""
 
     @property
     def raw_bytes(self) -> int:
@@ -42,33 +39,33 @@ class Slot:
 
 
 class SectionCodec(Protocol):
-    """Turns the arrays of a section into bytes and back, exactly."""
+    """A lossless coder of the arrays of a section."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def raw_per_stored(self) -> int:
-        """The factor of the memory rule: smaller, the more memory decoding takes beside arrays."""
+        """Factor of the memory rule; the more memory decoding takes beside arrays, the smaller."""
 
     def layouts(self, slots: Sequence[Slot]) -> tuple[str, ...]:
         """Members of `LAYOUTS` worth trying; none if the codec cannot hold all such arrays."""
 
     def encode(self, slots: Sequence[Slot], arrays: Sequence[Array], layout: str) -> bytes:
-        """Deterministic: the same arrays give the same bytes."""
+        """The arrays as bytes; the same arrays give the same bytes."""
 
     def decode(self, stored: bytes, slots: Sequence[Slot], layout: str) -> list[Array]:
-        """One array for each slot, of its dtype and shape.
+        """The arrays that `stored` holds, one for each slot, of its dtype and shape.
 
         The caller has checked that the slots' raw bytes obey the memory rule for `stored`.
 
         Raises:
-            ArtifactError: `stored` is not what `encode` makes of any such arrays.
+            ArtifactError: `stored` is none that `encode` makes of such arrays.
         """
 
 
 class OfBytes:
-    """A general codec over the concatenated values of a section."""
+    """A section codec that hands the concatenated values of a section to a general codec."""
 
     raw_per_stored = RAW_PER_STORED
 
@@ -125,23 +122,23 @@ SECTION_CODECS: dict[str, Callable[[], SectionCodec]] = {
     "range": OfCodes,
     **{codec.name: _general(codec) for codec in BYTE_CODECS if codec.name == "brotli"},
 }
-"""Every codec of the format. A call imports what the codec needs, so that listing them is free."""
+"""Makers of every codec of the format, by name. Only a codec in use imports what it needs."""
 
 
 def most_section_bytes(codec: str, stored_bytes: int) -> int:
-    """The memory rule: the largest raw size that a section of `stored_bytes` may stand for."""
+    """Largest raw size that a section of `stored_bytes` may stand for by the memory rule."""
     return most_raw_bytes(stored_bytes, SECTION_CODECS[codec]().raw_per_stored)
 
 
 AUTO = ("raw", "zlib", "zstd", "lzma", "range")
-"""What ``auto`` tries: the codecs that every machine with gptpack can decode."""
+"""The codecs that ``auto`` tries: every machine with gptpack can decode them."""
 
 
 def codec_names(codecs: Sequence[str] | str) -> tuple[str, ...]:
     """The codecs that `codecs` (a list, one name, or ``auto``) asks for, in the format's order.
 
     Raises:
-        GptpackError: none, or one that the format does not have.
+        GptpackError: no codec is asked for, or one that the format does not have.
     """
     asked = (codecs,) if isinstance(codecs, str) else tuple(codecs)
     unknown = [name for name in asked if name != "auto" and name not in SECTION_CODECS]
@@ -160,7 +157,7 @@ def large_codes(slots: Sequence[Slot]) -> bool:
 
 
 def worth_trying(codecs: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
-    """`codecs`, or the context coder alone for a large section of matrices that are its own.
+    """The codecs to try on a section: for a large one of code matrices, the context coder alone.
 
     On 16-bit codes general codecs are slower by minutes and larger by tenths of a bit per code
     (docs/log.md).
@@ -170,7 +167,7 @@ def worth_trying(codecs: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedStream:
-    """A section's stored bytes, and what decodes them."""
+    """A section's stored bytes, and the codec and layout that decode them."""
 
     codec: str
     layout: str
@@ -186,12 +183,12 @@ def encode_streams(
     """Each section's smallest stream over `codecs` and their layouts; the first of equals.
 
     A stream that breaks the memory rule could not be read back and does not count. Where none is
-    left, zlib steps in, which always keeps the rule; the section's record shows it.
+    left, zlib takes over, which always keeps the rule; the section's record shows it.
 
     Args:
-        codecs: from `codec_names`. Tried on as many threads as there are cores; the libraries
-            release the interpreter lock.
-        draft: large sections of code matrices are not coded; zeros stand for their bytes.
+        codecs: names from `codec_names`. They run on as many threads as there are cores, since the
+            libraries release the interpreter lock.
+        draft: do not code large sections of code matrices; zeros stand for their bytes.
 
     Raises:
         MissingDependencyError: a codec's library is not installed.
@@ -201,25 +198,25 @@ def encode_streams(
         def tried(index: int, names: Sequence[str]) -> Iterator[Callable[[], EncodedStream]]:
             slots, arrays = sections[index]
 
-            def job(codec: SectionCodec, layout: str) -> Callable[[], EncodedStream]:
+            def submitted(codec: SectionCodec, layout: str) -> Callable[[], EncodedStream]:
                 encode = codec.encode
                 if draft and isinstance(codec, OfCodes) and large_codes(slots):
                     encode = codec.draft
-                pending = pool.submit(encode, slots, arrays, layout)
-                return lambda: EncodedStream(codec=codec.name, layout=layout, data=pending.result())
+                future = pool.submit(encode, slots, arrays, layout)
+                return lambda: EncodedStream(codec=codec.name, layout=layout, data=future.result())
 
             for name in worth_trying(names, slots):
                 codec = SECTION_CODECS[name]()
                 for layout in codec.layouts(slots):
-                    yield job(codec, layout)
+                    yield submitted(codec, layout)
 
-        jobs = [list(tried(index, codecs)) for index in range(len(sections))]
+        pending = [list(tried(index, codecs)) for index in range(len(sections))]
         best = []
         for index, (slots, _) in enumerate(sections):
             raw_bytes = sum(slot.raw_bytes for slot in slots)
             readable = [
                 stream
-                for stream in (done() for done in jobs[index])
+                for stream in (done() for done in pending[index])
                 if raw_bytes <= most_section_bytes(stream.codec, len(stream.data))
             ] or [done() for done in tried(index, ("zlib",))]
             best.append(min(readable, key=lambda stream: len(stream.data)))
@@ -230,7 +227,7 @@ def decode_stream(stream: EncodedStream, slots: Sequence[Slot]) -> list[Array]:
     """The arrays that `stream` holds, one for each slot.
 
     Raises:
-        ArtifactError: the stream is not one of arrays of these shapes, or breaks the memory rule.
+        ArtifactError: the stream does not hold arrays of these shapes, or breaks the memory rule.
     """
     raw_bytes = sum(slot.raw_bytes for slot in slots)
     most = most_section_bytes(stream.codec, len(stream.data))

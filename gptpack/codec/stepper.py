@@ -1,8 +1,8 @@
-"""The state machine of a trellis: the parities of codes, row by row or of whole matrices at once.
+"""Codes of a trellis -> their parities, row by row or of a whole matrix at once.
 
-A row's parities follow from the lowest bits of the codes of the rows above it, so the machine takes
-eight rows by one look into a table of their bits: the parities of 27 M codes take 0.04 s where
-single rows take 0.24 (docs/log.md, 2026-11-25).
+A row's parities follow from the lowest bits of the codes of the rows above it, so a whole matrix
+goes eight rows at a time, by one look into a table of their bits: the parities of 27 M codes take
+0.04 s where single rows take 0.24 (docs/log.md, 2026-11-25).
 
 Shape legend: R = rows, C = columns, S = states, N = S * 256.
 """
@@ -30,12 +30,12 @@ class TableStepper:
         self._doubled_C: States = np.zeros(0, dtype=np.intp)
 
     def start(self, columns: int) -> Parity:
-        """The parities, 0 or 1, of the first row: ``[C]``."""
+        """Begin anew with so many columns; returns the first row's parities, ``[C]``, all 0."""
         self._doubled_C = np.zeros(columns, dtype=np.intp)
         return np.zeros(columns, dtype=np.uint8)
 
     def step(self, symbols: Codes) -> Parity:
-        """The parities of the next row, given this row's codes ``[C]``; any int32 may come."""
+        """The parities of the next row, given this row's codes ``[C]``, which may be any int32."""
         place_C = self._doubled_C + (symbols & 1)
         self._doubled_C = self._doubled.take(place_C)
         return self._parity.take(place_C)
@@ -66,7 +66,7 @@ class TableStepper:
 
 @lru_cache(maxsize=8)
 def _eight_rows(doubled: bytes) -> tuple[States, npt.NDArray[np.uint8]]:
-    """256 times the state after each state and eight bits, and those rows' parities: ``[N]``."""
+    """For each state and eight bits ``[N]``: 256 times the state after them, and their parities."""
     doubled_S2 = np.frombuffer(doubled, dtype=np.intp)
     state_N, bits_N = np.divmod(np.arange(128 * doubled_S2.size), 256)
     parities_N = np.zeros(state_N.size, dtype=np.uint8)
@@ -76,12 +76,7 @@ def _eight_rows(doubled: bytes) -> tuple[States, npt.NDArray[np.uint8]]:
     return 256 * state_N, parities_N
 
 
-def trace_parities(codes: Codes, stepper: TableStepper) -> Parity:
-    """The parity of each code of a matrix, for `gptpack.codec.range.encode_codes`: ``[R, C]``."""
-    return stepper.trace(codes)
-
-
-def side_by_side(steppers: Sequence[TableStepper], columns: Sequence[int]) -> TableStepper:
+def joined(steppers: Sequence[TableStepper], columns: Sequence[int]) -> TableStepper:
     """One stepper, started, for matrices of so many columns next to each other."""
     offsets: dict[bytes, int] = {}
     tables: list[Bits] = []

@@ -20,9 +20,9 @@ from gptpack.codec.tables import (
     REACH_MAX,
     SHAPES,
     TOP,
+    FrequencyTable,
     Ints,
     Span,
-    Table,
     best_parametric,
     parametric,
 )
@@ -34,15 +34,15 @@ Books = npt.NDArray[np.uint16]
 HEADER: Final = struct.Struct("<BI")
 """Kind of the payload; number of 32-bit little-endian words that follow."""
 LIMIT: Final = 1 << 20
-"""Coded values are smaller than this in magnitude."""
+"""Bound of the magnitude of coded values, which stay below it."""
 _LENGTHS = 24
-"""Escapes and numbers are below 2^24 - 1 after folding the sign."""
+"""Bits of an escape or a number after folding the sign, at most; they stay below 2^24 - 1."""
 
 
 class Book:
-    """Tables, and the numbers that symbols are coded by, per table."""
+    """Frequency tables, with the model, the lowest value and the size of each."""
 
-    def __init__(self, tables: list[Table]) -> None:
+    def __init__(self, tables: list[FrequencyTable]) -> None:
         self.tables = tables
         self.models = [table.model for table in tables]
         self.lows = np.array([table.low for table in tables], dtype=np.int32)
@@ -50,7 +50,7 @@ class Book:
 
 
 class Writer:
-    """Codes into a growing stream."""
+    """A growing stream, and what can be coded into it."""
 
     def __init__(self) -> None:
         self._coder: Any = constriction.stream.queue.RangeEncoder()
@@ -79,7 +79,7 @@ class Writer:
         self.rows(values[None], books[None], book)
 
     def rows(self, values_BN: Codes, books_BN: Books, book: Book) -> None:
-        """What `symbols` does, for one row after the other."""
+        """Code as `symbols` does, one row after the other."""
         order_BN = np.argsort(books_BN, axis=1, kind="stable")
         height, tables = len(books_BN), len(book.models)
         line_BN = books_BN + tables * np.arange(height)[:, None]
@@ -102,7 +102,7 @@ class Writer:
                 self._escapes(offsets[outside], sizes[outside], ~inside[outside])
 
     def _escapes(self, offsets: Symbols, sizes: Symbols, outside: npt.NDArray[np.bool_]) -> None:
-        """Code how far beyond their tables the values are that no table holds."""
+        """Code how far beyond their tables those values lie that are `outside`."""
         distances = offsets[outside].astype(np.int64)
         beyond = distances - sizes[outside]
         self._folded(np.where(distances < 0, -2 * distances - 1, 2 * beyond))
@@ -117,7 +117,7 @@ class Writer:
                 self._coder.encode(members.astype(np.int32), self._uniform(1 << length))
 
     def spans(self, spans: list[Span], lanes: int) -> None:
-        """Code tables; each field as differences from the table `lanes` places before."""
+        """Code tables: each field by its difference from that of the table `lanes` before."""
         for name in _SPAN_FIELDS:
             field = np.array([getattr(span, name) for span in spans], dtype=np.int64)
             self.integers(np.diff(field.reshape(-1, lanes), axis=0, prepend=0).ravel())
@@ -238,7 +238,7 @@ def check_limit(values: npt.NDArray[np.integer], what: str) -> None:
 
 
 def escape_bits(values: Ints) -> npt.NDArray[np.float64]:
-    """What folded values cost after the escape symbol, to 0.1 bit."""
+    """Bits of folded values after the escape symbol, to 0.1 bit."""
     bits: npt.NDArray[np.float64] = 2.0 * _bit_lengths(values + 1).astype(np.float64) + 1.0
     return bits
 
@@ -248,6 +248,6 @@ def _bit_lengths(values: Ints) -> Symbols:
     return (np.frexp(values.astype(np.float64))[1] - 1).astype(np.int32)
 
 
-def _length_table() -> Table:
-    """Each further bit halves the probability."""
-    return Table(0, TOP - OCTAVE * (1 + np.arange(_LENGTHS, dtype=np.int64)).clip(max=19))
+def _length_table() -> FrequencyTable:
+    """The table of lengths, in which each further bit halves the probability."""
+    return FrequencyTable(0, TOP - OCTAVE * (1 + np.arange(_LENGTHS, dtype=np.int64)).clip(max=19))

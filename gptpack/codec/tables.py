@@ -1,9 +1,9 @@
-"""Frequency tables in integers: what a file says about a distribution, and how it becomes counts.
+"""Counts of symbols -> a table as a file holds it -> frequencies, in integers alone.
 
 A table is written as logarithms on a grid of 1/16 octave, which cost some 1.5 bits each and lose
-0.0001 bit per symbol, and is turned into frequencies that sum to 2^24 by integer arithmetic alone.
-constriction 0.5 makes its model from floats f - 1: it grants every symbol one part of 2^24 and
-scales the rest by (2^24 - n) / sum(f - 1), which is exactly 1, so cumulative sums are integers
+0.0001 bit per symbol. Integer arithmetic alone turns them into frequencies f that sum to 2^24.
+constriction 0.5 makes its model from the floats f - 1: it grants every symbol one part of 2^24 and
+scales the rest by (2^24 - n) / sum(f - 1), which is exactly 1. So cumulative sums are integers
 below 2^24, exact in float32 and float64, and the frequencies it uses are exactly f.
 """
 
@@ -20,24 +20,24 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 PRECISION = 24
-"""Frequencies sum to 2^24, the fixed-point precision inside constriction."""
+"""Bits of the sum of frequencies, 2^24, which is the fixed-point precision inside constriction."""
 OCTAVE = 16
-"""Grid points per factor of two."""
+"""Grid points of logarithms per factor of two."""
 TOP = 20 * OCTAVE
 """The logarithm of probability 1; 0 stands for 2^-20 and below."""
 REACH = 127
-"""Parametric tables hold -127 .. 127 and an escape."""
+"""Largest magnitude in a parametric table, which also has an escape."""
 SHAPES = 128
 """Number of parametric tables."""
 REACH_MAX = 255
-"""Explicit tables hold values of at most this magnitude."""
+"""Largest magnitude in an explicit table."""
 PLACES = 2 * REACH_MAX + 3
-"""Places of a histogram: those values, and one for what lies beyond on either side."""
+"""Places of a histogram: one for each such value, and one beyond them on either side."""
 CENTRE_MAX = OCTAVE * REACH_MAX
 CURVATURE_MAX = 20 * OCTAVE
-"""Bounds of those fields of a `Span`; `Span.table` fits 64 bits within them."""
+"""Largest magnitudes of a `Span`'s centre and curvature; its table fits 64 bits within them."""
 _PRICES = (1.2, 4.0)
-"""Bits that a unit of a residual has to earn: its own, or those of the ones that undo it too."""
+"""Bits that a unit of a residual must save: what it takes, or what it and its undoing take."""
 
 
 @cache
@@ -60,7 +60,7 @@ def frequencies(logs: Ints) -> Ints:
 
 
 @dataclass(frozen=True)
-class Table:
+class FrequencyTable:
     """Frequencies of the values `low` .. `low + size - 1` and, in the last place, of an escape."""
 
     low: int
@@ -82,26 +82,27 @@ class Table:
 
     @cached_property
     def bits(self) -> npt.NDArray[np.float64]:
-        """What each symbol costs; the encoder's estimate, never used to decode."""
+        """Bits of each symbol, as the encoder estimates them; decoding does without."""
         bits: npt.NDArray[np.float64] = PRECISION - np.log2(self.frequencies)
         return bits
 
 
 @cache
-def parametric(shape: int) -> Table:
+def parametric(shape: int) -> FrequencyTable:
     """Table number `shape` of the fixed family, centred on 0.
 
-    Even shapes fall off as |k|, odd ones as k^2, with slopes four to an octave; an escape has
-    some 2^-10.
+    Even shapes fall off as |k|, odd ones as k^2, with four slopes to an octave. The escape has a
+    probability of some 2^-10.
     """
     slope = (4 + shape // 2 % 4) << (shape // 8)
     k = np.abs(np.arange(-REACH, REACH + 1, dtype=np.int64)) ** (1 + shape % 2)
-    return Table(-REACH, np.append(TOP - (slope * k >> 8), TOP - 10 * OCTAVE))
+    return FrequencyTable(-REACH, np.append(TOP - (slope * k >> 8), TOP - 10 * OCTAVE))
 
 
 @cache
 def _parametric_costs() -> npt.NDArray[np.float64]:
-    """Bits in units of 2^-16, so that sums are exact: ``[SHAPES, 2 REACH + 2]``."""
+    """Bits of each symbol by shape, in units of 2^-16 so that sums are exact: ``[SHAPES, 2 REACH +
+    2]``."""
     return np.rint([parametric(shape).bits * 65536 for shape in range(SHAPES)])
 
 
@@ -117,7 +118,7 @@ def best_parametric(values: Ints) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Span:
-    """A table as it is written: logarithms on a parabola, bent where the values ask for it."""
+    """A table as a file holds it: logarithms on a parabola, bent where the values ask for it."""
 
     low: int
     size: int
@@ -126,19 +127,19 @@ class Span:
     peak: int
     """The parabola's largest logarithm."""
     centre: int
-    """Where it is, in units of 1/16."""
+    """The value with the parabola's largest logarithm, in units of 1/16."""
     curvature: int
-    """The logarithm, in 1/16 octave, of its second difference in units of 2^-10."""
+    """Logarithm, in 1/16 octave, of the parabola's second difference in units of 2^-10."""
     residuals: tuple[int, ...]
-    """What is added to the slope over the parabola at each value, going out from the centre to
-    either side, and to the logarithm at the centre itself."""
+    """Bends: each value's is added to the slope over the parabola from there outwards, and that of
+    the value at the centre to the logarithm itself."""
 
     @property
     def pivot(self) -> int:
         """The place of the value at the centre."""
         return min(max((self.centre + OCTAVE // 2) // OCTAVE - self.low, 0), self.size - 1)
 
-    def table(self) -> Table:
+    def table(self) -> FrequencyTable:
         curvature = int(_roots()[self.curvature % OCTAVE]) << (self.curvature // OCTAVE)
         distances = OCTAVE * np.arange(self.low, self.low + self.size) - self.centre
         parabola = self.peak - (distances * distances * curvature >> 34)
@@ -146,7 +147,7 @@ class Span:
         above = np.cumsum(np.cumsum(residuals[self.pivot + 1 :]))
         below = np.cumsum(np.cumsum(residuals[: self.pivot][::-1]))[::-1]
         bends = residuals[self.pivot] + np.concatenate((below, [0], above))
-        return Table(self.low, np.append(parabola + bends, self.escape))
+        return FrequencyTable(self.low, np.append(parabola + bends, self.escape))
 
 
 def histogram(values: npt.NDArray[np.integer]) -> Ints:
@@ -207,7 +208,7 @@ def _bent(span: Span, counts: Ints, price: float) -> tuple[float, Span]:
 
 
 def _residual(count: int, total: int, log: int, price: float) -> int:
-    """What to add to `log` for the fewest bits, if a unit of it costs `price`."""
+    """The number to add to `log` for the fewest bits, where each unit costs `price`."""
     share = total * 2.0 ** min(log / OCTAVE - TOP // OCTAVE, 0)
     if abs(share - count) <= price * OCTAVE:
         return 0
@@ -232,6 +233,6 @@ def _parabolas(low: int, counts: Ints) -> Iterator[tuple[int, int, int]]:
 
 
 def _symbol_bits(count: int, total: int, log: int) -> float:
-    """Bits of `count` symbols out of `total`, and what their share costs the others."""
+    """Bits of `count` symbols out of `total`, and the bits that their share costs the others."""
     height = min(max(log, 0), TOP) / OCTAVE - TOP // OCTAVE
     return total * 2.0**height / math.log(2) - count * height

@@ -1,8 +1,9 @@
-"""The trellis codes and their decoder: integers and numpy only. Encoding is in
-gptpack/quant/trellis.py.
+"""Symbols of a trellis -> points: the codes and their decoder, in integers and numpy only.
+
+gptpack/quant/trellis.py encodes.
 
 Shape legend: R = rows (outputs), C = columns (inputs). A path runs down a column, so that all
-columns step together and a row's parities are known before its symbols are decoded.
+columns go on together and a row's parities are known before its symbols are decoded.
 
 A column starts in state 0. A state's lowest bit, the parity, says whether the next point is even or
 odd; the coded symbol k picks the point ``2 k + parity``, and the symbol's own lowest bit drives the
@@ -30,7 +31,7 @@ POLYNOMIALS: dict[int, tuple[int, int]] = {
     128: (0o235, 0o126),
     256: (0o515, 0o362),
 }
-"""States -> (h0, h1); bit i is the coefficient of D^i."""
+"""Parity-check polynomials (h0, h1) by the number of states; bit i is the coefficient of D^i."""
 
 GAIN_DECIBELS: dict[int, float] = {
     1: 0.0,
@@ -42,11 +43,12 @@ GAIN_DECIBELS: dict[int, float] = {
     128: 1.29,
     256: 1.33,
 }
-"""Less noise than rounding with the same symbols at a high rate; 1.53 is the limit."""
+"""Decibels by which a code has less noise than rounding, at a high rate and with the same symbols;
+1.53 is the limit."""
 
 
 def noise_of(states: int) -> float:
-    """Variance of an error at a high rate, in squared steps: 1/12 for rounding (1 state)."""
+    """Variance of an error at a high rate, in squared grid steps: 1/12 for rounding (1 state)."""
     return float(10 ** (-GAIN_DECIBELS[states] / 10) / 12)
 
 
@@ -61,21 +63,21 @@ def polynomials(states: int) -> tuple[int, int]:
 def next_states(
     state: npt.NDArray[np.int32], symbols: npt.NDArray[np.int32], states: int
 ) -> npt.NDArray[np.int32]:
-    """One row of the state machine, ``[C]``. The parities of a row are ``state & 1``."""
+    """The states after a row of symbols, ``[C]``. The row's parities are ``state & 1``."""
     h0, h1 = polynomials(states)
     odd = state & 1
     return (state >> 1) ^ (odd * np.int32(h0 >> 1)) ^ ((symbols & 1) * np.int32(h1 >> 1))
 
 
 def decode_trellis(symbols: npt.NDArray[Any], states: int) -> npt.NDArray[np.int32]:
-    """The points that coded symbols stand for; a value is ``point * row_step * column_step / 2``.
+    """The points of coded symbols; a value is ``point * row scale * column scale / 2``.
 
     Args:
         symbols: integers of any width, ``[R, C]``, within ``[-2^30, 2^30)``.
         states: a key of `POLYNOMIALS`, or 1 for no trellis (the points are the symbols).
 
     Raises:
-        QuantError: not such an array, or no such code.
+        QuantError: the array is another, or no code has so many states.
     """
     if symbols.ndim != 2 or symbols.dtype.kind not in "iu":
         raise QuantError(f"symbols are {symbols.dtype} {symbols.shape}; need integers [R, C]")
@@ -97,6 +99,6 @@ def state_table(states: int) -> npt.NDArray[np.int32]:
 
 
 def parities_of(codes: Sequence[Codes], states: Sequence[int]) -> list[Parity] | None:
-    """The parity of each code of matrices of so many states; None if there is no trellis."""
+    """The parity of each code, for matrices of so many `states` each; None without a trellis."""
     pairs = zip(codes, states, strict=True) if states else ()
     return [TableStepper(state_table(count)).trace(matrix) for matrix, count in pairs] or None

@@ -1,4 +1,4 @@
-"""The network's score and that of its blend with n-grams, from one pass.
+"""A model and a text -> its score, and that of its blend with n-grams, from one pass.
 
 Shape legend:  B = windows of a batch,  T = positions,  S = the last positions, those asked for
 their targets,  V = vocabulary
@@ -14,14 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gptpack.evaluation.forward import Forward
-from gptpack.evaluation.ngram import NgramSettings, blend, check, make_hints
+from gptpack.evaluation.ngram import NgramSettings, blend, check_blend, make_hints
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scorer import NO_LOSS, Scorer
 from gptpack.evaluation.windows import Indices
 
 CHECKED_TARGETS = 256
-"""Targets whose blended distribution is checked over the whole vocabulary."""
+"""Number of targets whose blended distribution is checked over the whole vocabulary."""
 
 
 def score_with_ngram(
@@ -29,7 +29,7 @@ def score_with_ngram(
 ) -> tuple[Score, Score]:
     """The network's score, and that of its blend with an n-gram model of the text so far.
 
-    Both come from one pass. The second says how the blend's normalisation was checked.
+    Both come from one pass. The second score's details say how the normalisation was checked.
 
     Raises:
         LimitError: the blended probabilities do not sum to one.
@@ -48,7 +48,7 @@ def score_with_ngram(
     assert network.losses is not None
     with forward.clock.phase("ngram"):
         blended = blend(tokens, hints, network.losses, hint_losses, settings)
-        normalisation = check(tokens[1:], hints, blended, sampled)
+        normalisation = check_blend(tokens[1:], hints, blended, sampled)
     agreeing = replace(
         network,
         nats=float(np.nansum(blended.losses)),
@@ -95,9 +95,9 @@ class HintScorer(Scorer):
     def hint_losses(self) -> tuple[npt.NDArray[np.float32], dict[int, npt.NDArray[np.float32]]]:
         """Nats of each target's hint, and the log-probabilities of the sampled targets."""
         sampled = self._sampled
-        if self.ranks > 1:
+        if self.ranks.world > 1:
             dist.all_reduce(self._hint_losses, dist.ReduceOp.MAX)
-            parts: list[Any] = [None] * self.ranks
+            parts: list[Any] = [None] * self.ranks.world
             dist.all_gather_object(parts, sampled)
             sampled = {target: row for part in parts for target, row in part.items()}
         return self._hint_losses[:-1].cpu().numpy(), sampled

@@ -1,8 +1,8 @@
-"""Where the time of an evaluation goes, from the start of the process to its result.
+"""Phases of an evaluation -> the seconds of each, from the start of the process to its result.
 
 A contest's ten minutes contain everything: imports, loading, decoding, compilation, scoring and
-adaptation. Phases exclude one another (compiling inside scoring is not scored time), so they and
-what is left over add up to the whole.
+adaptation. Phases exclude one another (compiling inside scoring does not count as scoring), so that
+they and the rest add up to the whole.
 """
 
 import os
@@ -27,7 +27,7 @@ class Clock:
     """A ledger of phases, and a limit that counts from the start of the process.
 
     Args:
-        limit_seconds: `expired` from then on; 0 never.
+        limit_seconds: after so many the clock is `expired`; 0 has no limit.
         age: seconds that have passed already; they are the phase ``start``.
     """
 
@@ -47,7 +47,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time spent inside belongs to `name`, but for the phases within it."""
+        """Book the time that is spent inside, without the phases within it, on `name`."""
         self._charge()
         self._running.append(name)
         self._seconds.setdefault(name, 0.0)
@@ -69,15 +69,17 @@ class Clock:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def seconds(self, name: str) -> float:
-        """What is booked on `name` so far, running phases up to their last change."""
+        """Seconds booked on `name` so far; a running phase counts up to its last change."""
         return self._seconds.get(name, 0.0)
 
     @property
     def total(self) -> float:
+        """Seconds since the clock's start, `age` included."""
         return self._now() - self._began
 
     @property
     def expired(self) -> bool:
+        """Whether the limit has come."""
         return bool(self.limit_seconds) and self.total >= self.limit_seconds
 
     def ledger(self) -> dict[str, float]:

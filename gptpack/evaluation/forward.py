@@ -1,4 +1,4 @@
-"""Tokens through the model, in batches of fixed shape, compiled where that pays.
+"""Tokens -> losses or log-probabilities, in batches of fixed shape, compiled where that pays.
 
 Shape legend:  B = windows of a batch,  T = positions,  S = the last positions, those asked for
 their targets,  V = vocabulary
@@ -7,9 +7,9 @@ The one method that a model needs is ``token_losses(inputs [B, T], targets [B, S
 whose targets belong to the last S positions; log-probabilities also need ``hidden(inputs, last=S)``
 and ``logits(hidden)``. So the output head and the softmax run for scored positions alone, and the
 model may leave out of its last layer what only the others would need: at stride 64 and context
-2,048 the head and the losses shrink 32 times, and one layer of eleven becomes nearly free.
-Everything else a sliding window must compute anew: from the second layer on, the state of a
-position depends on where its window begins.
+2,048 the head and the losses shrink 32 times, and one layer of eleven becomes nearly free. All else
+is computed anew for each sliding window: from the second layer on, the state of a position depends
+on where its window begins.
 """
 
 from collections import deque
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from gptpack.evaluation.clock import Clock
 
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
-"""Tokens of a batch where none are asked for: logits of 131,072 x 1,024 float32 are 0.5 GiB."""
+"""Tokens of a batch by device, by default: logits of 131,072 x 1,024 float32 are 0.5 GiB."""
 
 Compile = Literal["auto", "on", "off"]
 
 COMPILE_POSITIONS = 1 << 24
-"""``auto`` compiles a shape that at least so many positions go through: below, compiling a model
-takes longer than it saves. An estimate, for want of a measurement on more than one device."""
+"""Positions that must go through a shape for ``auto`` to compile it: with fewer, compiling takes
+longer than it saves. This is an estimate; no more than one device has been measured."""
 
 IN_FLIGHT = 2
 """Batches that may be queued on a CUDA device: enough to keep it busy, few enough that progress
@@ -41,11 +41,11 @@ def batch_tokens_for(device: torch.device, asked: int = 0) -> int:
 
 
 class Forward:
-    """A model as functions of token windows; shared by all passes, so that it compiles once.
+    """A model as functions of token windows; all passes share one, so that it compiles once.
 
     Args:
         compiled: ``auto`` compiles on CUDA where enough work has a shape; ``on`` always.
-        compiler: `torch.compile`, or what a test puts in its place.
+        compiler: `torch.compile`, or a test's stand-in.
     """
 
     def __init__(
@@ -95,7 +95,8 @@ class Forward:
     def _call(
         self, name: str, run: Callable[..., Tensor], compiled: bool, *arguments: Tensor
     ) -> Tensor:
-        """Run, compiled if asked; the first call of a shape is booked as ``compile``."""
+        """The result of `run`, compiled if asked; the first call of a shape is booked as
+        ``compile``."""
         if not compiled:
             return run(*arguments)
         function = self._functions.get(name)
@@ -111,7 +112,7 @@ class Forward:
         return result
 
     def pace(self) -> None:
-        """Called after each batch: waits until few are queued."""
+        """Wait until few batches are queued; call this after each."""
         if self.device.type != "cuda":
             return
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""An n-gram model of the text scored so far, agreeing or not with the network's next token.
+"""A network's losses on a text -> those of its blend with an n-gram model of the text so far.
 
 For each target the longest context that occurred before names one token, the *hint*: what mostly
 followed it. With p the network's distribution and h the hint, what is scored is
@@ -13,8 +13,8 @@ of a target depend on the file and on earlier tokens only. The published tilt (p
 has one fixed beta; that the network's own confidence chooses among several is worth as much again
 (docs/log.md, 2026-11-24).
 
-Not to be confused with hashed n-gram caches that looked up the count of the *target* and mixed it
-in: their "distributions" summed to hundreds. `check` therefore compares, on sampled targets, the
+Hashed n-gram caches that looked up the count of the *target* and mixed it in are another matter:
+their "distributions" summed to hundreds. `check_blend` therefore compares, on sampled targets, the
 score with the entry of the whole distribution, and its sum with one.
 """
 
@@ -34,17 +34,18 @@ Array = npt.NDArray[Any]
 RELIABILITY = 4
 """Classes of how often a context was followed by the same token: 1, 2-3, 4-7, 8 and more."""
 AGREEMENT = 3
-"""None of the shorter contexts names the same token, some do, all do."""
+"""Classes of shorter contexts: none names the same token, some do, all do."""
 CONFIDENCE = (-6.0, -4.0, -2.0, 0.0, 2.0)
-"""Log-odds of the hint under the network that part its classes."""
+"""Log-odds of the hint under the network at which its next class begins."""
 PROBES = 4
 """Neighbouring slots that a context may stand in."""
 FIRST_TABLE_BITS = 16
-"""A table begins with 2^n slots for each order, and grows where it is half full at most."""
+"""Bits of a table's size at first: 2^n slots for each order. It grows before it is half full."""
 TABLE_GROWTH_BITS = 2
-"""It grows by so many bits and is learned anew from the first token, a third more work at most."""
+"""Bits by which a table grows. It is then learned anew from the first token, which is a third more
+work at most."""
 NORMALISED = 1e-4
-"""Largest deviation of a sum of float32 probabilities from one that is rounding."""
+"""Largest deviation from one that rounding gives a sum of float32 probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +55,9 @@ class NgramSettings:
     orders: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     """Tokens of a context, rising."""
     prior: float = 0.4
-    """Newton steps start as if so much information had been seen at beta = 0."""
+    """Information that Newton's method is taken to have seen at beta = 0."""
     table_bits: int = 24
-    """Each order remembers at most 2^n contexts, in fewer slots early in the text."""
+    """Bits of the largest table: each order remembers at most 2^n contexts."""
 
     def __post_init__(self) -> None:
         if not self.orders or self.orders[0] < 1 or list(self.orders) != sorted({*self.orders}):
@@ -73,14 +74,14 @@ class NgramSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hints:
-    """What the n-gram model says of each target; arrays ``[targets]``."""
+    """The n-gram model's hint of each target, ``[targets]``."""
 
     tokens: npt.NDArray[np.int32]
-    """The token that is expected, -1 for none."""
+    """Expected token of each target, -1 for none."""
     buckets: npt.NDArray[np.int32]
-    """What is known of the hint without the network, -1 for none."""
+    """Class of each hint by what is known of it without the network, -1 for none."""
     count: int
-    """Such classes in all."""
+    """Number of those classes."""
 
 
 def make_hints(tokens: npt.NDArray[np.uint16], settings: NgramSettings) -> Hints:
@@ -90,7 +91,7 @@ def make_hints(tokens: npt.NDArray[np.uint16], settings: NgramSettings) -> Hints
     buckets = np.full(targets, -1, np.int32)
     first, bits = 0, min(settings.table_bits, FIRST_TABLE_BITS)
     while first < targets:
-        # A size by the length of the text would let what is forgotten depend on later tokens.
+        # if the text's length set the size, what is forgotten would depend on later tokens
         stop = targets if bits == settings.table_bits else min(targets, 1 << (bits - 1))
         table = np.zeros((len(settings.orders), 1 << bits), np.uint64)
         _hints(tokens, np.array(settings.orders), table, first, hints[:stop], buckets[:stop])
@@ -104,9 +105,9 @@ def make_hints(tokens: npt.NDArray[np.uint16], settings: NgramSettings) -> Hints
 
 @njit(nogil=True, cache=True)
 def _find(slots: Array, tokens: Array, end: int, order: int) -> tuple[Any, Any]:  # pragma: no cover
-    """Where the `order` tokens up to and with position `end` stand, and their check word.
+    """The slot of the `order` tokens that end with position `end`, and their check word.
 
-    If they are not remembered, that is where they would be, and nobody else loses less.
+    If they are not remembered, it is the slot that they would take: the one with the least count.
     """
     one, half = np.uint64(1), np.uint64(32)
     state = np.uint64(order) * np.uint64(0x9E3779B97F4A7C15)
@@ -148,7 +149,7 @@ def _hints(
 ) -> None:  # pragma: no cover
     """For target t, which follows token t: learn token t, then look up what follows it.
 
-    Targets before `first` have their hints already; only what they taught is wanted.
+    Targets before `first` have their hints already; the table only learns from them.
     """
     found = np.empty(len(orders), np.int64)
     where = np.zeros(len(orders), np.int64)
@@ -184,16 +185,16 @@ def _hints(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blend:
-    """What blending came to."""
+    """Losses of the blend, and how it came to them."""
 
     losses: npt.NDArray[np.float64]
     """Nats of each target under p'; NaN where the network's loss is."""
     betas: npt.NDArray[np.float64]
-    """The beta that each target had; 0 without a hint."""
+    """Beta of each target; 0 without a hint."""
     hinted: int
-    """Scored targets with a hint."""
+    """Number of scored targets with a hint."""
     hits: int
-    """Of those, the ones where the hint was right."""
+    """Number of those whose hint was right."""
 
 
 def blend(
@@ -203,11 +204,11 @@ def blend(
     hint_losses: npt.NDArray[np.float32],
     settings: NgramSettings,
 ) -> Blend:
-    """Scores under p', target after target, each beta learned from the targets before.
+    """Losses under p', target after target, each beta learned from the targets before.
 
     Args:
-        losses, hint_losses: the network's nats of each target and of its hint; NaN where it was
-            not scored, and nothing is learned there.
+        losses, hint_losses: the network's nats of each target and of its hint; NaN where a target
+            was not scored, and nothing is learned there.
     """
     blended = losses.astype(np.float64)
     betas = np.zeros(len(losses))
@@ -258,13 +259,13 @@ def _blend(
     return hinted, hits
 
 
-def check(
+def check_blend(
     targets: npt.NDArray[np.uint16],
     hints: Hints,
     blended: Blend,
     sampled: Mapping[int, npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
-    """Whether p' is a distribution and the scores are its entries, on the sampled targets.
+    """Check on the sampled targets that p' is a distribution and that scores are its entries.
 
     Args:
         targets: the token of each target.
@@ -290,8 +291,8 @@ def check(
     if deviation > NORMALISED or difference > NORMALISED:
         raise LimitError(
             f"the blended probabilities of {len(sampled):,} sampled targets sum to 1 but for "
-            f"{deviation:.3g}, and scores differ from them by {difference:.3g} nats; "
-            "they are no distribution"
+            f"{deviation:.3g}, and scores differ from them by {difference:.3g} nats; up to "
+            f"{NORMALISED:g} would be rounding, this is no distribution"
         )
     return {
         "positions": len(sampled),

@@ -1,42 +1,45 @@
-"""A text and how it is read: what every kind of evaluation starts from."""
+"""A text and how to read it -> the plan and the scorer of any kind of evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from gptpack.data.accounting import TokenBytes
+from gptpack.data.batches import Tokens
 from gptpack.errors import AccountingError, ConfigError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scorer import Lanes, Scorer, Tokens
+from gptpack.evaluation.scorer import Lanes, Scorer
 from gptpack.evaluation.windows import Indices, Plan, Tail, default_tail, plan_windows
 from gptpack.progress import Progress, silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reading:
-    """Which targets of a text are scored, from windows of which kind."""
+    """A text, which targets of it are scored, and from windows of which kind."""
 
     tokens: Tokens
-    """Documents begin with BOS."""
+    """The text; documents begin with BOS."""
     token_bytes: TokenBytes
     """Bytes of each target; only targets are charged."""
     context: int
+    """Tokens of a window."""
     stride: int | None = None
-    """None is `context`, plain evaluation."""
+    """Targets between the ends of windows; None is `context`, plain evaluation."""
     tail: Tail | None = None
+    """Whether targets after the last whole context are scored; None as `windows.default_tail`."""
     documents: Indices | None = None
-    """Where documents begin, to mask each from the others. The model's positions must then not
-    depend on the length of what it is given (`GPT.use_rope`)."""
+    """Where documents begin, to mask each from the others; None does not. The model's positions
+    must then not depend on the length of its input (`LanguageModel.use_rope`)."""
     audited_bytes: int | None = None
-    """What an audit of exactly the planned targets found; compared before anything is scored."""
+    """Bytes that an audit found for the planned targets; checked before anything is scored."""
     limit_tokens: int = 0
-    """Plan for the first so many targets only; 0 for all."""
+    """Number of targets to plan for, the first ones; 0 takes all."""
     batch_tokens: int = 0
     """Most tokens that go through the model at once; 0 chooses by device."""
     rope: str = ""
-    """How positions are scaled, for the result."""
+    """How positions are scaled, in words, for the result."""
     per_token: bool = False
-    """Also keep each target's loss."""
+    """Whether to keep each target's loss."""
     progress: Progress = silent
     phase: str = "score"
 
@@ -48,7 +51,7 @@ class Reading:
         """The windows; see `windows.plan_windows`.
 
         Raises:
-            ConfigError: a plan that makes no sense.
+            ConfigError: the settings make no plan.
         """
         return plan_windows(
             len(self.tokens),
@@ -61,7 +64,7 @@ class Reading:
         )
 
     def options(self, plan: Plan) -> dict[str, Any]:
-        """What a scorer of `plan`, a plan of this reading, is made with.
+        """Arguments of a scorer of `plan`, a plan of this reading.
 
         Raises:
             AccountingError: the planned bytes are not `audited_bytes`, or there are none.
@@ -86,13 +89,17 @@ class Reading:
         }
 
     def scorer(self, forward: Forward, plan: Plan, *, lanes: Lanes = "text") -> Scorer:
-        """A scorer of `plan`; raises as `options` does."""
+        """A scorer of `plan`, a plan of this reading.
+
+        Raises:
+            AccountingError: see `options`.
+        """
         return Scorer(forward, lanes=lanes, **self.options(plan))
 
     def finish(
         self, scorer: Scorer, adaptation: str = "none", details: dict[str, Any] | None = None
     ) -> Score:
-        """The sums over all ranks, and what they are of.
+        """The sums over all ranks, with how they were made.
 
         Raises:
             LimitError: the loss is not finite.

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: scores, and everything that is known about how they were made."""
+"""Scores and how they were made <-> the JSON of an evaluation."""
 
 import math
 from collections.abc import Mapping
@@ -16,18 +16,19 @@ Documents = Literal["packed", "masked"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Sums over every scored target, and how they were made."""
+    """Sums over all scored targets, and how they were made."""
 
     nats: float
+    """Sum of the targets' losses."""
     tokens: int
-    """Scored targets."""
+    """Number of scored targets."""
     bytes: int
     """Bytes of text that the scored targets stand for."""
     planned_tokens: int
-    """Targets that there were to score; more than `tokens` if the time was up before."""
+    """Number of targets to score; more than `tokens` if the time was up before."""
     in_order: bool = True
-    """Whether the scored targets are then the first ones. Several ranks each begin a share of
-    their own, and masked documents go by their lengths."""
+    """Whether scored targets are the first ones where the time was up. They are not with several
+    ranks, which each begin a share of their own, nor with masked documents, which go by length."""
     context: int
     stride: int
     tail: Tail
@@ -39,6 +40,7 @@ class Score:
     rope: str = ""
     """How positions were scaled, where the model was told."""
     adaptation: str = "none"
+    """How the model learned from the text; see `settings.brief`."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Counts that belong to the adaptation."""
     losses: npt.NDArray[np.float32] | None = None
@@ -46,6 +48,7 @@ class Score:
 
     @property
     def complete(self) -> bool:
+        """Whether all planned targets are scored."""
         return self.tokens == self.planned_tokens
 
     @property
@@ -63,7 +66,7 @@ class Score:
 
     @property
     def metric(self) -> str:
-        """What the figure is, in words that cannot be mistaken for another figure."""
+        """The figure's name in full, such as ``sliding, stride 64, context 1024``."""
         parts = ["plain" if self.stride == self.context else f"sliding, stride {self.stride}"]
         parts.append(f"context {self.context}")
         if self.documents == "masked":
@@ -113,7 +116,7 @@ class Evaluation:
     """One evaluation of a model on a text; `to_dict` is the JSON of ``gptpack eval``."""
 
     source: Literal["artifact", "checkpoint"]
-    """Whether the model came from a packed file or from a checkpoint."""
+    """Kind of the file that the model came from; ``artifact`` is a packed one."""
     path: str
     file_bytes: int
     file_sha256: str | None
@@ -123,15 +126,15 @@ class Evaluation:
     """By name, in the order in which they were made: ``plain``, ``sliding``, ``ngram`` and the ways
     of test-time training, which begin with ``ttt``."""
     recorded: Mapping[str, float] | None = None
-    """What the packer measured: bpb, and of how many tokens at which context."""
+    """What the packer measured: bpb, tokens and context, as far as the file says them."""
     unknown_tokens: int = 0
     """Scored targets that the tokenizer has no piece for; they count 0 bytes."""
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    """Its path, sha256, vocab, and whether it was checked against the model's."""
+    """The tokenizer's path, sha256 and vocab, and whether it was checked against the model's."""
     accounting: Mapping[str, Any] = field(default_factory=dict)
-    """What says how many bytes tokens stand for, and what that was audited against."""
+    """Source of the bytes that tokens stand for, and what those were audited against."""
     shards: tuple[Mapping[str, str], ...] = ()
-    """File and sha256 of each."""
+    """File and sha256 of each shard."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds of each phase, and in total."""
     time_limit_seconds: float | None = None
@@ -174,7 +177,7 @@ class Evaluation:
         return self.plain.bpb - self.recorded["bpb"]
 
     def check(self, max_bpb: float | None = None) -> None:
-        """Hold the decisive score to `max_bpb`, and every score to having been made whole.
+        """Check that all planned targets are scored, and the decisive score is at most `max_bpb`.
 
         Raises:
             LimitError: a time limit came first, or bits per byte are above `max_bpb`.
@@ -193,7 +196,7 @@ class Evaluation:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """The evaluation as plain values, for JSON."""
         named = {name: score.to_dict() for name, score in self.scores.items()}
         return {
             "source": self.source,
@@ -226,7 +229,7 @@ class Evaluation:
         """The evaluation that `to_dict` wrote.
 
         Raises:
-            DataError: not the JSON of ``gptpack eval``; says what is missing.
+            DataError: `values` are not the JSON of ``gptpack eval``; says what is missing.
         """
         try:
             rows = {name: values[name] for name in ("plain", "sliding", "ngram") if values[name]}

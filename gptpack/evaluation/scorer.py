@@ -1,4 +1,4 @@
-"""Score first: each target's loss is recorded once, and only then may anything learn from it.
+"""Windows of a text -> sums of losses. A loss is recorded once, and may be learned from only then.
 
 A `Scorer` owns the tokens. Nothing else in an evaluation that adapts gets to see them: windows are
 scored under whatever weights the model has at that moment, without gradient, in the order of the
@@ -9,8 +9,8 @@ vocabulary; it is recorded before the update; and there is no second pass, becau
 twice raises.
 
 A lane is a stretch of text with an order of its own: the whole text, or one document each if
-adaptation is per document. Tokens of a lane are of no use to another, so lanes may be scored side
-by side.
+adaptation is per document. No lane needs the tokens of another, so lanes may be scored side by
+side.
 
 Shape legend:  B = windows of a batch,  T = positions,  S = the last positions, those asked for
 their targets
@@ -23,35 +23,35 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from gptpack.data.accounting import TokenBytes
+from gptpack.data.batches import Tokens
 from gptpack.errors import LimitError
 from gptpack.evaluation.forward import Forward, batch_tokens_for
 from gptpack.evaluation.result import Documents, Score
-from gptpack.evaluation.windows import Batch, Indices, Plan, Tail, Windows, batches, split
+from gptpack.evaluation.windows import Batch, Indices, Plan, Tail, Windows, batches
 from gptpack.progress import Progress, silent
+from gptpack.ranks import Ranks
 
-Tokens = npt.NDArray[np.uint16]
 Lanes = Literal["text", "documents"]
 
 NO_LOSS = -1.0
-"""Stands where no loss is recorded: the cross entropy of a target is never negative."""
+"""Placeholder of a loss that is not recorded; a cross entropy is never negative."""
 
 
 class OrderError(RuntimeError):
     """A target would be scored twice or out of order, or learned from before it was scored.
 
-    Not a `GptpackError`: no input can cause it, only a wrong adaptation.
+    This is no `GptpackError`, because only a wrong adaptation can cause it, and no input.
     """
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and back."""
+    """The model is in evaluation mode inside, and afterwards in the mode that it had."""
     training = model.training
     model.eval()
     try:
@@ -60,22 +60,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def ranks() -> tuple[int, int]:
-    """This process's rank and how many there are, by torch.distributed."""
+def joined_ranks(device: torch.device) -> Ranks:
+    """The ranks that torch.distributed has been initialised for, or a single one."""
     if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+        return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    return Ranks(0, 1, device)
 
 
 class Scorer:
     """Scores the windows of a plan, once each and in order, and sums what it found.
 
-    Where torch.distributed is initialised, every rank makes one of the same text; `score` splits
-    its windows over the ranks, and `finish` gives the sums over all.
+    Where torch.distributed is initialised, every rank makes one of the same text; `score` shares
+    its windows out among the ranks, and `finish` gives the sums over all.
 
     Args:
-        lanes: ``text`` is one lane; ``documents`` makes each span of the plan one.
-        shorten: short documents may be run in less than a window; see `windows.batches`.
+        lanes: ``text`` makes the whole text one lane, ``documents`` each span of the plan.
+        shorten: run short documents in less than a window; see `windows.batches`.
         per_token: also keep each target's loss.
     """
 
@@ -94,7 +94,7 @@ class Scorer:
         phase: str = "score",
     ) -> None:
         self.plan, self.forward, self.phase = plan, forward, phase
-        self.rank, self.ranks = ranks()
+        self.ranks = joined_ranks(forward.device)
         self._token_bytes, self._progress = token_bytes, progress
         self._tokens = tokens[: plan.targets + 1]
         device = forward.device
@@ -124,11 +124,11 @@ class Scorer:
         return {
             (shape >> 32, shape & 0xFFFFFFFF)
             for shape, count in zip(shapes.tolist(), counts.tolist(), strict=True)
-            if self.forward.pays((shape >> 32) * count // self.ranks)
+            if self.forward.pays((shape >> 32) * count // self.ranks.world)
         }
 
     def score(self, indices: Indices) -> bool:
-        """Score windows of the plan, split over the ranks; all ranks ask for the same ones.
+        """Score windows of the plan, shared out among the ranks, which all ask for the same ones.
 
         Returns:
             Whether all were scored: False if the clock's limit came before the last batch.
@@ -140,7 +140,7 @@ class Scorer:
             return True
         windows = self.plan.select(indices)
         lanes = self._claim(windows)
-        share = split(len(windows), self.rank, self.ranks)
+        share = self.ranks.share(len(windows))
         mine = windows[share.start : share.stop]
         in_time = True
         with self.forward.clock.phase(self.phase):
@@ -149,9 +149,9 @@ class Scorer:
                     in_time = False
                     break
                 self._run(batch, compiled=(batch.size, batch.asked) in self._worth_compiling)
-            # So that the clock books what is queued here and not on what comes next.
+            # so that the clock books what is queued on this phase and not on the next
             self.forward.synchronize()
-        if self.ranks > 1:
+        if self.ranks.world > 1:
             agreed = torch.tensor(float(in_time), device=self.forward.device)
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
             in_time = bool(agreed.item())
@@ -162,8 +162,14 @@ class Scorer:
     def score_rows(self, indices: Indices) -> bool:
         """Score windows of one shape, a row each in the order given, on this rank alone.
 
-        For adaptations that keep weights of their own for every row, so nothing is compiled or
-        filled up.
+        Adaptations may keep weights of their own for every row, so no row is added as padding, and
+        nothing is compiled.
+
+        Returns:
+            Whether they were scored: False if the clock's limit has come.
+
+        Raises:
+            OrderError: a target is not the next one of its lane.
         """
         windows = self.plan.select(indices)
         lanes = self._claim(windows)
@@ -176,7 +182,7 @@ class Scorer:
         return True
 
     def _claim(self, windows: Windows) -> Indices:
-        """The lane of each window; from here on nobody else can ask for their targets."""
+        """The lane of each window, whose targets nothing else can ask for from here on."""
         first, stop = windows.first_scored, windows.stop
         lanes = np.searchsorted(self._lanes, first, side="right") - 1
         order = np.argsort(lanes, kind="stable")
@@ -222,7 +228,7 @@ class Scorer:
     def _gather(self, batch: Batch, rows: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets and the targets' positions; those of padding are ``plan.targets``.
 
-        What lies beyond a window's last target is token 0, and rows up to `rows` are padding.
+        Tokens beyond a window's last target are 0, and rows up to `rows` are padding.
         """
         device, size = self.forward.device, batch.size
         missing = max(0, rows - len(batch.windows))
@@ -239,7 +245,7 @@ class Scorer:
         return tokens[:, :-1], tokens[:, size + 1 - batch.asked :], asked
 
     def _run(self, batch: Batch, *, compiled: bool) -> None:
-        """Score a batch and record what it gives."""
+        """Score a batch and record its losses."""
         forward, windows = self.forward, batch.windows
         rows = max(1, self._batch_tokens // batch.size) if compiled else 0
         targets = _scored_targets(windows)
@@ -253,13 +259,13 @@ class Scorer:
         charged = int(self._token_bytes.each(self._tokens, targets).sum())
         self._counts += (len(targets), charged)
         forward.pace()
-        done = min(int(self._counts[0]) * self.ranks, self.plan.targets)
+        done = min(int(self._counts[0]) * self.ranks.world, self.plan.targets)
         self._progress(self.phase, done, self.plan.targets)
 
     def _score_batch(
         self, inputs_BT: Tensor, targets_BS: Tensor, at_BS: Tensor, compiled: bool
     ) -> Tensor:
-        """Losses ``[B, S]``; `at_BS` has the targets' positions. For those who want more of it."""
+        """Losses ``[B, S]`` of the targets at positions `at_BS`; a subclass may keep more."""
         return self.forward.losses(inputs_BT, targets_BS, compiled=compiled)
 
     def finish(
@@ -277,15 +283,13 @@ class Scorer:
             LimitError: the loss is not finite.
         """
         with self.forward.clock.phase(self.phase):
-            if self.ranks > 1:
-                counts = torch.from_numpy(self._counts).to(self.forward.device)
-                dist.all_reduce(counts)
-                dist.all_reduce(self._sum)
-                if len(self._losses):
-                    dist.all_reduce(self._losses, dist.ReduceOp.MAX)
-                self._counts = counts.cpu().numpy()
+            counts = torch.from_numpy(self._counts).to(self.forward.device)
+            self.ranks.sum([counts])
+            self.ranks.sum([self._sum])
+            if self.ranks.world > 1 and len(self._losses):
+                dist.all_reduce(self._losses, dist.ReduceOp.MAX)
             nats = self._sum.item()
-        tokens, charged = self._counts.tolist()
+        tokens, charged = counts.tolist()
         assert tokens <= self.plan.targets, (tokens, self.plan)
         if not math.isfinite(nats):
             raise LimitError(f"the loss over {tokens:,} targets is {nats}; the model is broken")
@@ -297,7 +301,7 @@ class Scorer:
             tokens=tokens,
             bytes=charged,
             planned_tokens=self.plan.targets,
-            in_order=self.ranks == 1 and documents == "packed",
+            in_order=self.ranks.world == 1 and documents == "packed",
             context=self.plan.context,
             stride=self.plan.stride,
             tail=tail,
@@ -312,6 +316,7 @@ class Scorer:
 
 
 def _as_batch(windows: Windows) -> Batch:
+    """One batch of windows that agree in shape."""
     size, asked = int(windows.size[0]), int(windows.asked[0])
     assert (windows.size == size).all()
     assert (windows.asked == asked).all()

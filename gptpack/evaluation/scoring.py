@@ -1,4 +1,4 @@
-"""Score tokens under a model that stays as it is: every planned target once, summed in float64."""
+"""Tokens and a model that stays as it is -> a score, summed in float64 over planned targets."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from gptpack.data.accounting import TokenBytes
+from gptpack.data.batches import Tokens
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scorer import Tokens
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     **options: Any,
 ) -> Score:
-    """Bits per byte of `tokens` under `model`; see gptpack/evaluation/windows.py for which count.
+    """Bits per byte of `tokens` under `model`; windows.py says which targets count.
 
     Where torch.distributed is initialised every rank calls this with the same tokens, scores its
     contiguous share of the windows, and gets the sums over all ranks.
@@ -35,7 +35,7 @@ def evaluate(
 
     Raises:
         AccountingError: the planned bytes are not ``audited_bytes``, or there are none.
-        ConfigError: a plan that makes no sense, or a negative setting.
+        ConfigError: the settings make no plan, or one is negative.
         LimitError: the loss is not finite.
     """
     reading = Reading(tokens=tokens, token_bytes=token_bytes, context=context, **options)
@@ -43,7 +43,7 @@ def evaluate(
 
 
 def score(forward: Forward, reading: Reading) -> Score:
-    """`evaluate`, for a model that several readings share."""
+    """Bits per byte of a reading, as `evaluate` gives them; several readings may share a model."""
     plan = reading.plan()
     scorer = reading.scorer(forward, plan)
     scorer.score(np.arange(len(plan)))

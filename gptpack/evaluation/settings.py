@@ -1,6 +1,6 @@
-"""How a model may adapt to the text that it has been scored on, as values with names.
+"""Text such as ``sgd:lr=0.002,epochs=3`` or ``lora:rank=8`` <-> settings of test-time training.
 
-Written ``sgd:lr=0.002,epochs=3`` or ``lora:rank=8``; `describe` is what a result says.
+They say how a model adapts to the text that it has been scored on. `describe` is for a result.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from gptpack.values import from_dict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SgdSettings:
-    """All weights, by SGD on each chunk of text once it is scored (parameter-golf #549, #1060)."""
+    """SGD of all weights on each chunk of text once it is scored (parameter-golf #549, #1060)."""
 
     lr: float = 0.002
     """Learning rate on the first chunk; it falls to 0 with the last as half a cosine."""
@@ -27,9 +27,9 @@ class SgdSettings:
     rows: int = 32
     """Most training rows of one context each in a step, over all ranks."""
     reset: int = 0
-    """Every so many chunks, back to the file's weights without momentum; 0 never."""
+    """Chunks after which weights are the file's again, without momentum; 0 never."""
     freeze: int = 0
-    """The first so many blocks stay as they are."""
+    """Number of blocks, the first ones, that stay as they are."""
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "epochs", "chunk", "rows")
@@ -40,7 +40,7 @@ class SgdSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSettings:
-    """Low-rank additions to some matrices, by AdamW, anew for each document (parameter-golf #77).
+    """Low-rank additions to some matrices, learned anew for each document (parameter-golf #77).
 
     A document's own chunks are scored and trained on in turn, within its own text. Where not said,
     the settings are those of #77; #1530 has ``rank=80,alpha=144,lr=1e-4,decay=0.5,chunk=48`` on
@@ -49,7 +49,7 @@ class LoraSettings:
 
     rank: int = 8
     alpha: float = 0.0
-    """The product of the two factors is scaled by ``alpha / rank``; 0 is `rank`."""
+    """Times `rank`, the scale of the product of the two factors: ``alpha / rank``; 0 is `rank`."""
     lr: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.95
@@ -60,7 +60,7 @@ class LoraSettings:
     chunk: int = 256
     """Targets that are scored, then trained on; the stride of the evaluation."""
     documents: int = 64
-    """Most documents that are worked on side by side; changes no score."""
+    """Most documents that are worked on side by side; no score depends on it."""
     targets: str = "c_q+c_v"
     """Last names of the linear layers that get factors, joined by ``+``; ``hidden`` is the state
     that the output head reads."""
@@ -76,11 +76,12 @@ class LoraSettings:
 
     @property
     def scale(self) -> float:
+        """Factor of the additions."""
         return (self.alpha or self.rank) / self.rank
 
 
 LARGEST_COUNT = 2**31
-"""Most targets, rows, documents, epochs and the like; no text or patience has more."""
+"""Largest count of targets, rows, documents or epochs; no text or patience has more."""
 
 Settings = SgdSettings | LoraSettings
 
@@ -95,15 +96,15 @@ SWEEP = {
     "C": "sgd:lr=0.0025,epochs=4,reset=100",
     "D": "sgd:lr=0.0025,epochs=4,reset=50",
 }
-"""Four settings that were swept on one checkpoint to see whether drift is what stops test-time
-training from helping: two known ones, and the second with two resets."""
+"""Four settings, swept on one checkpoint to see whether drift keeps test-time training from
+helping: two known ones, and the second with two kinds of resets."""
 
 
 def parse_settings(text: str) -> Settings:
-    """Settings from ``kind:key=value,key=value``; what is not said has its default.
+    """Settings from ``kind:key=value,key=value``; fields that are not named keep their defaults.
 
     Raises:
-        ConfigError: no such kind or key, or a value that does not fit.
+        ConfigError: the kind or a key is unknown, or a value does not fit.
     """
     kind, _, rest = text.partition(":")
     if kind not in _KINDS:
@@ -135,14 +136,14 @@ def named_settings(texts: Sequence[str]) -> dict[str, Settings]:
 
 
 def describe(settings: Settings) -> str:
-    """``ttt-sgd(lr=0.002, epochs=3, ...)``: everything, so that the run can be repeated."""
+    """All fields, as in ``ttt-sgd(lr=0.002, epochs=3, ...)``, so that the run can be repeated."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(settings, cls))
     parts = [f"{key}={value}" for key, value in dataclasses.asdict(settings).items()]
     return f"ttt-{kind}({', '.join(parts)})"
 
 
 def brief(settings: Settings) -> str:
-    """The same with only what differs from the defaults, and what matters most."""
+    """Those fields of `describe` that differ from their defaults or matter most."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(settings, cls))
     always = ("lr", "epochs") if isinstance(settings, SgdSettings) else ("rank", "lr", "chunk")
     defaults = dataclasses.asdict(type(settings)())

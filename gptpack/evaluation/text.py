@@ -1,4 +1,4 @@
-"""The text that is scored: tokens, the bytes they stand for, and the audit of both."""
+"""A folder of shards -> the text that is scored: tokens, their bytes, and the audit of both."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ Accounting = Literal["pieces", "sidecar", "table", "ranks"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Text:
-    """Validation tokens and what says how many bytes they stand for; `load` makes one."""
+    """Validation tokens and how many bytes they stand for; `load` makes one."""
 
     tokens: npt.NDArray[np.uint16]
     vocabulary: "Tokenizer | ByteVocabulary"
     token_bytes: TokenBytes
     accounting: Accounting
-    """``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata ``table``, or the
-    ``ranks`` of a byte-level BPE."""
+    """Where bytes are from: ``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata
+    ``table``, or the ``ranks`` of a byte-level BPE."""
     shards: tuple[Path, ...]
     source: Path | None = None
     """The text that the tokens were made from, where it was given."""
@@ -63,19 +63,19 @@ class Text:
         """The validation shards of `directory`.
 
         Args:
-            vocab: of the model; at least the tokenizer's.
+            vocab: that of the model, which is at least the tokenizer's.
             tokenizer: its file: a SentencePiece model, ``.tiktoken`` ranks, or a ``.npz`` or
                 ``.json`` table of bytes. None is ``tokenizer.model`` beside the shards.
-            sha256: what the tokenizer's file must hash to; None takes any.
-            bos: what begins a document, where the tokenizer's file does not say it.
+            sha256: hash that the tokenizer's file must have; None takes any.
+            bos: token that begins a document, where the tokenizer's file does not say it.
             source: the text that the tokens were made from (``.txt``, ``.jsonl``, compressed or
-                not). Byte sidecars and tables are only believed together with it.
+                not). Byte sidecars and tables need it for their audit.
             limit_tokens: read no more than the first so many targets need; 0 reads all.
 
         Raises:
-            TokenizerError: no tokenizer, or not that of the model.
-            ShardError: no shards, or malformed ones, or ids that are not below `vocab`.
-            ConfigError: bytes that cannot be audited without `source`, or a useless `source`.
+            TokenizerError: there is no tokenizer, or it is not the model's.
+            ShardError: there are no shards, they are malformed, or ids are not below `vocab`.
+            ConfigError: bytes cannot be audited without `source`, or `source` has no use.
         """
         path = tokenizer or directory / TOKENIZER
         if tokenizer is None and not path.exists():
@@ -148,9 +148,9 @@ class Text:
         return unknown_tokens(self.vocabulary, self.tokens[1 : targets + 1])
 
     def audited_bytes(self, targets: Iterable[int]) -> dict[int, int]:
-        """Bytes of the first n targets for each n of `targets`, the longest text audited.
+        """Bytes of the first n targets for each n of `targets`; the largest n is audited.
 
-        The others are what is left of it without the bytes of the targets after theirs.
+        Those of the others follow, without the bytes of the targets after theirs.
 
         Raises:
             AccountingError: the tokens' bytes are not those of the text they stand for.
@@ -165,7 +165,7 @@ class Text:
     def _audit(self, targets: int) -> int:
         tokens = self.tokens[: targets + 1]
         if self.source is not None:
-            # It loads a compressor, which the file of a submission may have to do without.
+            # loads a compressor, which may be missing where a submission runs
             from gptpack.data.documents import iterate_documents
 
             return _byte_tables().audit_documents(
@@ -183,10 +183,10 @@ class Text:
 
 
 def _byte_tables() -> Any:
-    """The module of other tokenizers, which the file of a submission goes without.
+    """The module for other tokenizers, which a submission's script does not contain.
 
     Raises:
-        MissingDependencyError: this is such a file.
+        MissingDependencyError: this runs in such a script.
     """
     try:
         from gptpack.data import byte_tables

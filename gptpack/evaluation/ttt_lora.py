@@ -1,11 +1,10 @@
-"""Test-time training per document: low-rank additions that learn from the document's own start.
+"""A text of documents -> its score with low-rank additions that learn from each document's start.
 
 Every document gets factors A and B of its own for some matrices, ``W x + scale * B (A x)``, with B
 zero at its start. Its windows never reach beyond it. Chunk after chunk is scored with the factors
-as they are, then trained on. Nothing passes from one document to another, so documents are worked
-on side by side, those of similar length together, and which ones does not change any score.
-After parameter-golf #77 and #1530; the factors' start is drawn from a seed and the same for all
-documents.
+as they are, then trained on. Nothing passes from one document to another, so documents of similar
+length are worked on side by side; which ones are together does not change any score. The method is
+that of parameter-golf #77 and #1530; all documents' factors start with the same random numbers.
 
 The model is not changed: forward hooks add to what its linear layers give. A linear layer is a
 module with a two-dimensional `weight` ``[R, C]`` that maps ``[B, T, C]`` to ``[B, T, R]``.
@@ -36,7 +35,11 @@ HIDDEN = "hidden"
 
 
 def check_lora(model: nn.Module, settings: LoraSettings, context: int) -> None:
-    """Raises ConfigError if a chunk or the rank is too large, or the model has no such layers."""
+    """Check that `settings` fit the model.
+
+    Raises:
+        ConfigError: a chunk or the rank is too large, or the model has no such layers.
+    """
     if settings.chunk > context:
         raise ConfigError(f"chunk={settings.chunk:,} is longer than context={context:,}")
     layers = find_layers(model, settings.targets.split("+"))
@@ -50,13 +53,13 @@ def check_lora(model: nn.Module, settings: LoraSettings, context: int) -> None:
 def score_with_lora(
     forward: Forward, reading: Reading, settings: LoraSettings, *, seed: int = 0
 ) -> Score:
-    """Like `scoring.score` on masked documents, with factors that learn in each of them.
+    """The score of masked documents under a model with factors that learn in each of them.
 
     The stride is that of the settings. Documents are dealt to the ranks of torch.distributed; each
     adapts on its own.
 
     Raises:
-        ConfigError: documents are not masked; and see `check_lora`.
+        ConfigError: documents are not masked; or see `check_lora`.
         LimitError: the loss is not finite, perhaps because the rate is too high.
     """
     if reading.documents is None:
@@ -70,8 +73,8 @@ def score_with_lora(
     updates = 0
     adapted_before = forward.clock.seconds("adapt")
     try:
-        groups = side_by_side(plan, _documents_at_once(forward, reading, settings))
-        for group in groups[scorer.rank :: scorer.ranks]:
+        groups = alike_in_length(plan, _documents_at_once(forward, reading, settings))
+        for group in groups[scorer.ranks.rank :: scorer.ranks.world]:
             factors = Factors(model, settings, len(group), forward.device, seed)
             done = _adapt(scorer, factors, group, settings)
             updates += factors.updates
@@ -91,13 +94,14 @@ def score_with_lora(
 
 
 def _documents_at_once(forward: Forward, reading: Reading, settings: LoraSettings) -> int:
-    """At most half the tokens of a batch, because training keeps what scoring throws away."""
+    """Documents that are worked on together: at most half the tokens of a batch, because training
+    keeps what scoring throws away."""
     tokens = batch_tokens_for(forward.device, reading.batch_tokens)
     return max(1, min(settings.documents, tokens // (2 * reading.context)))
 
 
-def side_by_side(plan: Plan, documents: int) -> list[list[int]]:
-    """Groups of at most so many spans, the longest first: alike in length, longest to shortest."""
+def alike_in_length(plan: Plan, documents: int) -> list[list[int]]:
+    """Groups of at most so many spans of similar length; the longest come first."""
     lengths = [len(plan.windows_of(span)) for span in range(len(plan.spans))]
     order = sorted(range(len(lengths)), key=lambda span: -lengths[span])
     return [order[start : start + documents] for start in range(0, len(order), documents)]
@@ -133,7 +137,7 @@ def _adapt(
 
 
 class Factors:
-    """The factors of some documents, and their optimizer."""
+    """Factors of some documents, and their optimizer."""
 
     def __init__(
         self,
@@ -173,7 +177,7 @@ class Factors:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The model's layers with the factors' additions."""
+        """The model's layers have the factors' additions inside."""
         handles = []
 
         def hook_of(name: str) -> Any:
@@ -205,10 +209,10 @@ class Factors:
                 del model.hidden
 
     def check(self) -> None:
-        """All factors have had a part in what the model gave so far.
+        """Check that the model has used all factors so far.
 
         Raises:
-            ConfigError: some have not: the model does not run those layers as modules.
+            ConfigError: it has not used some, because it does not run those layers as modules.
         """
         if idle := sorted(self.layers.keys() - self._used):
             raise ConfigError(f"{', '.join(idle)}: not run as a layer of its own; no factors fit")
@@ -230,7 +234,7 @@ def find_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int
     """Outputs and inputs of each linear layer whose last name is in `targets`, and of `HIDDEN`.
 
     Raises:
-        ConfigError: a target that the model has not.
+        ConfigError: the model has no layer of a target's name.
     """
     found: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
@@ -250,7 +254,7 @@ def find_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int
 
 
 def _hidden_width(model: nn.Module) -> int:
-    """Channels of what the output head reads."""
+    """Width of the state that the output head reads."""
     device = next(model.parameters()).device
     with torch.inference_mode():
         token = torch.zeros(1, 1, dtype=torch.int64, device=device)

@@ -1,10 +1,9 @@
-"""Test-time training of all weights: score a chunk, then learn from it, then score the next.
+"""A text -> its score under a model that learns from each chunk of it once that is scored.
 
-The schedule of parameter-golf #549 and #1060: one SGD optimizer for the whole text, its rate
-falling as half a cosine over the chunks; each chunk's own tokens as rows of one context, several
-epochs; the last chunk is only scored. With `reset`, every so many chunks are scored and learned
-from as if the text began there: the file's weights, no momentum. That undoes drift, and also what
-was learned.
+The schedule is that of parameter-golf #549 and #1060. One SGD optimizer serves the whole text, and
+its rate falls as half a cosine over the chunks. A chunk's own tokens are rows of one context, for
+several epochs; the last chunk is only scored. With `reset`, every so many chunks the weights are
+the file's again, without momentum, as if the text began there: that undoes drift, and learning.
 """
 
 import math
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gptpack.errors import ConfigError
@@ -22,10 +20,15 @@ from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scorer import Scorer
 from gptpack.evaluation.settings import SgdSettings, brief, describe
+from gptpack.ranks import Ranks
 
 
 def check_sgd(model: nn.Module, settings: SgdSettings, context: int) -> None:
-    """Raises ConfigError if a chunk is shorter than a context, or more is frozen than there is."""
+    """Check that `settings` fit the model.
+
+    Raises:
+        ConfigError: a chunk is shorter than a context, or more blocks are frozen than there are.
+    """
     if settings.chunk < context:
         raise ConfigError(f"chunk={settings.chunk:,} holds no row of context={context:,}")
     names = {name.split(".")[1] for name, _ in model.named_parameters() if name[:7] == "blocks."}
@@ -34,7 +37,7 @@ def check_sgd(model: nn.Module, settings: SgdSettings, context: int) -> None:
 
 
 def score_with_sgd(forward: Forward, reading: Reading, settings: SgdSettings) -> Score:
-    """Like `scoring.score`, with a model that learns from what has been scored.
+    """The score of a text under a model that learns from the targets that have been scored.
 
     The model comes back with the weights that it had.
 
@@ -74,7 +77,7 @@ def score_with_sgd(forward: Forward, reading: Reading, settings: SgdSettings) ->
 
 @contextmanager
 def adapted(model: nn.Module) -> Iterator[None]:
-    """Whatever happens to the weights inside, they come back."""
+    """Weights may change inside; afterwards they are as before."""
     kept = [parameter.detach().clone() for parameter in model.parameters()]
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     try:
@@ -88,7 +91,7 @@ def adapted(model: nn.Module) -> Iterator[None]:
 
 
 class Student:
-    """The model as something that learns from released tokens."""
+    """A model that learns from released tokens, and its optimizer."""
 
     def __init__(
         self, forward: Forward, settings: SgdSettings, context: int, chunks: int, batch_tokens: int
@@ -101,7 +104,7 @@ class Student:
         per_chunk = settings.chunk // context
         self.compiled = forward.pays(settings.epochs * per_chunk * context * chunks)
         self.shape: torch.Size | None = None
-        """Of the first batch; another one is run as it is, not compiled as well."""
+        """Shape of the first batch; batches of another are not compiled."""
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.SGD:
@@ -110,7 +113,7 @@ class Student:
         )
 
     def reset(self) -> None:
-        """Back to the file's weights, without momentum."""
+        """Take the file's weights again, without momentum."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters, self.origin, strict=True):
                 parameter.copy_(value)
@@ -118,7 +121,7 @@ class Student:
         self.resets += 1
 
     def learn(self, scorer: Scorer, chunk: int) -> None:
-        """All epochs on the rows of a scored chunk."""
+        """Train on the rows of a scored chunk, for all epochs."""
         settings, context = self.settings, self.context
         start = chunk * settings.chunk
         count = min(settings.chunk, scorer.plan.targets - start) // context
@@ -134,13 +137,12 @@ class Student:
             for _ in range(settings.epochs):
                 for first in range(0, count, settings.rows):
                     rows = slice(first, first + settings.rows)
-                    self._step(inputs_RT[rows], targets_RT[rows], scorer.rank, scorer.ranks)
+                    self._step(inputs_RT[rows], targets_RT[rows], scorer.ranks)
             self.forward.synchronize()
 
-    def _step(self, inputs_RT: Tensor, targets_RT: Tensor, rank: int, ranks: int) -> None:
-        """One SGD step on the mean loss of the rows, which the ranks share."""
-        count = len(inputs_RT)
-        mine = range(rank * count // ranks, (rank + 1) * count // ranks)
+    def _step(self, inputs_RT: Tensor, targets_RT: Tensor, ranks: Ranks) -> None:
+        """One SGD step on the mean loss of the rows, which are shared out among the ranks."""
+        mine = ranks.share(len(inputs_RT))
         with torch.enable_grad():
             for start in range(mine.start, mine.stop, self.micro):
                 rows = slice(start, min(start + self.micro, mine.stop))
@@ -149,31 +151,21 @@ class Student:
                 compiled = self.compiled and inputs.shape == self.shape
                 losses = self.forward.losses(inputs, targets_RT[rows], compiled=compiled)
                 (losses.sum() / targets_RT.numel()).backward()  # type: ignore[no-untyped-call]
-        if ranks > 1:
-            self._sum_gradients()
+        if ranks.world > 1:
+            for parameter in self.parameters:
+                # a rank without rows has no gradients yet
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            ranks.sum([p.grad for p in self.parameters if p.grad is not None])
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
 
-    def _sum_gradients(self) -> None:
-        for parameter in self.parameters:
-            # A rank without rows has no gradients yet.
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        offset = 0
-        for gradient in gradients:
-            part = flat[offset : offset + gradient.numel()]
-            gradient.copy_(part.view_as(gradient))
-            offset += gradient.numel()
-
 
 def cosine(chunk: int, chunks: int) -> float:
-    """1 for the first of `chunks`, 0 for the last."""
+    """Half a cosine: 1 for the first of `chunks`, 0 for the last."""
     return 0.5 * (1 + math.cos(math.pi * chunk / max(chunks - 1, 1)))
 
 

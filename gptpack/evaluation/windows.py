@@ -1,4 +1,4 @@
-"""Which windows score which targets: the whole policy of plain and sliding evaluation.
+"""The length of a text -> which windows score which targets, in plain and sliding evaluation.
 
 Target t is token t + 1, predicted from tokens before it. Window k ends `stride` targets after
 window k - 1 and scores those; window 0 scores the first `head`. A window reads at most `context`
@@ -7,7 +7,7 @@ target is scored exactly once and sees at least ``context - stride + 1`` tokens 
 The last window may be short: it is never moved back, so that what a target sees depends on its
 position alone and not on how much text follows it. Plain evaluation is ``stride = context``.
 
-A plan may have several spans, which see nothing of each other: documents. Each has its own
+A plan may have several spans that see nothing of each other, such as documents. Each has its own
 windows, counted from its start.
 
 The reference (openai/parameter-golf) leaves the targets after the last whole context unscored:
@@ -27,41 +27,25 @@ Tail = Literal["score", "drop"]
 Indices = npt.NDArray[np.int64]
 
 BUCKET = 64
-"""Texts shorter than a window are run in lengths that are multiples of this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """Targets ``start .. start + length - 1``, of which the last `scored` are scored."""
-
-    start: int
-    length: int
-    scored: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
-
-    @property
-    def first_scored(self) -> int:
-        return self.stop - self.scored
+"""Unit of the length in which a text shorter than a window is run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
     """Several windows as arrays ``[N]``.
 
-    A window that the text's end cuts has a whole one's `size` and `asked`, of which only the
-    targets before `stop` exist: its scored targets are where a whole window has them.
+    A window that the text's end cuts has the `size` and `asked` of a whole one. Only its targets
+    before `stop` exist; scored ones are in the same places as in a whole window.
     """
 
     start: Indices
+    """First target of each window."""
     stop: Indices
-    """One after its last target."""
+    """One after the last target of each window."""
     size: Indices
-    """Targets of the whole window."""
+    """Number of targets of the whole window."""
     asked: Indices
-    """Of those, the last that the whole window scores."""
+    """Number of those, the last ones, that the whole window scores."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -71,10 +55,12 @@ class Windows:
 
     @property
     def first_scored(self) -> Indices:
+        """First scored target of each window."""
         return self.start + self.size - self.asked
 
     @property
     def scored(self) -> Indices:
+        """Number of scored targets of each window."""
         return self.stop - self.first_scored
 
 
@@ -91,7 +77,7 @@ class Plan:
     """First targets of the spans."""
     _bounds: Indices = field(init=False, repr=False, compare=False)
     _firsts: Indices = field(init=False, repr=False, compare=False)
-    """First window of each span, and their number."""
+    """First window of each span, and the number of windows."""
 
     def __post_init__(self) -> None:
         if self.targets < 1:
@@ -114,21 +100,13 @@ class Plan:
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
-    def span_of(self, indices: Indices) -> Indices:
-        """The span of each window."""
-        return np.searchsorted(self._firsts, indices, side="right") - 1
-
     def windows_of(self, span: int) -> range:
         """The windows of a span."""
         return range(int(self._firsts[span]), int(self._firsts[span + 1]))
 
-    def bounds_of(self, span: int) -> range:
-        """The targets of a span."""
-        return range(int(self._bounds[span]), int(self._bounds[span + 1]))
-
     def select(self, indices: Indices) -> Windows:
         """The windows `indices`, each 0 to ``len(self) - 1``."""
-        span = self.span_of(indices)
+        span = np.searchsorted(self._firsts, indices, side="right") - 1
         nth = indices - self._firsts[span]
         whole_stop = (self.head or self.context) + nth * self.stride
         start = np.maximum(0, whole_stop - self.context)
@@ -140,18 +118,9 @@ class Plan:
             asked=np.where(nth == 0, self.head or self.context, self.stride),
         )
 
-    def window(self, index: int) -> Window:
-        """Window `index`, 0 to ``len(self) - 1``."""
-        one = self.select(np.array([index]))
-        start, stop, scored = int(one.start[0]), int(one.stop[0]), int(one.scored[0])
-        return Window(start=start, length=stop - start, scored=scored)
-
-    def __iter__(self) -> Iterator[Window]:
-        return (self.window(index) for index in range(len(self)))
-
 
 def default_tail(context: int, stride: int | None) -> Tail:
-    """Plain evaluation drops the tail as the reference does; a sliding window scores it."""
+    """``drop`` for plain evaluation, as the reference does; ``score`` for a sliding window."""
     return "drop" if stride is None or stride == context else "score"
 
 
@@ -176,7 +145,8 @@ def plan_windows(
         documents: where documents begin; each is then a span of its own, and the tail is scored.
 
     Raises:
-        ConfigError: a stride outside 1..context, a negative limit, or nothing to score.
+        ConfigError: the stride lies outside 1..context, the limit is negative, or there is nothing
+            to score.
     """
     if context < 1:
         raise ConfigError(f"context={context} must be at least 1")
@@ -208,11 +178,6 @@ def plan_windows(
     )
 
 
-def split(count: int, rank: int, ranks: int) -> range:
-    """The contiguous share of `count` windows that `rank` of `ranks` scores."""
-    return range(count * rank // ranks, count * (rank + 1) // ranks)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Windows that go through the model together, each padded to `size` targets."""
@@ -220,7 +185,7 @@ class Batch:
     windows: Windows
     size: int
     asked: int
-    """The last so many positions are asked for their targets."""
+    """Number of the last positions that are asked for their targets."""
 
 
 def batches(windows: Windows, batch_tokens: int, *, shorten: bool = False) -> Iterator[Batch]:
@@ -229,9 +194,9 @@ def batches(windows: Windows, batch_tokens: int, *, shorten: bool = False) -> It
     Shapes come in the order of their first window, and windows of a shape in their own.
 
     Args:
-        shorten: windows that ask for all their targets may be run in less than their size, so
-            that many short documents do not cost whole windows. Only for models whose positions
-            do not depend on the length of what they are given.
+        shorten: run windows that ask for all their targets in less than their size where they are
+            cut, so that many short documents do not cost whole windows. The model's positions must
+            not depend on the length of its input.
     """
     size, asked = windows.size, windows.asked
     if shorten:

@@ -1,4 +1,4 @@
-"""A model as every part but its own family sees it: tokens go in, logits and weights come out.
+"""A model as every part but its own family sees it: tokens -> logits, losses and layers.
 
 Shape legend: B = sequences, T = positions, S = the last positions, R = outputs, C = inputs,
 W = width of the hidden state, V = vocabulary.
@@ -20,7 +20,7 @@ class Layer:
     module: nn.Module
     """The module, which has `weight` and is called with x."""
     shares_input_of: str
-    """Name of the weight of the first layer that is given the same x; its own where no other is."""
+    """Name of the weight of the first layer that is given the same x, perhaps the layer's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,9 @@ class Table:
     """An embedding beside that of the tokens, whose rows ``[C]`` a linear layer projects."""
 
     weight: str
+    """Name of the table's weight."""
     projection: str
-    """Names of the two weights."""
+    """Name of the projection's weight."""
     rows: int
     ids: Callable[[Tensor], Tensor]
     """Function from tokens ``[B, T]`` to the rows that they look up, ``[B, T]``."""
@@ -43,7 +44,7 @@ class LanguageModel(nn.Module):
 
     config: Any
     """The family's own configuration, which the header of a packed file keeps. It has `vocab`,
-    `context` (tokens) and `bos` (the token that starts a document)."""
+    `context` (tokens) and `bos` (the token that begins a document)."""
 
     @property
     @abstractmethod
@@ -62,15 +63,16 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device that the weights are on."""
         weight = self.embedding.weight
         assert isinstance(weight, Tensor)
         return weight.device
 
     @abstractmethod
     def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
-        """What the output layer reads, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
+        """The state that the output layer reads, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
 
-        With `last`, that of the last so many positions alone, ``[B, last, W]``.
+        With `last`, the state of the last so many positions alone, ``[B, last, W]``.
         """
 
     @abstractmethod
@@ -105,8 +107,8 @@ class LanguageModel(nn.Module):
         """Choose the attention of all layers, ``auto`` or by name; returns what was chosen.
 
         Raises:
-            ConfigError: no such attention.
-            MissingDependencyError: it cannot be had here.
+            ConfigError: there is no attention of this name.
+            MissingDependencyError: this machine or installation has not got it.
         """
 
     @abstractmethod
@@ -114,12 +116,12 @@ class LanguageModel(nn.Module):
         """Fix the positions' angles for sequences of up to `length`; returns them in words.
 
         Raises:
-            ConfigError: no such scaling.
+            ConfigError: there is no scaling of this name.
         """
 
 
 def state_problem(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """What keeps `weights` from being the state of `model`, in one line; empty if nothing does."""
+    """How `weights` differ from a state of `model`, in one line; empty if they do not."""
     wanted = model.state_dict()
     problems = []
     if missing := sorted(wanted.keys() - weights.keys()):
@@ -137,7 +139,7 @@ def state_problem(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """Names of `weights` that hold infinities or what is no number."""
+    """Names of those `weights` that hold infinities or NaN."""
     return [name for name, value in weights.items() if not value.isfinite().all()]
 
 

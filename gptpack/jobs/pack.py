@@ -26,7 +26,8 @@ from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
 from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
-from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, grid_bits, take_apart
+from gptpack.packing.apart import take_apart
+from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, grid_bits
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
 from gptpack.progress import Progress, silent

@@ -82,7 +82,7 @@ class PackRequest:
         """
         return PackConfig(
             methods=_methods(self.methods),
-            step_factors=_factors(self.delta_factors),
+            delta_factors=_factors(self.delta_factors),
             states=self.states,
             strict=self.strict,
             codecs=codec_names(self.codecs or PackConfig().codecs),

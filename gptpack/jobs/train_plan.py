@@ -11,7 +11,7 @@ from gptpack.data.batches import Tokens
 from gptpack.data.shards import split_tokens
 from gptpack.errors import ConfigError
 from gptpack.jobs.train import packer_foresight
-from gptpack.packing.packer import on_grid
+from gptpack.packing.apart import on_grid
 from gptpack.quant.steps import Foresight
 from gptpack.ranks import Ranks, ranks
 from gptpack.training.loop import Run

@@ -1,4 +1,4 @@
-"""How a pack quantizes and codes: methods by pattern of names, the trellis, damping, codecs."""
+"""How a pack quantizes and codes, as one value: methods by name, trellis, damping, codecs."""
 
 import math
 from collections.abc import Collection
@@ -20,18 +20,22 @@ class PackConfig:
     methods: tuple[tuple[str, str], ...] = (("*", "gptq-trellis"),)
     """(pattern of names, method) pairs; the last that matches a matrix counts."""
     states: int = 256
-    """Of the trellis."""
+    """States of the trellis."""
     damp: float = 0.03
+    """Damping of Hessians, as a fraction of the mean diagonal."""
     row_power: float = 0.5
+    """Power of the rows' Fisher information that sets their scales."""
     rescale: bool = True
-    step_factors: tuple[tuple[str, float], ...] = ()
-    """(pattern of names, factor) pairs: a matrix' steps are so many times what equal slope says.
-    The last that matches counts."""
+    """Whether rows are scaled after coding so that their errors cost least."""
+    delta_factors: tuple[tuple[str, float], ...] = ()
+    """(pattern of names, factor) pairs: how many times the common delta a matrix' own is. The last
+    that matches counts."""
     codecs: tuple[str, ...] = ("zlib", "zstd", "range")
+    """Codecs that each section tries."""
     strict: bool = False
-    """A fallback is an error."""
+    """Whether a fallback is an error."""
     tolerance: float = 1e-3
-    """How far under the budget a file may stay while finer steps exist."""
+    """Share of the budget that a file may leave free while a finer delta exists."""
 
     def __post_init__(self) -> None:
         if self.states not in POLYNOMIALS:
@@ -44,17 +48,17 @@ class PackConfig:
                 )
         if not self.methods or self.methods[0][0] != "*":
             raise ConfigError("the first method must be for all tensors: '*'")
-        for pattern, factor in self.step_factors:
+        for pattern, factor in self.delta_factors:
             if not (math.isfinite(factor) and factor > 0):
-                raise ConfigError(f"step factor {factor} for '{pattern}' must be positive")
+                raise ConfigError(f"delta factor {factor} for '{pattern}' must be positive")
 
     def check_names(self, names: Collection[str]) -> None:
-        """Whether every pattern is of some use to a model of these tensors.
+        """Check that every pattern matches a tensor of a model that has these.
 
         Raises:
-            ConfigError: one matches none of them.
+            ConfigError: a pattern matches none of them.
         """
-        for pattern, _ in (*self.methods, *self.step_factors):
+        for pattern, _ in (*self.methods, *self.delta_factors):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(
                     f"'{pattern}' matches no tensor of this model; names are such as "
@@ -65,9 +69,9 @@ class PackConfig:
         """The method of a matrix of this name."""
         return next(m for pattern, m in reversed(self.methods) if fnmatchcase(name, pattern))
 
-    def step_factor_of(self, name: str) -> float:
-        """How many times coarser than equal slope a matrix of this name is coded."""
-        chosen = (f for pattern, f in reversed(self.step_factors) if fnmatchcase(name, pattern))
+    def delta_factor_of(self, name: str) -> float:
+        """How many times the common delta is that of a matrix of this name."""
+        chosen = (f for pattern, f in reversed(self.delta_factors) if fnmatchcase(name, pattern))
         return next(chosen, 1.0)
 
     @property

@@ -1,8 +1,8 @@
-"""What the packer would make of a model that is still in training.
+"""Weights in training -> the grid steps that the packer would use, and the bytes of its file.
 
-weights -> sensitivities from a few training windows -> the packer's own codes at a delta, by a
-trellis of few states -> the bytes of its own file. On a model of 123,464 weights 8 states are
-within 0.4 % of the bytes of 256 (docs/log.md, 2026-11-25).
+Sensitivities are measured on a few training windows, and the packer codes at a delta, by a trellis
+of few states. On a model of 123,464 weights, 8 states are within 0.4 % of the bytes of 256
+(docs/log.md, 2026-11-25).
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -20,19 +20,21 @@ from gptpack.calibration.text import calibrate
 from gptpack.codec.trellis import noise_of
 from gptpack.errors import QuantError
 from gptpack.families.language_model import LanguageModel
+from gptpack.packing.apart import on_grid, take_apart
 from gptpack.packing.config import GRIDS, PackConfig
-from gptpack.packing.packer import Packer, on_grid, take_apart
+from gptpack.packing.packer import Packer
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import PackedTensor, dequantize, grid_steps
+from gptpack.quant.types import PackedTensor, dequantize, grid_scales
 from gptpack.ranks import Ranks
 from gptpack.values import TokenizerIdentity
 
 STATES = 8
-"""States of the trellis that stands in for one of more states."""
+"""Most states of the trellis that codes here, where the packer's own may have more."""
 CODES = ("trellis.codes", "uniform.codes")
+"""Names of the sections that hold codes on grids."""
 UNKNOWN = hashlib.sha256().hexdigest()
-"""Stands for a digest that is not known yet."""
+"""Placeholder of a digest that is not known yet."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,13 +42,15 @@ class PackerForesight:
     """A `gptpack.quant.steps.Foresight` that asks the packer of a configuration."""
 
     build: Callable[[Mapping[str, Tensor]], LanguageModel]
-    """Makes the model of given weights, on the device of `ranks`."""
+    """Function that makes the model of given weights, on the device of `ranks`."""
     windows: Tensor
     """Training tokens ``[N, T]``, never validation."""
     ranks: Ranks
     tokenizer: TokenizerIdentity | None = None
+    """Identity for the header; None has a placeholder."""
     config: PackConfig = field(default_factory=PackConfig)
     packer: Packer | None = None
+    """The packer of the weights that were looked at last; None before `look`."""
 
     def coded(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Names of the tensors of these shapes that go on a grid."""
@@ -87,7 +91,7 @@ class PackerForesight:
             )
 
     def at(self, delta: float) -> Outlook:
-        """Steps and bytes of the weights that were looked at last."""
+        """Grid steps and file size at `delta`, for the weights that were looked at last."""
         packer = self.packer
         assert packer is not None, "look comes first"
         coded, _ = packer.quantize(delta)
@@ -104,10 +108,11 @@ class PackerForesight:
 
 
 def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
-    row_R, column_C = grid_steps(coded.arrays["row_scales"], coded.arrays["column_scales"])
-    step_RC = row_R[:, None] * column_C
-    before_C = np.square(matrix.weight / step_RC).mean(0)
-    after_C = np.square(dequantize(coded) / step_RC).mean(0)
+    """Grid steps of a matrix, from its codes."""
+    row_R, column_C = grid_scales(coded.arrays["row_scales"], coded.arrays["column_scales"])
+    scale_RC = row_R[:, None] * column_C
+    before_C = np.square(matrix.weight / scale_RC).mean(0)
+    after_C = np.square(dequantize(coded) / scale_RC).mean(0)
     more_C = after_C - before_C - 1 / 12
     factor = matrix.factor
     alone_C = np.sqrt(matrix.hessian.diagonal() + factor.damping)

@@ -1,17 +1,14 @@
-"""Coding a model group by group, what is left in floats learning to make up for what is coded.
+"""A packer and its model -> a file coded group by group, whose floats learn to make up for codes.
 
-Layers are coded from the last to the first; after each group the rest trains for a few steps
-against the unquantized model (tuning.py), and the next group's Hessians are those of the
-inputs that the coded layers really give it. The last group's step takes up what the budget leaves,
-or the bits.
+Layers are coded from the last to the first. After each group the rest trains for a few steps
+against the unquantized model (tuning.py), and the next group's Hessians are those of the inputs
+that it really gets by then. The last group's delta takes up what the budget, or the bits, leave.
 """
 
 import copy
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,50 +18,68 @@ from gptpack.artifact.writer import EncodedSections
 from gptpack.calibration.collect import collect
 from gptpack.errors import QuantError
 from gptpack.families.language_model import LanguageModel
-from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, grid_bits, keep_smallest_float
-from gptpack.packing.search import pack_to_budget
+from gptpack.packing.apart import keep_smallest_float
+from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
+from gptpack.packing.search import Goal, goal_of, pack_to_budget
 from gptpack.packing.solve import solve_delta
 from gptpack.packing.tuning import TuneConfig, floats, freeze, gain_name, gains, tune
 from gptpack.progress import Progress, silent
-from gptpack.quant.allocation import (
-    Sensitivity,
-    prepare_matrix,
-    with_row_scales,
-)
+from gptpack.quant.allocation import Matrix, Sensitivity, prepare_matrix, with_row_scales
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
 from gptpack.ranks import Ranks
 
 HELD_BACK = 5e-4
-"""Share of the budget kept for what the last tuning does to scales and floats."""
+"""Share of the budget that is kept for what the last tuning does to scales and floats."""
 HELD_BACK_BYTES = 64
-"""And what the header says of it."""
+"""Bytes kept beside that share, for what the header says of tuning."""
 MOST_EXCESS = 0.01
-"""Share by which the last group's codes may grow coarser after their gains were learned; by a
-twentieth, a file came out worse than without tuning."""
+"""Largest share by which codes of the last group may shrink after its gains were learned; where a
+twentieth was needed, a file came out worse than without tuning."""
 NOISE = 0.01
-"""What tuning is taken to add to floats, as a share of each, where their size is foreseen."""
+"""Change by tuning that is assumed where the size of floats is foreseen, as a share of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressiveConfig:
-    """How many groups, and how long the rest trains after each."""
+    """The groups, and how long floats train after each."""
 
     by_layer: bool = True
-    """Layer by layer; otherwise everything at once, and only floats are tuned."""
+    """Whether each layer is a group; otherwise all matrices are one, and only floats are tuned."""
     group_steps: int = 50
+    """Optimizer steps after each group but the last."""
     final_steps: int = 350
+    """Optimizer steps after the last group."""
     tokens: int = 32768
-    """Tokens of a tuning step."""
+    """Tokens of an optimizer step."""
     matrix_lr: float = 3e-4
+    """Learning rate of matrices that are not coded yet."""
     scale_lr: float = 2e-3
+    """Learning rate of row scales, vectors and scalars."""
     labels: float = 0.0
-    """Weight of the text's cross entropy in the loss. Above 0 it trains on: a gain for
-    a checkpoint that was not trained out, a loss for one that was (docs/log.md, 2026-11-28)."""
+    """Weight of the text's cross entropy in the loss. Above 0, tuning also goes on with training: a
+    gain for a checkpoint that was stopped early, a loss for one that was not (docs/log.md,
+    2026-11-28)."""
     seconds: float = 0.0
-    """Most seconds of all this after the first search, shared among the groups by their steps; 0
-    has no limit. With one, two packs of a checkpoint need not be the same bytes."""
+    """Most seconds after the first search, shared among the groups by their steps; 0 has no limit.
+    With a limit, two packs of a checkpoint need not be the same bytes."""
     calibration_windows: int = 64
-    """Windows from which each group's Hessians are collected again."""
+    """Windows from which each group's Hessians are collected anew."""
+
+    def tuning(self, *, steps: int, later: int, spent: float) -> TuneConfig | None:
+        """How to train for `steps` when `later` ones follow; None if `spent` seconds were all."""
+        seconds = 0.0
+        if self.seconds:
+            seconds = (self.seconds - spent) * steps / max(steps + later, 1)
+            if seconds <= 0:
+                return None
+        return TuneConfig(
+            steps=steps,
+            seconds=seconds,
+            tokens=self.tokens,
+            matrix_lr=self.matrix_lr,
+            scale_lr=self.scale_lr,
+            labels=self.labels,
+        )
 
 
 def pack_progressively(
@@ -81,16 +96,17 @@ def pack_progressively(
 ) -> CodedFile:
     """Pack as `pack_to_budget` does, with tuning between the groups and after the last.
 
-    `packer` stays as it is.
+    `packer` is not modified.
 
     Args:
         teacher: the unquantized model, on the device where tuning runs.
         windows: training tokens ``[N, T]`` (int64), never validation.
-        sensitivities: those that `packer` was made with; their row weights stay.
-        delta, bits: as `pack_to_budget` takes them.
+        sensitivities: those that `packer` was made with; their row weights serve all groups.
+        delta, bits: as in `pack_to_budget`.
 
     Raises:
-        BudgetError: see `pack_to_budget`.
+        BudgetError, QuantError: see `pack_to_budget`.
+        CheckpointError: the student's outputs are not finite.
     """
     first = pack_to_budget(packer, delta=delta, bits=bits, progress=progress)
     search = delta is None
@@ -98,32 +114,24 @@ def pack_progressively(
     packer = replace(packer, fixed=dict(packer.fixed))
     student = copy.deepcopy(teacher)
     held = _hold(packer, student)
-    coded_names = [matrix.name for matrix in packer.matrices]
-    plan = student.groups(coded_names) if config.by_layer else [coded_names]
+    names = [matrix.name for matrix in packer.matrices]
+    groups = student.groups(names) if config.by_layer else [names]
     batch = max(1, 16384 // windows.shape[1])
-    goal = _goal(packer, bits)
+    goal = goal_of(packer, bits)
     coded: dict[str, PackedTensor] = {}
-    predicted = 0.0
+    predicted = loss = 0.0
     position = tuned = 0
     start = time.perf_counter()
-    for index, names in enumerate(plan):
-        few = windows.roll(-position, 0)[: config.calibration_windows]
-        fresh = (
-            collect(student, few, ranks, fisher_windows=1, batch=batch, seed=0).sensitivities
-            if index
-            else sensitivities
-        )
-        weights = floats(student)
-        packer.matrices = [
-            prepare_matrix(
-                name,
-                weights[name].numpy(),
-                replace(sensitivities[name], hessian=fresh[name].hessian),
-                damp=packer.config.damp,
-            )
-            for name in names
-        ]
-        last = index == len(plan) - 1
+    for index, group in enumerate(groups):
+        last = index == len(groups) - 1
+        ahead = windows.roll(-position, 0)
+        fresh = sensitivities
+        if index:
+            few = ahead[: config.calibration_windows]
+            fresh = collect(
+                student, few, ranks, fisher_windows=1, batch=batch, seed=0
+            ).sensitivities
+        packer.matrices = _matrices(packer, student, group, sensitivities, fresh)
         if last and search:
             _refresh_floats(packer, student, tuned=False)
             room = int(goal.limit * HELD_BACK) + HELD_BACK_BYTES
@@ -135,33 +143,25 @@ def pack_progressively(
             tensors, loss = packer.quantize(delta)
         predicted += loss
         coded.update(tensors)
-        values = {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
-        freeze(student, values)
-        steps = config.final_steps if last else config.group_steps
-        seconds = 0.0
-        if config.seconds:
-            later = 0 if last else config.group_steps * (len(plan) - 2 - index) + config.final_steps
-            left = config.seconds - ranks.first(time.perf_counter() - start)
-            seconds = left * steps / max(steps + later, 1)
-            if seconds <= 0:
-                continue
-        settings = TuneConfig(
-            steps=steps,
-            seconds=seconds,
-            tokens=config.tokens,
-            matrix_lr=config.matrix_lr,
-            scale_lr=config.scale_lr,
-            labels=config.labels,
+        freeze(student, _values(tensors))
+        settings = config.tuning(
+            steps=config.final_steps if last else config.group_steps,
+            later=0
+            if last
+            else config.group_steps * (len(groups) - 2 - index) + config.final_steps,
+            spent=ranks.first(time.perf_counter() - start) if config.seconds else 0.0,
         )
+        if settings is None:
+            continue
         result = tune(
             student,
             teacher,
-            windows.roll(-position, 0),
+            ahead,
             settings,
             ranks,
             fixed=held,
             progress=progress,
-            phase=f"tune {index + 1}/{len(plan)}",
+            phase=f"tune {index + 1}/{len(groups)}",
         )
         tuned += result.steps
         position += result.steps * max(1, config.tokens // windows.shape[1])
@@ -173,42 +173,45 @@ def pack_progressively(
     return packer.seal(encoded, delta=delta, predicted_nats=predicted + more)
 
 
-class _Goal(NamedTuple):
-    """What the file, or its coded bits, may take."""
+def _matrices(
+    packer: Packer,
+    student: LanguageModel,
+    names: Sequence[str],
+    sensitivities: Mapping[str, Sensitivity],
+    fresh: Mapping[str, Sensitivity],
+) -> list[Matrix]:
+    """The named matrices as `student` has them, with fresh Hessians and the first row weights."""
+    weights = floats(student)
+    return [
+        prepare_matrix(
+            name,
+            weights[name].numpy(),
+            replace(sensitivities[name], hessian=fresh[name].hessian),
+            damp=packer.config.damp,
+        )
+        for name in names
+    ]
 
-    measure: Callable[[EncodedSections], int]
-    limit: int
 
-    def less(self, room: int) -> "_Goal":
-        return _Goal(self.measure, self.limit - room)
-
-
-def _goal(packer: Packer, bits: float | None) -> _Goal:
-    """The budget of `packer`, or `bits` for each weight that is on a grid now."""
-    if bits is None:
-        return _Goal(packer.size, packer.budget_bytes - packer.code_bytes)
-    weights = packer.weights
-
-    def measure(encoded: EncodedSections) -> int:
-        return math.ceil((grid_bits(encoded) or 0.0) * weights / 8)
-
-    return _Goal(measure, int(bits * weights / 8))
+def _values(tensors: Mapping[str, PackedTensor]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
 
 
 def _finish(
     packer: Packer,
     coded: Mapping[str, PackedTensor],
     student: LanguageModel,
-    goal: _Goal,
+    goal: Goal,
     loss: float,
     delta: float | None,
 ) -> tuple[EncodedSections, float] | None:
-    """The sections of what tuning made, and the rise of `loss` that took; None if too large.
+    """The sections after tuning, and the rise of `loss` that fitting them took; None if too large.
 
     Args:
-        loss: what the last group was predicted to cost.
-        delta: where that group may be coded again, with the gains that it has learned, if tuning
-            added more than was held back.
+        loss: predicted loss of the last group.
+        delta: where the search for a coarser one begins if tuning has added more than was held
+            back: the last group is then coded again, with the gains that it has learned. None
+            leaves its codes as they are.
     """
     _refresh_floats(packer, student)
     encoded = packer.encode(_with_gains(coded, student))
@@ -225,18 +228,14 @@ def _finish(
 
 
 def _untuned(first: CodedFile) -> CodedFile:
-    """The file before tuning, which is known to fit, and a word on it."""
+    """The file before tuning, which is known to fit, with a note that it is that one."""
     remark = "tuning was left out: what it adds does not fit; raise the budget, or bits, a little"
     return replace(first, notes=(*first.notes, remark))
 
 
 def _hold(packer: Packer, student: LanguageModel) -> tuple[str, ...]:
-    """Freeze what is already coded by a method without steps; the names of its gains."""
-    values = {
-        name: torch.from_numpy(dequantize(tensor).copy())
-        for name, tensor in packer.fixed.items()
-        if tensor.method == "int8"
-    }
+    """Freeze the matrices in int8; returns the names of their gains, which must not move."""
+    values = _values({name: t for name, t in packer.fixed.items() if t.method == "int8"})
     freeze(student, values)
     return tuple(map(gain_name, values))
 
@@ -244,7 +243,7 @@ def _hold(packer: Packer, student: LanguageModel) -> tuple[str, ...]:
 def _with_gains(
     coded: Mapping[str, PackedTensor], student: LanguageModel
 ) -> dict[str, PackedTensor]:
-    """`coded` with the gains that `student` has learned for them in their row scales."""
+    """`coded`, with the gains that `student` has learned in their row scales."""
     learned = gains(student)
     return {
         name: _with_gain(tensor, learned[name]) if name in learned else tensor
@@ -259,10 +258,10 @@ def _with_gain(tensor: PackedTensor, gain: Tensor) -> PackedTensor:
 
 
 def _refresh_floats(packer: Packer, student: LanguageModel, *, tuned: bool = True) -> None:
-    """What stayed in floats, as it is after tuning, in place of what it was.
+    """Put the student's floats in place of the packer's.
 
-    Before tuning is done it is only as large as it will be: noise takes the place of what tuning
-    will add to values that may be all alike or exact in bfloat16.
+    Before tuning is done, only their size matters. Noise then stands for what tuning will add, as
+    values may be all alike, or exact in bfloat16, until it does.
     """
     generator = np.random.default_rng(0)
     found = floats(student)
@@ -281,17 +280,21 @@ def _fit_last(
     coded: Mapping[str, PackedTensor],
     student: LanguageModel,
     delta: float,
-    goal: _Goal,
+    goal: Goal,
 ) -> tuple[dict[str, PackedTensor], float] | None:
-    """The last group at the step that takes up what the others leave of `goal`, if any does."""
+    """The last group at the delta that takes up what the others leave of `goal`; None if none does.
+
+    Returns:
+        Its tensors, and their predicted loss.
+    """
     seen: dict[float, tuple[dict[str, PackedTensor], float]] = {}
 
-    def size_at(step: float) -> int:
+    def size_at(tried: float) -> int:
         try:
-            tensors, loss = packer.quantize(step)
+            tensors, loss = packer.quantize(tried)
         except QuantError:
             return UNLIMITED  # finer than the first search went, codes may not be storable
-        seen[step] = (tensors, loss)
+        seen[tried] = (tensors, loss)
         return goal.measure(packer.draft(_with_gains({**coded, **tensors}, student)))
 
     solution = solve_delta(

@@ -1,29 +1,58 @@
-"""The finest steps that fit: one number, delta, searched on coded bytes.
+"""A packer and a budget -> the file with the finest delta that fits, searched on coded bytes.
 
-While it searches, what codes will take is computed from their frequency tables, to some bytes; what
-it ends with is coded, and if that does not fit after all, the search goes on with codes in full.
+During the search the size of codes is computed from their frequency tables, to some bytes. The
+result is coded; if it does not fit after all, the search goes on with codes in full.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from gptpack.artifact.writer import EncodedSections
 from gptpack.codec.trellis import noise_of
 from gptpack.errors import BudgetError, QuantError
-from gptpack.packing.packer import UNLIMITED, CodedFile, Packer, check_budget, grid_bits
+from gptpack.packing.packer import (
+    UNLIMITED,
+    CodedFile,
+    Packer,
+    check_budget,
+    grid_bits,
+    grid_bytes,
+)
 from gptpack.packing.solve import solve_delta
 from gptpack.progress import Progress, silent
 from gptpack.quant.rates import rate_of
 from gptpack.quant.types import PackedTensor
 
 FIRST_DELTA = 1e-4
+"""Delta from which the start of a search is guessed."""
 GUESSES = 6
-"""Guesses of where a search begins; each takes a bit a weight for an octave of delta and leaves a
-few percent."""
+"""Guesses of a search's start, each as if an octave of delta took a bit per weight; the last is
+right to a few percent."""
 FINEST_DELTA = 2e-6
-"""Steps below this cost bytes and change nothing: 1e-5 nats a token for a million weights."""
+"""Finest delta that is tried; a finer one costs bytes and changes nothing, as this predicts a rise
+of 1e-5 nats per token for a million weights."""
 COARSEST_DELTA = 4096 * FIRST_DELTA
+"""Coarsest delta that is tried."""
+
+
+class Goal(NamedTuple):
+    """Bytes of a file, or of its grids, and the most there may be."""
+
+    measure: Callable[[EncodedSections], int]
+    limit: int
+
+    def less(self, room: int) -> "Goal":
+        """This goal with `room` bytes left free."""
+        return Goal(self.measure, self.limit - room)
+
+
+def goal_of(packer: Packer, bits: float | None) -> Goal:
+    """The budget of `packer`, or `bits` for each weight that is on a grid now."""
+    if bits is None:
+        return Goal(packer.size, packer.budget_bytes - packer.code_bytes)
+    return Goal(grid_bytes, int(bits * packer.weights / 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +67,34 @@ class Tried:
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """Sizes at the steps that are asked for; of their codes, those that may be needed again."""
+    """Sizes at one delta after another, and the codes that may be needed again."""
 
     packer: Packer
-    measure: Callable[[EncodedSections], int]
-    target: int
+    goal: Goal
     progress: Progress
     draft: bool = True
     """Whether sizes are those of drafts."""
     finest: Tried | None = None
-    """The finest that is within the target."""
+    """The codes of the finest delta whose size is within the goal."""
     smallest: Tried | None = None
-    """The smallest that was seen; the coarsest steps need not have the fewest bytes."""
+    """The codes of the smallest size seen; the coarsest delta need not have the fewest bytes."""
     refused: list[QuantError] = field(default_factory=list)
+    """Errors of deltas that are too fine."""
     sizes: int = 0
+    """Number of sizes that were asked for."""
 
     def size_at(self, delta: float) -> int:
+        """The size at `delta`; `UNLIMITED` where codes of so fine a grid cannot be stored."""
         try:
             coded, loss_nats = self.packer.quantize(delta)
         except QuantError as error:
-            # codes of so fine a step cannot be stored: as good as over the budget
             self.refused.append(error)
             return UNLIMITED
         packer = self.packer
         encoded = packer.draft(coded) if self.draft else packer.encode(coded)
-        size = self.measure(encoded)
+        size = self.goal.measure(encoded)
         tried = Tried(delta, coded, loss_nats, size)
-        if size <= self.target and (self.finest is None or delta < self.finest.delta):
+        if size <= self.goal.limit and (self.finest is None or delta < self.finest.delta):
             self.finest = tried
         if self.smallest is None or size < self.smallest.size:
             self.smallest = tried
@@ -73,14 +103,14 @@ class Search:
         return size
 
     def run(self, start: float, octave_bits: float) -> Tried | None:
-        """The finest that was found to fit; None if the coarsest does not.
+        """The codes of the finest delta found to fit; None if the coarsest does not.
 
         Args:
-            octave_bits: what halving `start` costs.
+            octave_bits: bits that halving `start` costs.
         """
         solution = solve_delta(
             self.size_at,
-            self.target,
+            self.goal.limit,
             start=start,
             octave_bits=octave_bits,
             finest=FINEST_DELTA,
@@ -90,13 +120,13 @@ class Search:
         return None if solution is None else self.finest
 
 
-def expected_step(packer: Packer, target: int) -> tuple[float, float]:
-    """The step whose file should have `target` bytes, and the bits that halving it should cost."""
+def expected_delta(packer: Packer, target: int) -> tuple[float, float]:
+    """The delta whose file should have `target` bytes, and the bits that halving it should cost."""
     weights = packer.weights
     config = packer.config
     rate = rate_of(
         packer.matrices,
-        config.step_factor_of,
+        config.delta_factor_of,
         row_power=config.row_power,
         noise=noise_of(max(packer.states.values())),
     )
@@ -110,7 +140,7 @@ def expected_step(packer: Packer, target: int) -> tuple[float, float]:
     if position == lowest:
         # so fine that codes may not be storable
         return FIRST_DELTA, weights
-    # sums of floats may end otherwise on other machines or threads, the start shall not
+    # sums of floats may differ between machines and numbers of threads; the start must not
     position = round(position * 1024) / 1024
     slope = 4 * (rate(2.0 ** (position - 0.125)) - rate(2.0 ** (position + 0.125)))
     return 2.0**position, max(slope, weights / 16)
@@ -123,14 +153,15 @@ def pack_to_budget(
     bits: float | None = None,
     progress: Progress = silent,
 ) -> CodedFile:
-    """The finest steps whose coded bytes fit the budget.
+    """The file with the finest delta whose coded bytes fit the budget.
 
     Args:
-        delta: use this step and do not search.
-        bits: the finest steps at which a weight on a grid takes at most so many coded bits.
+        delta: take this one and do not search.
+        bits: take the finest delta at which a weight on a grid has at most so many coded bits.
 
     Raises:
         BudgetError: nothing fits; names a budget, or bits, that work.
+        QuantError: codes at `delta`, or at every delta tried, cannot be stored.
     """
     if not packer.matrices:
         return packer.seal(packer.encode({}), delta=None, predicted_nats=0.0)
@@ -138,21 +169,12 @@ def pack_to_budget(
         coded, loss = packer.quantize(delta)
         progress("quantize and code", 1, 0)
         return packer.seal(packer.encode(coded), delta=delta, predicted_nats=loss)
-
-    def measure(encoded: EncodedSections) -> int:
-        if bits is None:
-            return packer.size(encoded)
-        return round((grid_bits(encoded) or 0.0) * packer.weights / 8)
-
-    if bits is None:
-        target = packer.budget_bytes - packer.code_bytes
-    else:
-        target = int(bits * packer.weights / 8)
-    search = Search(packer=packer, measure=measure, target=target, progress=progress)
-    start, octave_bits = expected_step(packer, target)
+    goal = goal_of(packer, bits)
+    search = Search(packer=packer, goal=goal, progress=progress)
+    start, octave_bits = expected_delta(packer, goal.limit)
     found = search.run(start, octave_bits)
     encoded = None if found is None else packer.encode(found.coded)
-    if encoded is None or measure(encoded) > target:
+    if encoded is None or goal.measure(encoded) > goal.limit:
         # a draft may be off by some bytes
         search = replace(search, draft=False, finest=None, smallest=None)
         found = search.run(COARSEST_DELTA if found is None else found.delta, octave_bits)

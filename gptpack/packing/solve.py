@@ -8,12 +8,12 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """Where a search over delta ended."""
+    """The delta that a search ended with."""
 
     delta: float
     size_bytes: int
     tried: int
-    """Sizes that were asked for."""
+    """Number of sizes that were asked for."""
 
 
 def solve_delta(
@@ -29,16 +29,16 @@ def solve_delta(
 ) -> Solution | None:
     """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
 
-    Positions are log2 delta. The first step is by `octave_bits`, later ones follow the sizes
-    seen: beyond them until two enclose the target, then between those two. Stops within
-    `tolerance` of the target, where those two are so close that `tolerance` is what should lie
-    between them (sizes of small files scatter by as much), at `finest`, or after `most` sizes.
-    Deterministic as `size_at` is.
+    Positions are log2 delta. The first move is by `octave_bits`. Later ones follow the sizes seen:
+    beyond them until two enclose the target, then between those two. The search ends within
+    `tolerance` of the target, where the two are so close that no more than `tolerance` should lie
+    between them (sizes of small files scatter by as much), at `finest`, or after `most` sizes. It
+    is deterministic if `size_at` is.
 
     Args:
-        start: where the search begins, between `finest` and `coarsest`.
-        octave_bits: what halving `start` is expected to cost; a bit for each weight at high rates.
-        coarsest: decides whether there is a solution; 4096 times `start` by default.
+        start: delta to begin with, between `finest` and `coarsest`.
+        octave_bits: bits that halving `start` should cost; one for each weight at high rates.
+        coarsest: delta that decides whether there is a solution; None takes 4096 times `start`.
     """
     lowest = float(np.log2(finest))
     position = float(np.log2(max(start, finest)))
@@ -82,7 +82,7 @@ def solve_delta(
 
 
 def _beyond(last: tuple[float, int], here: tuple[float, int], aim: float) -> float:
-    """How far to move on past `here`: a fifth further than log size, linear, says."""
+    """How far to move on past `here`: a fifth further than a line through log sizes says."""
     moved = here[0] - last[0]
     fell = float(np.log(last[1] / here[1]))
     if fell * moved <= 0:
@@ -91,10 +91,11 @@ def _beyond(last: tuple[float, int], here: tuple[float, int], aim: float) -> flo
 
 
 def _between(over: tuple[float, int], best: tuple[float, int], aim: float, *, run: int) -> float:
-    """The position where log size, linear from `over` to `best`, is that of `aim`; or the middle.
+    """The position at which a line through log sizes, `over` to `best`, meets `aim`; or the middle.
 
     `run` counts how often `best` (if negative, `over`) moved in a row. After two the other end
-    counts half (the Illinois rule); after three, or where `over` stands for a refusal, the middle.
+    counts half (the Illinois rule). After three, or where `over` stands for a refusal, it is the
+    middle.
     """
     (low, above), (high, below) = over, best
     if abs(run) > 2 or above > 8 * below or not below < aim:

@@ -1,13 +1,13 @@
-"""Training what the packer leaves in floating point against the model as it was before packing.
+"""A student with frozen codes and its teacher -> a student whose floats make up for the codes.
 
-Codes are frozen; row scales, gains, norms and whatever matrices are not coded yet move so that the
-student's next-token distributions come close to the teacher's, on training text only. Known from
-QuIP# (https://arxiv.org/abs/2402.04396) and EfficientQAT (https://arxiv.org/abs/2407.11062) to win
-back a large part of what rounding costs; it needs no re-coding because scales are stored anyway.
+Row scales, gains, norms and matrices that are not coded yet move so that the student's next-token
+distributions come close to the teacher's, on training text only. QuIP#
+(https://arxiv.org/abs/2402.04396) and EfficientQAT (https://arxiv.org/abs/2407.11062) win back a
+large part of what rounding costs like this. Codes stay the same, as scales are stored anyway.
 
 The teacher is not the truth: one that was averaged over its last steps is less sure than the text
-warrants, and what rounding adds makes it less sure still. The loss may therefore have a part that
-is the cross entropy of the text itself (`TuneConfig.labels`).
+warrants, and rounding makes the student less sure still. The loss may therefore have a part that is
+the cross entropy of the text itself (`TuneConfig.labels`).
 
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
@@ -28,17 +28,17 @@ from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks
 
 GAINS = "parametrizations.weight.original"
-"""Name, below its module, of what torch keeps in place of a parametrized weight."""
+"""Name of a parametrized weight's parameter, below its module, as torch gives it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneConfig:
-    """Adam, its learning rates falling linearly to 0."""
+    """How to train by Adam, with learning rates that fall linearly to 0."""
 
     steps: int = 250
-    """Most optimizer steps; fewer where `seconds` are over before."""
+    """Most optimizer steps; there are fewer if `seconds` are over before."""
     seconds: float = 0.0
-    """The rates fall with the clock or the steps, whichever is ahead; 0 has no clock."""
+    """Most seconds; 0 has no limit. Rates fall with the clock or the steps, whichever is ahead."""
     tokens: int = 16384
     """Tokens of a step over all ranks."""
     scale_lr: float = 2e-3
@@ -46,10 +46,10 @@ class TuneConfig:
     matrix_lr: float = 2e-4
     """Learning rate of matrices and embeddings that are not coded."""
     warmup: int = 10
-    """Steps over which the rates rise first: Adam's first estimates are noise."""
+    """Steps at first in which the rates rise, as Adam's first estimates are noise."""
     betas: tuple[float, float] = (0.9, 0.99)
     labels: float = 0.0
-    """Weight of cross entropy on the text; the rest is the KL to the teacher."""
+    """Weight of cross entropy on the text; the rest is the KL divergence to the teacher."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.labels <= 1:
@@ -57,11 +57,11 @@ class TuneConfig:
 
 
 class Tuned(NamedTuple):
-    """What tuning came to."""
+    """Steps and loss of a finished training."""
 
     steps: int
     loss_nats: float
-    """Mean per token over the last tenth of the steps; not a number without any."""
+    """Mean loss per token over the last tenth of the steps; NaN without any."""
 
 
 class RowGains(nn.Module):
@@ -76,7 +76,7 @@ class RowGains(nn.Module):
         return self.base * gain.unsqueeze(1)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The gains of a weight that is the base."""
+        """The gains with which the parametrization gives `weight`, the base: ones."""
         return weight.new_ones(weight.shape[0])
 
 
@@ -127,7 +127,7 @@ def tune(
     """Train the student's floats in place.
 
     Args:
-        windows: training tokens ``[N, T]`` (int64), taken in order, round and round.
+        windows: training tokens ``[N, T]`` (int64), taken in order, again and again.
         fixed: names of parameters that must not move.
     """
     device = student.device
@@ -151,7 +151,7 @@ def tune(
     losses: list[Tensor] = []
     start = time.perf_counter()
     for step in range(config.steps):
-        # rank 0's clock is everybody's, so that all make the same steps
+        # all ranks go by rank 0's clock, so that they make the same steps
         spent = ranks.first(time.perf_counter() - start) if config.seconds else 0.0
         done = max(step / config.steps, spent / config.seconds if config.seconds else 0.0)
         if done >= 1:
@@ -170,7 +170,7 @@ def tune(
         adam.zero_grad(set_to_none=True)
         losses.append(total)
         if config.seconds and device.type == "cuda":
-            torch.cuda.synchronize()  # else the clock would time launches
+            torch.cuda.synchronize()  # otherwise the clock would time launches
         progress(phase, step + 1, config.steps)
     recent = losses[-max(1, len(losses) // 10) :]
     mean = float(torch.stack(recent).mean()) if recent else float("nan")
@@ -178,7 +178,7 @@ def tune(
 
 
 def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: LanguageModel, labels: float) -> Tensor:
-    """Sums over positions: the KL to the teacher, and the text's cross entropy by its share."""
+    """Sum over positions of the KL to the teacher and, with weight `labels`, the cross entropy."""
     loss = logits_BTV.new_zeros(())
     if labels < 1:
         with torch.no_grad():

@@ -1,13 +1,14 @@
-"""Where precision goes: one number for a whole model, from what each weight's error costs.
+"""Matrices and what their errors cost -> codes, all at the precision that one number says.
 
 Rounding adds to the loss, in nats per token and to second order,
 
     1/2 sum over matrices and rows r of  g_r  e_r H e_r^T,
 
 with H the second moment of a matrix's inputs and g_r the Fisher information of its outputs. Behind
-an entropy coder a weight's rate is a constant minus log2 of its step, so at equal slope all weights
-have the same distortion in units of the loss: ``step[r, c] = delta / (sqrt(g_r) pivot_c)``, pivots
-from the Cholesky factor of H (WaterSIC, https://arxiv.org/abs/2603.04956). One delta for all.
+an entropy coder a weight's rate is a constant minus log2 of its grid step, so at equal slope all
+weights have the same distortion in units of the loss: the grid step of weight [r, c] is ``delta /
+(sqrt(g_r) pivot_c)``, with pivots from the Cholesky factor of H (WaterSIC,
+https://arxiv.org/abs/2603.04956). One delta serves all matrices.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -22,13 +23,13 @@ import torch
 
 from gptpack.errors import QuantError
 from gptpack.quant.factor import Factor, factorize
-from gptpack.quant.grids import quantize_scale, stretches
-from gptpack.quant.trellis import Job
+from gptpack.quant.grids import quantize_scale
+from gptpack.quant.trellis import quantize_on_grid
 from gptpack.quant.types import (
     COLUMN_SCALES_PER_OCTAVE,
     ROW_SCALES_PER_OCTAVE,
     PackedTensor,
-    grid_steps,
+    grid_scales,
     values_of_points,
 )
 from gptpack.quant.workers import side_by_side
@@ -36,29 +37,32 @@ from gptpack.quant.workers import side_by_side
 Array = npt.NDArray[Any]
 
 ROW_POWER = 0.5
-"""Row Fisher is noisy; its square root is what transfers (docs/log.md)."""
+"""Power of the rows' Fisher information that sets their scales: the information is noisy, and its
+square root is what transfers (docs/log.md)."""
 LEAST_ROW_SHARE = 1e-4
-"""Rows without any Fisher information are treated as having this share of the mean."""
+"""Least Fisher information of a row, as a share of the mean."""
 LARGEST_CODE = 2**15 - 1
+"""Largest magnitude of a code; codes are stored in 16 bits."""
 LEAST_GAIN = 0.1
-"""Rows are rescaled after coding where that takes this share of their loss or more. To fit best is
-to shrink a little, everywhere, which the loss to second order does not feel but the confidence of
-the model does (docs/log.md, 2026-11-25)."""
+"""Share of a row's loss that rescaling it after coding must remove to be done. The best fit shrinks
+every row a little, which the loss to second order does not feel but the confidence of the model
+does (docs/log.md, 2026-11-25)."""
 MUCH_NOISE = 2.0
+"""Noise of a row, as a multiple of its own power, from which on its scale grows more slowly."""
 BEYOND = 0.125
-"""Where a row's noise passes so many times its own power, its steps grow with this power of delta
-only, little as the row seems to matter: that was measured while its unit hardly ever fired, and
-enough noise makes it fire (docs/log.md, 2026-11-25)."""
+"""Power of delta with which such a row's scale grows, little as the row seems to matter: that was
+measured while its unit hardly ever fired, and enough noise makes it fire (docs/log.md,
+2026-11-25)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """An error costs ``1/2 sum_r row_weight[r] e_r hessian e_r^T`` nats per token."""
+    """What errors e cost: ``1/2 sum_r row_weight[r] e_r hessian e_r^T`` nats per token."""
 
     hessian: Array
-    """``[C, C]``."""
+    """Second moment of the inputs, ``[C, C]``."""
     row_weight: Array
-    """``[R]``."""
+    """Fisher information of the outputs, ``[R]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,27 +74,28 @@ class Matrix:
     factor: Factor
     hessian: Array
     row_weight: npt.NDArray[np.float64]
-    """Fisher information of the rows, floored so that it is positive."""
+    """Fisher information of the rows, raised to `LEAST_ROW_SHARE` where it is less, ``[R]``."""
     energy: npt.NDArray[np.float64]
-    """``w H w^T`` of every row."""
+    """``w H w^T`` of every row, ``[R]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coded:
-    """A quantized matrix and what it is predicted to cost."""
+class QuantizedMatrix:
+    """A quantized matrix and what its errors are predicted to cost."""
 
     tensor: PackedTensor
     loss_nats: float
-    """Per token, by the formula above."""
+    """Predicted rise of the loss, nats per token."""
 
 
 def prepare_matrix(
     name: str, weight: Array, sensitivity: Sensitivity, *, damp: float = 0.01, max_damp: float = 1.0
 ) -> Matrix:
-    """Factor the Hessian of a matrix.
+    """The matrix `weight` with its Hessian factored; `damp` and `max_damp` as in `factorize`.
 
     Raises:
-        QuantError: shapes disagree, something is not finite, or the Hessian cannot be factored.
+        QuantError: shapes disagree, a number is not finite, row weights are negative or all zero,
+            or the Hessian cannot be factored.
     """
     weight = np.ascontiguousarray(weight, np.float32)
     rows, columns = weight.shape
@@ -119,22 +124,22 @@ def prepare_matrix(
 def grid_indexes(
     matrix: Matrix, delta: float, *, row_power: float = ROW_POWER
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """Row and column scales of the steps at `delta`, as indexes of the logarithmic grids.
+    """Row and column scales of the grid at `delta`, as indexes on the logarithmic grids.
 
-    A row's steps hardly grow any more where its noise is `MUCH_NOISE` times its power.
+    A row's scale hardly grows any more once its noise is `MUCH_NOISE` times its power.
     """
     mean = matrix.row_weight.mean()
     weight_R = mean * (matrix.row_weight / mean) ** row_power
     pivot_C = matrix.factor.pivots
     middle = np.exp(np.log(pivot_C).mean())
-    step_R = delta / np.sqrt(weight_R)
-    # a column that is decided in steps of s / pivot adds s^2 / 12 to the noise of its row
+    scale_R = delta / np.sqrt(weight_R)
+    # a column with the grid step s / pivot adds s^2 / 12 to the noise of its row
     live_R = matrix.energy > 0
     much_R = np.sqrt(12 * MUCH_NOISE * matrix.energy[live_R] / len(pivot_C))
-    beyond_R = np.maximum(step_R[live_R] / much_R, 1.0)
-    step_R[live_R] *= beyond_R ** (BEYOND - 1)
+    beyond_R = np.maximum(scale_R[live_R] / much_R, 1.0)
+    scale_R[live_R] *= beyond_R ** (BEYOND - 1)
     return (
-        quantize_scale(step_R / middle, per_octave=ROW_SCALES_PER_OCTAVE),
+        quantize_scale(scale_R / middle, per_octave=ROW_SCALES_PER_OCTAVE),
         quantize_scale(middle / pivot_C, per_octave=COLUMN_SCALES_PER_OCTAVE),
     )
 
@@ -145,51 +150,45 @@ def quantize_matrices(
     *,
     states: int,
     row_power: float = ROW_POWER,
-    shrink: bool = True,
     rescale: bool = True,
     threads: int | None = None,
-) -> list[Coded]:
+) -> list[QuantizedMatrix]:
     """Quantize each matrix at `delta` (one number, or one per name).
 
     Args:
-        states: of the trellis; 1 for the plain uniform grid.
-        shrink: decide on a slightly wider grid, as a conditional mean does (`grids.stretches`).
+        states: states of the trellis; 1 for the plain uniform grid.
         rescale: after coding, scale each row so that its error costs least.
+        threads: matrices that are quantized at once; None takes one per core.
 
     Raises:
         QuantError: see `gptpack.quant.trellis.quantize_trellis`; or a code beyond 16 bits.
     """
 
-    def coded(matrix: Matrix) -> Coded:
+    def quantized(matrix: Matrix) -> QuantizedMatrix:
         own = delta if isinstance(delta, float) else delta[matrix.name]
         rows, columns = grid_indexes(matrix, own, row_power=row_power)
-        row_step, column_step = grid_steps(rows, columns)
-        job = Job(
-            weight=matrix.weight,
-            factor=matrix.factor,
-            row_step=row_step,
-            column_step=column_step,
+        rounding = quantize_on_grid(
+            matrix.weight,
+            matrix.factor,
+            *grid_scales(rows, columns),
+            states=states,
             row_weight=matrix.row_weight,
-            stretch=stretches(matrix.weight, row_step, column_step, states=states)
-            if shrink
-            else None,
         )
-        rounding = job.quantize(states)
         symbols = rounding.symbols
         reach = int(np.abs(symbols).max(initial=0))
         if reach > LARGEST_CODE:
             raise QuantError(
                 f"{matrix.name}: codes reach {reach:,}, {LARGEST_CODE:,} at most can be stored; "
-                "use larger steps or a smaller budget"
+                "use a larger delta or a smaller budget"
             )
         tensor = _tensor(matrix, symbols, (rows, columns), states)
         loss = float(matrix.row_weight @ rounding.row_loss) / 2
         if rescale:
             tensor, loss = _rescaled(matrix, tensor, rounding.points, loss)
-        return Coded(tensor=tensor, loss_nats=loss)
+        return QuantizedMatrix(tensor=tensor, loss_nats=loss)
 
     return side_by_side(
-        coded,
+        quantized,
         matrices,
         cost=lambda matrix: matrix.weight.size * len(matrix.hessian),
         threads=threads,
@@ -220,8 +219,8 @@ def _rescaled(
 ) -> tuple[PackedTensor, float]:
     """`tensor` with the row scales that fit its codes best, in rows that gain `LEAST_GAIN` by it.
 
-    The best gain is that of `grids.row_gains`, ``w H v^T / v H v^T``. One product with H gives it
-    and what it leaves: with e = v - w, ``g v - w = e - (1 - g) v``.
+    Values v fit weights w best when multiplied by ``g = w H v^T / v H v^T``. One product with H
+    gives g and the loss that is left: with e = v - w, ``g v - w = e - (1 - g) v``.
     """
     value_RC = values_of_points(tensor, points_RC)
     error_RC = value_RC - matrix.weight

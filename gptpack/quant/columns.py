@@ -1,7 +1,7 @@
 """What rounding and the trellis share: a matrix in units of its own grid, column after column.
 
-Weights are divided by both steps on the way in, so that the kernels round to integers, and the
-feedback between columns is divided alike. Arrays inside are transposed (``_PR``), which makes a
+Weights are divided by row and column scales on the way in, so that the kernels round to integers;
+the feedback between columns is divided alike. Arrays inside are transposed (``_PR``), which makes a
 column contiguous and every inner loop a run over rows.
 
 The lazy batch updates are a numba loop rather than BLAS: eight errors per pass over a target reach
@@ -26,27 +26,27 @@ from gptpack.quant.steps import reciprocals
 Array = npt.NDArray[Any]
 
 LIMIT = 2.0**22
-"""Points beyond this are an error: float32 targets no longer resolve them."""
+"""Largest magnitude of a point: float32 targets do not resolve larger ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """Quantized weights: ``point * row_step * column_step``, halved if there is a trellis."""
+    """Quantized weights: ``point * row_scale * column_scale``, halved with a trellis."""
 
     points: npt.NDArray[np.int32]
     states: int
     """Trellis states, or 1 for a plain uniform grid."""
     row_loss: npt.NDArray[np.float64]
-    """``e H e^T`` of every row's error e, with the Hessian as given: damping taken out again."""
+    """``e H e^T`` of each row's error e, ``[R]``; H is the Hessian as given, without damping."""
 
     @property
     def symbols(self) -> npt.NDArray[np.int32]:
-        """What is coded: the points, or ``(point - parity) / 2`` with a trellis."""
+        """The integers that are coded: the points, or ``(point - parity) / 2`` with a trellis."""
         return self.points if self.states == 1 else self.points >> 1
 
     @property
     def parity(self) -> npt.NDArray[np.int32]:
-        """The coder's context from the trellis; the decoder knows it before the symbol."""
+        """Each point's parity, 0 without a trellis; the decoder knows it before the symbol."""
         return self.points & 1 if self.states > 1 else np.zeros_like(self.points)
 
     @property
@@ -85,9 +85,10 @@ def _unpack(points_PR: Array, order_P: Array, out_RC: Array) -> None:  # pragma:
 def add_feedback(
     target_PR: Array, error_PR: Array, feedback_PP: Array, sources: Any, sinks: Any
 ) -> None:  # pragma: no cover
-    """``target[c] += sum of feedback[c, i] * error[i]``, i and c over two half-open ranges.
+    """``target[c] += sum of feedback[c, i] * error[i]``, i of `sources` and c of `sinks`.
 
-    Eight errors at a time: six loads and one store per eight multiply-adds, 512 rows of each in L1.
+    Both are half-open ranges. Errors go eight at a time: six loads and one store per eight
+    multiply-adds, with 512 rows of each in L1.
     """
     rows = target_PR.shape[1]
     begin, end = sources
@@ -129,9 +130,9 @@ def add_feedback(
 def settle_column(
     target_R: Array, point_R: Array, error_R: Array, costs: Any, loss_R: Array
 ) -> None:  # pragma: no cover
-    """Turn a decided column's weights (in `error_R`) into its errors and add up the loss.
+    """Replace a decided column's weights (in `error_R`) by its errors, and add up the loss.
 
-    `costs` is (squared pivot, damping), both in units of the column's grid; 0, 0 for a dead column.
+    `costs` is (squared pivot, damping) in units of the column's grid, and (0, 0) for a dead column.
     """
     pivot2, damping = costs
     for r in range(target_R.shape[0]):
@@ -146,34 +147,41 @@ class Workspace:
     """A matrix in units of its own grid, in decision order: what the kernels work on."""
 
     targets: Array
+    """Weights with the feedback so far, ``[P, R]``."""
     errors: Array
+    """Weights, and the errors of decided columns, ``[P, R]``."""
     feedback: Array
-    stretch: Array
+    """``[P, P]``."""
     costs: npt.NDArray[np.float64]
+    """Squared pivot and damping of each column, ``[P, 2]``."""
     row_loss: npt.NDArray[np.float64]
     points: npt.NDArray[np.int32]
 
     def finish(
-        self, factor: Factor, row_step_R: npt.NDArray[np.float64], *, states: int
+        self, factor: Factor, row_scale_R: npt.NDArray[np.float64], *, states: int
     ) -> Rounding:
-        """Back to the caller's order and units."""
+        """The points and losses in the caller's order and units.
+
+        Raises:
+            QuantError: a target passes `LIMIT`.
+        """
         reach = float(np.abs(self.targets).max(initial=0.0))
         if not reach < LIMIT:
             raise QuantError(
-                f"{factor.name}: the steps are too small, codes would reach {reach:.3g} "
-                f"(at most {LIMIT:.0f}); use larger steps or more damping"
+                f"{factor.name}: the grid is too fine, codes would reach {reach:.3g} "
+                f"(at most {LIMIT:.0f}); use larger scales or more damping"
             )
         points_RC = np.empty(self.points.shape[::-1], np.int32)
         _unpack(self.points, factor.order, points_RC)
-        loss_R = np.maximum(self.row_loss, 0.0) * row_step_R**2
+        loss_R = np.maximum(self.row_loss, 0.0) * row_scale_R**2
         return Rounding(points=points_RC, states=states, row_loss=loss_R)
 
 
 def positive(values: npt.ArrayLike | None, size: int, what: str) -> npt.NDArray[np.float64]:
-    """`values` as `size` float64 numbers; ones for None.
+    """`values` as float64 numbers ``[size]``; None gives ones. Errors call them `what`.
 
     Raises:
-        QuantError: another shape, or one is not a positive finite number.
+        QuantError: the shape is another, or one is not a positive finite number.
     """
     if values is None:
         return np.ones(size)
@@ -188,11 +196,12 @@ def positive(values: npt.ArrayLike | None, size: int, what: str) -> npt.NDArray[
 def prepare(
     weight_RC: Array,
     factor: Factor,
-    row_step_R: npt.NDArray[np.float64],
-    column_step_C: npt.NDArray[np.float64],
-    stretch: npt.ArrayLike | None,
+    row_scale_R: npt.NDArray[np.float64],
+    column_scale_C: npt.NDArray[np.float64],
 ) -> Workspace:
-    """Divide by the steps, permute, and lay out column after column. Nothing given is modified.
+    """The weights divided by the scales, permuted, and laid out column after column.
+
+    No argument is modified.
 
     Raises:
         QuantError: shapes disagree, or a weight is not finite.
@@ -206,21 +215,19 @@ def prepare(
     if not np.isfinite(weight_RC).all():
         raise QuantError(f"{factor.name}: a weight is not finite")
     order_P = factor.order
-    step_P = column_step_C[order_P]
+    scale_P = column_scale_C[order_P]
     target_PR = np.empty(weight_RC.shape[::-1], dtype)
-    inverse_R, inverse_P = reciprocals(row_step_R, dtype), reciprocals(step_P, dtype)
+    inverse_R, inverse_P = reciprocals(row_scale_R, dtype), reciprocals(scale_P, dtype)
     _pack(weight_RC, order_P, inverse_R, inverse_P, target_PR)
-    # An error of i in its own grid's units, felt by c in c's.
-    feedback_PP = factor.feedback * step_P.astype(dtype)
+    # an error of column i is in units of i's grid, what column c takes from it in units of c's
+    feedback_PP = factor.feedback * scale_P.astype(dtype)
     feedback_PP *= inverse_P[:, None]
     live_P = ~factor.dead[order_P]
-    cost_P2 = np.stack([(factor.pivots[order_P] * step_P) ** 2, factor.damping * step_P**2], 1)
-    stretch_P = positive(stretch, factor.columns, f"{factor.name}: stretches")[order_P]
+    cost_P2 = np.stack([(factor.pivots[order_P] * scale_P) ** 2, factor.damping * scale_P**2], 1)
     return Workspace(
         targets=target_PR,
         errors=target_PR.copy(),
         feedback=feedback_PP,
-        stretch=stretch_P.astype(dtype),
         costs=np.where(live_P[:, None], cost_P2, 0.0),
         row_loss=np.zeros(weight_RC.shape[0]),
         points=np.empty(weight_RC.shape[::-1], np.int32),

@@ -1,4 +1,4 @@
-"""The factor of a Hessian that GPTQ feeds its errors through: numpy in and out, float64 inside.
+"""A Hessian -> the factor through which GPTQ feeds its errors: numpy in and out, float64 inside.
 
 Shape legend: C = columns (inputs of the layer), P = columns in the order they are decided.
 
@@ -26,9 +26,10 @@ Array = npt.NDArray[Any]
 Order = Literal["activation", "natural"]
 
 FIRST_DAMP = 2.0**-24
-"""What a `damp` of 0 becomes when the Hessian turns out to be singular."""
+"""Damping that replaces a `damp` of 0 where the Hessian turns out to be singular."""
 LEAST_PIVOT = 2.0**-46
-"""A squared pivot below this fraction of its own diagonal entry is rounding noise: not definite."""
+"""Least squared pivot as a fraction of its diagonal entry: below, it is rounding noise, and the
+Hessian is not positive definite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,22 +37,22 @@ class Factor:
     """A factored Hessian. Safe to share between threads; nothing writes to it."""
 
     name: str
-    """The tensor it belongs to, for messages."""
+    """Name of the tensor, for messages."""
     order: npt.NDArray[np.int64]
     """`order[p]` is the column that is decided p-th."""
     feedback: Array
-    """Row c holds ``U[i, c] / U[c, c]`` for i < c: what column c takes from earlier errors. float32
-    or float64, and so is the arithmetic of whoever quantizes with it."""
+    """Row c holds ``U[i, c] / U[c, c]`` for i < c: what column c takes from earlier errors. It is
+    float32 or float64, and so is the arithmetic of the quantizers that use it."""
     pivots: npt.NDArray[np.float64]
     """``U[c, c]`` by column, so an error e made in deciding column c costs ``(e pivots[c])^2``.
-    Steps proportional to ``1 / pivots`` spread the loss evenly (WaterSIC)."""
+    Grid steps proportional to ``1 / pivots`` spread the loss evenly (WaterSIC)."""
     dead: npt.NDArray[np.bool_]
-    """Columns whose input is always 0. They are quantized to 0 and cost nothing; their pivot is the
-    root mean square of the others, so that a step derived from it is an ordinary one."""
+    """Which columns have an input that is always 0. They are quantized to 0 and cost nothing; their
+    pivot is the root mean square of the others, so that a scale derived from it is ordinary."""
     damping: float
-    """What was added to the diagonal, in the Hessian's own unit."""
+    """Number that was added to the diagonal, in the Hessian's own unit."""
     damp: float
-    """The same as a fraction of the mean diagonal; more than was asked for if `notes` says so."""
+    """The damping as a fraction of the mean diagonal; `notes` says where it was raised."""
     notes: tuple[str, ...] = field(default=())
     """Warnings for a person, each naming the tensor."""
 
@@ -78,7 +79,9 @@ def _checked(hessian: Array, name: str) -> npt.NDArray[np.float64]:
     symmetric_CC: npt.NDArray[np.float64] = (hessian_CC + hessian_CC.T) / 2
     least = float(symmetric_CC.diagonal().min())
     if least < 0:
-        raise QuantError(f"{name}: the Hessian's diagonal has {least:.3g}, a sum of squares cannot")
+        raise QuantError(
+            f"{name}: the Hessian's diagonal holds {least:.3g}; sums of squares are not negative"
+        )
     return symmetric_CC
 
 
@@ -113,12 +116,12 @@ def factorize(
         damp: added to the diagonal, as a fraction of the mean over live columns. Doubled as often
             as the factorization fails, up to `max_damp`; each doubling is in the result's `notes`.
         order: "activation" decides the column with the largest diagonal first, "natural" column 0.
-        dtype: float32 or float64: of `Factor.feedback`, and so of the quantizers' arithmetic.
-        name: the tensor, for messages.
+        dtype: float32 or float64, for `Factor.feedback` and so for the quantizers' arithmetic.
+        name: the tensor's, for messages.
 
     Raises:
-        QuantError: not a square of finite numbers, a negative diagonal, nothing but zeros, or not
-            positive definite at `max_damp`.
+        QuantError: `hessian` is not square, finite and of a nonnegative diagonal, is all zeros, or
+            is not positive definite at `max_damp`; or another argument is none of those above.
     """
     if not 0 <= damp <= max_damp:
         raise QuantError(f"{name}: damp={damp} is not within 0 and max_damp={max_damp}")
@@ -130,7 +133,9 @@ def factorize(
     diagonal_C = hessian_CC.diagonal().copy()
     dead_C = diagonal_C == 0
     if dead_C.all():
-        raise QuantError(f"{name}: every column of the Hessian is zero; no calibration input came")
+        raise QuantError(
+            f"{name}: every column of the Hessian is zero; no calibration input reached the layer"
+        )
     hessian_CC[dead_C, :] = 0
     hessian_CC[:, dead_C] = 0
     mean = float(diagonal_C[~dead_C].mean())

@@ -1,4 +1,4 @@
-"""GPTQ on uniform grids, unclipped for an entropy coder or clipped to a few bits. numpy, numba.
+"""Weights -> points of uniform grids by GPTQ: unclipped for an entropy coder, or clipped.
 
 Frantar et al. 2022, https://arxiv.org/abs/2210.17323, in the form of factor.py: columns are decided
 one by one, each after what the earlier ones left behind.
@@ -35,14 +35,13 @@ def _round_columns(
     target_PR: Array,
     error_PR: Array,
     feedback_PP: Array,
-    stretch_P: Array,
     cost_P2: Array,
     loss_R: Array,
     points_PR: Array,
     clip: float,
     block: int,
 ) -> None:  # pragma: no cover
-    """Both big arrays hold the weights at first; targets and errors at the end."""
+    """Fill `points_PR`. Targets and errors both hold the weights at first."""
     columns, rows = target_PR.shape
     for begin in range(0, columns, block):
         end = min(begin + block, columns)
@@ -54,9 +53,7 @@ def _round_columns(
                 point_R[:] = 0
             else:
                 for r in range(rows):
-                    point_R[r] = np.int32(
-                        min(max(np.rint(target_R[r] / stretch_P[c]), -clip), clip)
-                    )
+                    point_R[r] = np.int32(min(max(np.rint(target_R[r]), -clip), clip))
             costs = (cost_P2[c, 0], cost_P2[c, 1])
             settle_column(target_R, point_R, error_PR[c], costs, loss_R)
 
@@ -64,41 +61,37 @@ def _round_columns(
 def quantize_uniform(
     weight: npt.ArrayLike,
     factor: Factor,
-    row_step: npt.ArrayLike,
-    column_step: npt.ArrayLike | None = None,
+    row_scale: npt.ArrayLike,
+    column_scale: npt.ArrayLike | None = None,
     *,
     clip: int | None = None,
-    stretch: npt.ArrayLike | None = None,
     block: int = 128,
 ) -> Rounding:
-    """Round to ``code * row_step * column_step`` so that ``tr((W - Q) H (W - Q)^T)`` stays small.
+    """Round to ``code * row_scale * column_scale`` so that ``tr((W - Q) H (W - Q)^T)`` stays small.
 
     Args:
         weight: weight of a linear layer, ``[R, C]``, any strides. Not modified.
-        factor: of the layer's Hessian; its dtype is the arithmetic's.
-        row_step: ``[R]``.
-        column_step: ``[C]``; ones by default.
-        clip: largest magnitude of a code. None for an unclipped grid, which is what an entropy
+        factor: the layer's Hessian, factored; its dtype is the arithmetic's.
+        row_scale: ``[R]``.
+        column_scale: ``[C]``; ones by default.
+        clip: largest magnitude of a code. None leaves the grid unclipped, which is what an entropy
             coder wants: a clip costs distortion and saves almost no bits.
-        stretch: decide as if the grid were this many times wider, ``[C]``. Slightly above 1, the
-            values are shrunk towards 0 as a conditional mean is (docs/log.md); ones by default.
-        block: columns between lazy updates. Does not change the result beyond rounding.
+        block: columns between lazy updates; the result does not depend on it beyond rounding.
 
     Raises:
-        QuantError: shapes disagree, a weight or step is not finite or not positive, or a code would
-            pass `columns.LIMIT`.
+        QuantError: shapes disagree, a weight is not finite, a scale is not positive and finite, or
+            a code would pass `columns.LIMIT`.
     """
     weight_RC = np.asarray(weight)
-    row_R = positive(row_step, weight_RC.shape[0], f"{factor.name}: row steps")
-    column_C = positive(column_step, factor.columns, f"{factor.name}: column steps")
+    row_R = positive(row_scale, weight_RC.shape[0], f"{factor.name}: row scales")
+    column_C = positive(column_scale, factor.columns, f"{factor.name}: column scales")
     if block < 1 or (clip is not None and not 0 < clip < LIMIT):
         raise QuantError(f"{factor.name}: block={block}, clip={clip}; both must be positive")
-    work = prepare(weight_RC, factor, row_R, column_C, stretch)
+    work = prepare(weight_RC, factor, row_R, column_C)
     _round_columns(
         work.targets,
         work.errors,
         work.feedback,
-        work.stretch,
         work.costs,
         work.row_loss,
         work.points,
@@ -119,19 +112,22 @@ def quantize_clipped(
 ) -> tuple[Rounding, Array]:
     """GPTQ to codes of `bits` bits, with one scale per row: ``code * scale``.
 
-    The scales come back in `scale_dtype`, and are what the codes were decided with. Codes lie
-    within ``+-(2^(bits-1) - 1)``. Every row tries its largest magnitude times each of `scales` as
-    the end of the range and keeps what has the smallest ``e H e^T`` after feedback; rows do not
-    touch each other, so this is exact at one GPTQ per candidate. A row of zeros gets the smallest
-    normal scale.
+    Codes lie within ``+-(2^(bits-1) - 1)``. The scales ``[R]`` come back in `scale_dtype`, and the
+    codes were decided with those. Every row tries its largest magnitude times each of `scales` as
+    the end of its range and keeps the one with the smallest ``e H e^T`` after feedback. Rows do not
+    depend on each other, so one GPTQ per candidate finds each row's best. A row of zeros gets the
+    smallest normal scale.
 
     Raises:
-        QuantError: as `quantize_uniform`; `bits` is not 2 to 8; a row is too large for
-            `scale_dtype`.
+        QuantError: as `quantize_uniform`; `bits` is not 2 to 8, or `scales` is empty; a row is too
+            large for `scale_dtype`.
     """
     weight_RC = np.asarray(weight)
     if not 2 <= bits <= 8 or not scales:
-        raise QuantError(f"{factor.name}: {bits} bits and {len(scales)} scales; need 2 to 8, and 1")
+        raise QuantError(
+            f"{factor.name}: {bits} bits and {len(scales)} scales to try; need 2 to 8 bits and at "
+            "least 1 scale"
+        )
     clip = 2 ** (bits - 1) - 1
     info = np.finfo(np.dtype(scale_dtype).name)
     peak_R = np.abs(weight_RC).max(axis=1).astype(np.float64)

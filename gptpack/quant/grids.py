@@ -1,8 +1,7 @@
-"""Grids for steps and scales. numpy only: a decoder needs nothing else.
+"""Scales <-> integers on logarithmic grids. numpy only: a decoder needs nothing else.
 
-A scale is kept as an integer i on a logarithmic grid, and is ``2^(i / q)``. What the decoder gets
-is a product of a constant from the table below and a power of two, both exact, so that no libm has
-a say in a decoded value.
+Integer i stands for the scale ``2^(i / q)``. The decoder computes it as a constant from the table
+below times a power of two, both exact, so that no libm has a say in a decoded value.
 """
 
 from typing import Any
@@ -10,15 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.trellis import noise_of
 from gptpack.errors import QuantError
 
 RESOLUTIONS = (1, 2, 4, 8, 16, 32, 64)
-"""Grid points per octave. 4 is a ratio of 1.19: steps off by up to 9 %, 0.004 bit a weight."""
+"""Scales per octave. With 4 their ratio is 1.19: scales are off by up to 9 %, which costs 0.004 bit
+a weight."""
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -100, 100
 """Scales lie in ``[2^-100, 2^101)``: products of two stay normal float32 numbers in practice."""
-
-MAX_STRETCH = 1.5
 
 # round(2^(i / 64) * 2^23) for i = 0..63: the float32 significands of an octave.
 _SIGNIFICANDS = np.array(
@@ -42,7 +39,7 @@ def _check_resolution(per_octave: int) -> None:
 
 
 def quantize_scale(values: npt.ArrayLike, *, per_octave: int = 4) -> npt.NDArray[np.int16]:
-    """Indexes of the grid scales nearest (in ratio) to positive `values`, of the same shape.
+    """Indexes of the scales nearest (in ratio) to positive `values`, of the same shape.
 
     Raises:
         QuantError: a value is not positive, not finite, or outside ``[2^-100, 2^101)``.
@@ -75,40 +72,3 @@ def scale_values(indexes: npt.NDArray[Any], *, per_octave: int = 4) -> npt.NDArr
     octave, place = np.divmod(indexes.astype(np.int32), np.int32(per_octave))
     significand = _SIGNIFICANDS[place * (64 // per_octave)].astype(np.float32)
     return np.ldexp(significand, octave - np.int32(23)).astype(np.float32)
-
-
-def stretches(
-    weight: npt.NDArray[Any],
-    row_step: npt.NDArray[Any],
-    column_step: npt.NDArray[Any],
-    *,
-    states: int,
-) -> npt.NDArray[np.float64]:
-    """How much wider than the values' grid a column should be decided on, ``[C]``.
-
-    A best estimate of a Gaussian weight lies nearer to 0 than the point it was rounded to, by the
-    ratio of noise to power; deciding on a grid that much wider lets GPTQ know it. At equal rate
-    this is worth 0.006 bit at 3.4 bits and 0.025 at 2.7, brings a trellis as close to the
-    rate-distortion bound at 1.6 bits as at 5, and leaves nothing to reconstruction points per
-    symbol (benchmarks/gaussian_gap.py). It shrinks weights, as any estimate of least squares does.
-    """
-    noise = noise_of(states)
-    scaled_RC = weight.astype(np.float64) / row_step[:, None]
-    power_C = np.mean(scaled_RC**2, axis=0) / column_step.astype(np.float64) ** 2
-    return 1 + noise / np.maximum(power_C, noise / (MAX_STRETCH - 1))
-
-
-def row_gains(
-    weight: npt.NDArray[Any], value: npt.NDArray[Any], hessian: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    """The factor per row that brings quantized values closest to the weights, ``[R]``.
-
-    Minimizes ``(w - gain v) H (w - gain v)^T``: ``gain = w H v^T / v H v^T``, 1 for a row of zeros.
-    """
-    energy_RC = value.astype(np.float64) @ hessian.astype(np.float64)
-    cross_R = np.einsum("rc,rc->r", weight.astype(np.float64), energy_RC)
-    own_R = np.einsum("rc,rc->r", value.astype(np.float64), energy_RC)
-    gain_R: npt.NDArray[np.float64] = np.divide(
-        cross_R, own_R, out=np.ones_like(own_R), where=own_R > 0
-    )
-    return gain_R

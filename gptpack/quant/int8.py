@@ -1,4 +1,4 @@
-"""The reference's int8: one scale per row, the largest weights clipped, small tensors in floats.
+"""Tensors -> int8 as the reference makes it: a scale per row, large weights clipped; or floats.
 
 parameter-golf baseline, `quantize_state_dict_int8`. Shape legend: R = rows, C = columns.
 """
@@ -14,7 +14,7 @@ from gptpack.quant.types import PackedTensor
 CLIP_QUANTILE = 0.9999984
 """Share of a row's magnitudes that must not be clipped."""
 SMALL_NUMEL = 65536
-"""Tensors of at most so many elements stay in float16."""
+"""Most elements of a tensor that stays in float16."""
 CONTROL = (
     "attn_scale",
     "mlp_scale",
@@ -22,16 +22,16 @@ CONTROL = (
     "q_gain",
     "skip_weight",
 )
-"""Parts of the names of tensors that stay in float32: they steer the residual stream."""
+"""Parts of the names of tensors that stay in float32, because they steer the residual stream."""
 
 Float32 = npt.NDArray[np.float32]
 
 
 def to_float16(name: str, values: Float32) -> npt.NDArray[Any]:
-    """`values` or scales of the tensor `name`, to nearest.
+    """`values`, which are those or the scales of the tensor `name`, rounded to float16.
 
     Raises:
-        QuantError: one is beyond the range.
+        QuantError: a value is beyond float16.
     """
     with np.errstate(over="ignore"):
         stored = values.astype(np.float16)
@@ -47,7 +47,7 @@ def quantize_int8_rows(name: str, weight_RC: Float32) -> PackedTensor:
     """Codes in -127..127 and one float16 scale per row of a matrix ``[R, C]``.
 
     The scale is ``max(clip / 127, 1 / 127)`` with `clip` the row's `CLIP_QUANTILE` magnitude:
-    the floor makes the step the same in all rows without large weights.
+    the floor makes the scale the same in all rows without large weights.
 
     Raises:
         QuantError: a scale is beyond float16.
@@ -79,10 +79,10 @@ def quantize_int8_tensor(name: str, values: Float32) -> PackedTensor:
 
 
 def keep_float(name: str, values: Float32, dtype: str) -> PackedTensor:
-    """`values` as they are, in ``float32``, ``float16`` or ``bfloat16`` (nearest, ties to even).
+    """`values` in `dtype`: ``float32``, ``float16`` or ``bfloat16`` (nearest, ties to even).
 
     Raises:
-        QuantError: one is beyond float16.
+        QuantError: a value is beyond float16.
     """
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
@@ -96,7 +96,11 @@ def keep_float(name: str, values: Float32, dtype: str) -> PackedTensor:
 
 
 def quantize_reference(name: str, values: Float32) -> PackedTensor:
-    """What the reference does with a tensor of this name and size."""
+    """The tensor as the reference packs one of this name and size.
+
+    Raises:
+        QuantError: a value or a scale is beyond float16.
+    """
     if any(part in name for part in CONTROL):
         return keep_float(name, values, "float32")
     if values.size <= SMALL_NUMEL:

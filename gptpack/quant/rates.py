@@ -1,12 +1,12 @@
-"""About how many bits codes will take, from weights and steps alone: where a search may begin.
+"""Matrices and a delta -> about how many bits their codes take, without coding: a search's start.
 
-A code is counted as a rounded Gaussian whose variance is a row's power times a column's, and what
-other columns' errors add to it. On the 27 M checkpoint this is 1 % below the bytes from 5 bits a
-weight to 1.9, and an octave of delta takes what it says to 1 %; below one bit, where a trellis is
-not like rounding, it means little (docs/log.md, 2026-11-25).
+A code counts as a rounded Gaussian whose variance is a row's power times a column's, plus what the
+errors of other columns add. On the 27 M checkpoint this is 1 % below the bytes from 5 bits a weight
+down to 1.9, and it is right to 1 % about what an octave of delta takes. Below one bit, where a
+trellis is not like rounding, it means little (docs/log.md, 2026-11-25).
 
-Shape legend: R = rows, C = columns, of either every `EVERY`-th in the order of their power where
-they stand for all; P = columns in the order they are decided; N = points of a table.
+Shape legend: R = rows, C = columns (some stand for all: every `EVERY`-th in the order of power),
+P = columns in the order they are decided, N = points of a table.
 """
 
 import functools
@@ -18,25 +18,27 @@ import numpy.typing as npt
 import torch
 
 from gptpack.quant.allocation import ROW_POWER, Matrix, grid_indexes
-from gptpack.quant.types import grid_steps
+from gptpack.quant.types import grid_scales
 from gptpack.quant.workers import side_by_side
 
 Floats = npt.NDArray[np.float64]
 
 EVERY = 16
+"""One row or column in so many stands for all."""
 LEAST = -8.0
-"""log2 of the least standard deviation that is told from 0, in steps."""
+"""log2 of the least standard deviation that is told from 0, in grid steps."""
 FINE = 4.0
-"""log2 of that beyond which rounding costs no entropy: ``log2(sigma sqrt(2 pi e))`` bits."""
+"""log2 of the standard deviation, in grid steps, from which on a rounded Gaussian has the entropy
+``log2(sigma sqrt(2 pi e))`` bits."""
 PROBES = 16
 """Random errors that are followed through a matrix' feedback."""
 ROW_BITS, COLUMN_BITS = 6, 2
-"""About what a row's and a column's scale take."""
+"""Bits that a row's scale and a column's take, about."""
 
 
 @functools.cache
 def _entropies() -> tuple[Floats, Floats]:
-    """log2 of a Gaussian's standard deviation, in steps; entropy of what it is rounded to, bits."""
+    """A table: log2 of a Gaussian's standard deviation in grid steps, its entropy when rounded."""
     spread_N = np.linspace(LEAST, FINE, 193)
     edges_K = np.arange(-100, 102) - 0.5
     scaled = torch.from_numpy(edges_K / (2.0 ** spread_N[:, None] * np.sqrt(2)))
@@ -45,29 +47,32 @@ def _entropies() -> tuple[Floats, Floats]:
 
 
 def rounded_bits(spread: Floats) -> Floats:
-    """Entropy of rounded Gaussians, by log2 of their standard deviations in steps."""
+    """Entropy of rounded Gaussians, bits, by log2 of their standard deviations in grid steps."""
     beyond: Floats = np.maximum(spread - FINE, 0.0)
     return np.interp(spread, *_entropies()) + beyond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Powers:
+    """How large a matrix is by row and column."""
+
     matrix: Matrix
     rows: npt.NDArray[np.int64]
-    """Those that stand for all."""
+    """Indexes of the rows that stand for all."""
     row: Floats
-    """log2 of their root mean square, in units of the column steps, ``[R]``."""
+    """log2 of the rows' root mean square, in units of the column scales, ``[R]``."""
     column: Floats
-    """By how many octaves columns are above the mean, ``[C]``."""
+    """Octaves by which columns are above the mean, ``[C]``."""
     noise: Floats
-    """Variance that other columns' errors add, in squared steps, ``[C]``."""
+    """Variance that other columns' errors add, in squared grid steps, ``[C]``."""
 
 
 def _added_noise(matrix: Matrix, own: float) -> Floats:
-    """Variance that errors of other columns add to each column, in squared steps.
+    """Variance that errors of other columns add to each column, in squared grid steps.
 
-    A column's error e is its `own` less what it takes from earlier errors, ``(I + F) e = own``, and
-    own errors are alike in units of their steps, which are as the reciprocals of the pivots.
+    A column's error e is its own rounding error less what it takes from earlier errors: ``(I + F) e
+    = own``. Own errors all have the variance `own` in squared grid steps, and grid steps are in
+    proportion to the reciprocals of the pivots.
     """
     factor = matrix.factor
     pivot_P = factor.pivots[factor.order]
@@ -83,7 +88,7 @@ def _added_noise(matrix: Matrix, own: float) -> Floats:
 
 
 def _powers(matrix: Matrix, own: float) -> _Powers:
-    row_R, column_C = _steps(matrix, 1e-4, ROW_POWER)
+    row_R, column_C = _scales(matrix, 1e-4, ROW_POWER)
     square_RC = np.square(matrix.weight)
     row = 0.5 * np.log2(np.maximum(square_RC @ column_C**-2.0 / len(column_C), 1e-60))
     column = (row_R**-2.0 @ square_RC) * column_C**-2.0
@@ -99,8 +104,8 @@ def _powers(matrix: Matrix, own: float) -> _Powers:
     )
 
 
-def _steps(matrix: Matrix, delta: float, row_power: float) -> tuple[Floats, Floats]:
-    row_R, column_C = grid_steps(*grid_indexes(matrix, delta, row_power=row_power))
+def _scales(matrix: Matrix, delta: float, row_power: float) -> tuple[Floats, Floats]:
+    row_R, column_C = grid_scales(*grid_indexes(matrix, delta, row_power=row_power))
     return row_R.astype(np.float64), column_C.astype(np.float64)
 
 
@@ -111,11 +116,11 @@ def rate_of(
     row_power: float = ROW_POWER,
     noise: float = 1 / 12,
 ) -> Callable[[float], float]:
-    """Bits of all codes and scales by delta.
+    """A function from delta to the bits that all codes and scales take.
 
     Args:
-        factor_of: a matrix' own delta is that of its name times the common one.
-        noise: variance of a rounding error, in squared steps.
+        factor_of: gives by name how many times the common delta a matrix' own is.
+        noise: variance of a rounding error, in squared grid steps.
     """
     parts = side_by_side(
         lambda matrix: _powers(matrix, noise), matrices, cost=lambda m: float(m.weight.size)
@@ -126,7 +131,7 @@ def rate_of(
         bits = float(scales)
         for part in parts:
             own = delta * factor_of(part.matrix.name)
-            row_R = np.log2(_steps(part.matrix, own, row_power)[0][part.rows])
+            row_R = np.log2(_scales(part.matrix, own, row_power)[0][part.rows])
             square_RC = 4.0 ** ((part.row - row_R)[:, None] + part.column) + part.noise
             mean = rounded_bits(0.5 * np.log2(square_RC)).mean()
             bits += float(mean) * part.matrix.weight.size

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """The grid of one matrix: a point is an integer times ``row[r] * column[c]``."""
+    """Grid steps of one matrix: a point is an integer times ``row[r] * column[c]``."""
 
     row: Floats
     column: Floats
@@ -66,9 +66,9 @@ class Foresight(Protocol):
         """The packer's outlook at `delta` for the weights that were looked at last."""
 
 
-def reciprocals(step: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+def reciprocals(scale: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
     """Reciprocals of a grid's spacings, rounded once, from float64.
 
     Quantizers multiply by these instead of dividing.
     """
-    return (1 / step.astype(np.float64)).astype(dtype)
+    return (1 / scale.astype(np.float64)).astype(dtype)

@@ -1,14 +1,14 @@
-"""Entropy-coded trellis quantization inside GPTQ: numpy arrays, numba. Decoder: codec/trellis.py.
+"""Weights -> points by a trellis inside GPTQ, for an entropy coder. codec/trellis.py decodes.
 
-Halve the step, and let a trellis pick at every weight which half of the fine grid's points may be
-used: the coded symbol is as cheap as on the full step, and the best of all paths (Viterbi) comes
-0.9 to 1.3 dB closer than rounding. A path runs down a column, because rows are independent once
-the earlier columns are decided; the decided column's errors are then fed on as in columns.py.
+The grid is twice as fine, and a trellis says at every weight which half of its points may be used:
+a coded symbol is as cheap as on the coarse grid, and the best of all paths (Viterbi) comes 0.9 to
+1.3 dB closer than rounding. A path runs down a column, because rows are independent once the
+earlier columns are decided; the decided column's errors are then fed on as in columns.py.
 
 The kernel walks the code in its feedforward form, ``(parity, k mod 2) = (h1(D), h0(D)) a``, whose
 state is the last inputs a. States u and u + S/2 lead to 2u and 2u + 1, so that one row is S/2
-butterflies over two contiguous runs, which LLVM vectorizes. No survivors are kept: path metrics of
-all rows are (R * S floats, in L2), and the way back compares the two predecessors again. The 66
+butterflies over two contiguous runs, which LLVM vectorizes. Kept are the path metrics of all rows
+(R * S floats, in L2) and no survivors: the way back compares the two predecessors again. The 66
 matrices of a 27 M GPT take 1.4 s with 8 states, 1.6 s with 64, 2.6 s with 256, and 0.8 s without a
 trellis (benchmarks/bench_trellis.py, two cores of Zen 3 shared with other work).
 
@@ -18,22 +18,19 @@ S = states, K = 4 subsets (residues modulo 4).
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from gptpack.codec.trellis import decode_trellis, polynomials
+from gptpack.codec.trellis import polynomials
 from gptpack.errors import QuantError
 from gptpack.quant.columns import Array, Rounding, add_feedback, positive, prepare, settle_column
 from gptpack.quant.factor import Factor
 from gptpack.quant.gptq import quantize_uniform
 
-__all__ = ["Job", "decode_trellis", "quantize_trellis"]
-
 UNREACHABLE = 1e30
+"""Path metric of a state that no path comes to."""
 
 
 def _bit_parity(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
@@ -41,12 +38,10 @@ def _bit_parity(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _subset_costs(
-    target_R: Array, stretch: Any, weight_R: Array, cost_KR: Array
-) -> None:  # pragma: no cover
-    """Weighted squared distances to the nearest point of every subset."""
+def _subset_costs(target_R: Array, weight_R: Array, cost_KR: Array) -> None:  # pragma: no cover
+    """Weighted squared distances to the nearest point of every subset, into `cost_KR`."""
     for r in range(target_R.shape[0]):
-        t = target_R[r] / stretch
+        t = target_R[r]
         for k in range(4):
             y = (t - k) / 4
             d = (y - np.rint(y)) * 4
@@ -69,7 +64,6 @@ def _kernel(states: int) -> Callable[..., None]:
         target_PR: Array,
         error_PR: Array,
         feedback_PP: Array,
-        stretch_P: Array,
         cost_P2: Array,
         loss_R: Array,
         points_PR: Array,
@@ -93,8 +87,7 @@ def _kernel(states: int) -> Callable[..., None]:
                     point_R[:] = 0  # all-zero symbols stay in state 0
                     settle_column(target_R, point_R, error_PR[c], costs, loss_R)
                     continue
-                stretch = stretch_P[c]
-                _subset_costs(target_R, stretch, weight_R, cost_KR)
+                _subset_costs(target_R, weight_R, cost_KR)
                 for r in range(rows):
                     d0, d1, d2, d3 = cost_KR[0, r], cost_KR[1, r], cost_KR[2, r], cost_KR[3, r]
                     old_S = metric_RS[r]
@@ -124,7 +117,7 @@ def _kernel(states: int) -> Callable[..., None]:
                     if metric_RS[r, u + half] + cost_KR[crossed_k, r] < stay:
                         s = u + half
                         k = crossed_k
-                    point_R[r] = k + 4 * np.int32(np.rint((target_R[r] / stretch - k) / 4))
+                    point_R[r] = k + 4 * np.int32(np.rint((target_R[r] - k) / 4))
                 settle_column(target_R, point_R, error_PR[c], costs, loss_R)
 
     return trellis_columns
@@ -133,46 +126,43 @@ def _kernel(states: int) -> Callable[..., None]:
 def quantize_trellis(
     weight: npt.ArrayLike,
     factor: Factor,
-    row_step: npt.ArrayLike,
-    column_step: npt.ArrayLike | None = None,
+    row_scale: npt.ArrayLike,
+    column_scale: npt.ArrayLike | None = None,
     *,
     states: int = 8,
     row_weight: npt.ArrayLike | None = None,
-    stretch: npt.ArrayLike | None = None,
     block: int = 128,
 ) -> Rounding:
-    """Quantize to ``point * row_step * column_step / 2`` with a trellis down every column.
+    """Quantize to ``point * row_scale * column_scale / 2`` with a trellis down every column.
 
     Trellis: Marcellin and Fischer 1990; entropy-coded: Fischer and Wang 1992. Each column's path
     minimizes ``sum over rows of row_weight (target - value)^2`` and is decided before the next.
 
     Args:
         weight: weight of a linear layer, ``[R, C]``, any strides. Not modified.
-        factor: of the layer's Hessian; its dtype is the arithmetic's.
-        row_step: ``[R]``: the step of a plain grid with the same symbols; the points' is half.
-        column_step: ``[C]``; ones by default.
-        states: a key of `gptpack.codec.trellis.POLYNOMIALS`; more is better and slower.
-        row_weight: what a squared error in a row costs (Fisher information), ``[R]``. Only its
-            proportions matter. `Rounding.row_loss` is not multiplied by it.
-        stretch: as in `quantize_uniform`.
-        block: columns between lazy updates. Does not change the result beyond rounding.
+        factor: the layer's Hessian, factored; its dtype is the arithmetic's.
+        row_scale: ``[R]``, that of a plain grid with the same symbols; points lie twice as dense.
+        column_scale: ``[C]``; ones by default.
+        states: a key of `gptpack.codec.trellis.POLYNOMIALS`; more states are better and slower.
+        row_weight: cost of a squared error in a row (Fisher information), ``[R]``. Only proportions
+            matter. `Rounding.row_loss` is not multiplied by it.
+        block: columns between lazy updates; the result does not depend on it beyond rounding.
 
     Raises:
-        QuantError: no such code, shapes disagree, a weight or step is not finite or not positive,
-            or a point would pass `columns.LIMIT`.
+        QuantError: no code has so many states, shapes disagree, a weight is not finite, a scale is
+            not positive and finite, or a point would pass `columns.LIMIT`.
     """
     weight_RC = np.asarray(weight)
-    row_R = positive(row_step, weight_RC.shape[0], f"{factor.name}: row steps")
-    column_C = positive(column_step, factor.columns, f"{factor.name}: column steps")
+    row_R = positive(row_scale, weight_RC.shape[0], f"{factor.name}: row scales")
+    column_C = positive(column_scale, factor.columns, f"{factor.name}: column scales")
     gain_R = positive(row_weight, weight_RC.shape[0], f"{factor.name}: row weights") * row_R**2
     if block < 1:
         raise QuantError(f"{factor.name}: block={block}; it must be positive")
-    work = prepare(weight_RC, factor, row_R / 2, column_C, stretch)
+    work = prepare(weight_RC, factor, row_R / 2, column_C)
     _kernel(states)(
         work.targets,
         work.errors,
         work.feedback,
-        work.stretch,
         work.costs,
         work.row_loss,
         work.points,
@@ -182,26 +172,22 @@ def quantize_trellis(
     return work.finish(factor, row_R / 2, states=states)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One matrix to quantize; the fields are the arguments of `quantize_trellis`."""
+def quantize_on_grid(
+    weight: npt.ArrayLike,
+    factor: Factor,
+    row_scale: npt.ArrayLike,
+    column_scale: npt.ArrayLike | None = None,
+    *,
+    states: int,
+    row_weight: npt.ArrayLike | None = None,
+) -> Rounding:
+    """`quantize_trellis`, or for one state `quantize_uniform`, where rows have no weights.
 
-    weight: Array
-    factor: Factor
-    row_step: npt.ArrayLike
-    column_step: npt.ArrayLike | None = None
-    row_weight: npt.ArrayLike | None = None
-    stretch: npt.ArrayLike | None = None
-
-    def quantize(self, states: int) -> Rounding:
-        """By a trellis; with one state by plain GPTQ, where rows have no weights.
-
-        Raises:
-            QuantError: see `quantize_trellis`.
-        """
-        steps = (self.weight, self.factor, self.row_step, self.column_step)
-        if states == 1:
-            return quantize_uniform(*steps, stretch=self.stretch)
-        return quantize_trellis(
-            *steps, states=states, row_weight=self.row_weight, stretch=self.stretch
-        )
+    Raises:
+        QuantError: see `quantize_trellis`.
+    """
+    if states == 1:
+        return quantize_uniform(weight, factor, row_scale, column_scale)
+    return quantize_trellis(
+        weight, factor, row_scale, column_scale, states=states, row_weight=row_weight
+    )

@@ -1,6 +1,6 @@
-"""What a packed tensor consists of, and how its values follow from it. numpy only, no torch.
+"""The arrays that a packed tensor consists of -> its values. numpy only, no torch.
 
-A method names the integer or float arrays that are coded; `METHODS` is the whole list, and
+A method names the integer or float arrays that are coded. `METHODS` lists all methods, and
 docs/format.md specifies each. Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
@@ -17,9 +17,11 @@ from gptpack.errors import ArtifactError, QuantError
 from gptpack.quant.grids import scale_values
 
 ROW_SCALES_PER_OCTAVE = 64
-"""Row scales are tuned after coding; 32 cost 0.00025 bpb at 2.5 bits (docs/log.md, 2026-11-21)."""
+"""Resolution of row scales, which are tuned after coding: with 32 an octave bits per byte rise by
+0.00025 at 2.5 bits (docs/log.md, 2026-11-21)."""
 COLUMN_SCALES_PER_OCTAVE = 4
-"""Column scales only say where precision goes; the encoder knows what they became."""
+"""Resolution of column scales, which only say where precision goes: codes are decided with them as
+they are stored."""
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -43,11 +45,11 @@ class PackedTensor:
     method: str
     """A key of `METHODS`."""
     arrays: Mapping[str, Array]
-    """What is coded, by the names of the method's `ArraySpec`s."""
+    """The coded arrays, by the names of the method's `ArraySpec`s."""
     parameters: Mapping[str, int | float] = field(default_factory=dict)
     """Scalars that decoding needs."""
     record: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made (damping, fallbacks, error); decoding does not look at it."""
+    """How the tensor was made (damping, fallbacks, error); decoding does not look at it."""
 
     @property
     def numel(self) -> int:
@@ -56,14 +58,14 @@ class PackedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How a tensor of any shape is held, and how its float32 values are computed."""
+    """A way to hold a tensor: its arrays, and how float32 values are computed from them."""
 
     arrays: tuple[ArraySpec, ...]
     ranks: tuple[int, ...] | None
-    """Tensor ranks that it can hold; None takes any."""
+    """Ranks of the tensors that the method can hold; None takes any."""
     values: Callable[[PackedTensor], npt.NDArray[np.float32]]
     states: tuple[int, ...] = ()
-    """What the parameter ``states`` may be; a method without any does not have it."""
+    """Values of the parameter ``states``; a method without a trellis has none of them."""
 
     def problem(self, parameters: Mapping[str, int | float]) -> str | None:
         """What is wrong with a tensor's `parameters`, if anything."""
@@ -115,8 +117,8 @@ def _grid(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     return values_of_points(tensor, decode_trellis(tensor.arrays["codes"], states))
 
 
-def grid_steps(rows: Array, columns: Array) -> tuple[Array, Array]:
-    """Row and column steps, float32, of their indexes."""
+def grid_scales(rows: Array, columns: Array) -> tuple[Array, Array]:
+    """Row and column scales, float32, of their indexes."""
     return (
         scale_values(rows, per_octave=ROW_SCALES_PER_OCTAVE),
         scale_values(columns, per_octave=COLUMN_SCALES_PER_OCTAVE),
@@ -126,7 +128,7 @@ def grid_steps(rows: Array, columns: Array) -> tuple[Array, Array]:
 def values_of_points(tensor: PackedTensor, points_RC: Array) -> npt.NDArray[np.float32]:
     """``point * row scale * column scale``, the row scale halved where there is a trellis."""
     states = int(tensor.parameters.get("states", 1))
-    row_R, column_C = grid_steps(tensor.arrays["row_scales"], tensor.arrays["column_scales"])
+    row_R, column_C = grid_scales(tensor.arrays["row_scales"], tensor.arrays["column_scales"])
     if states > 1:
         row_R = row_R * np.float32(0.5)
     values: npt.NDArray[np.float32] = (
@@ -175,7 +177,7 @@ METHODS: dict[str, Method] = {
 
 
 def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
-    """The values that `tensor` stands for, float32, of `tensor.shape`; the same on every machine.
+    """The values of `tensor`, float32, in its shape; the same on every machine.
 
     Raises:
         ArtifactError: the parameters are not the method's, or the arrays do not decode to finite

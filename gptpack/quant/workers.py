@@ -1,4 +1,4 @@
-"""Independent matrices side by side: a thread each, and one of torch's threads in each of those."""
+"""Independent items -> a function's results: a thread each, in which torch has no others."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,14 @@ def side_by_side(
 ) -> list[Result]:
     """`function` of each of `items`, in their order; the costliest are begun first.
 
-    Torch's own threads stay out of it: products of one matrix are small, and many threads that
-    wait for each other took up to ten times as long on a busy machine (docs/log.md, 2026-11-25).
+    Torch computes with one thread meanwhile: products of one matrix are small, and many threads
+    that wait for each other took up to ten times as long on a busy machine (docs/log.md,
+    2026-11-25).
 
     Args:
-        function: lets go of Python's lock where it works, and shares nothing.
-        threads: one per available core by default. The results do not depend on it.
+        function: releases Python's lock while it computes, and shares nothing between items.
+        cost: of an item, in any unit.
+        threads: None takes one per available core. The results do not depend on it.
 
     Raises:
         Exception: that of the first item whose function raises one.
@@ -40,7 +42,7 @@ def side_by_side(
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Threads that are made in the meantime compute alone; this one's setting is put back."""
+    """Torch computes with one thread in threads that are made inside; the setting is put back."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from strategies import MODEL, TOKENIZER, example_tensors
-
-from gptpack.artifact.writer import write_artifact
+from strategies import MODEL, TOKENIZER, example_tensors, write_artifact
 
 PACK = {"budget_bytes": 4000, "code_bytes": 0, "made_by": "tests/golden/make_artifact.py"}
 

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention, and the one place where its backend is chosen.
+"""Causal grouped-query attention: activations -> activations, by a backend chosen here alone.
 
 Shape legend: B = sequences, T = positions, S = the last positions, those with a query,
 H = query heads, G = key/value heads, D = head width.
@@ -26,7 +26,7 @@ from gptpack.ops import Tables
 Backend = Literal["auto", "fa3", "cudnn", "flash", "math", "flex"]
 
 FA3_KERNEL = "kernels-community/flash-attn3"
-"""FlashAttention-3 on Hugging Face's hub; its packages are fetched when it is asked for by name."""
+"""Name of FlashAttention-3 on Hugging Face's hub, from where it is fetched if asked for by name."""
 
 _SDPA = {
     "auto": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
@@ -35,8 +35,8 @@ _SDPA = {
     "math": [SDPBackend.MATH],
 }
 _SDPA_MASKED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-"""For fewer queries than keys, which need a mask. Flash takes one on the CPU only; of cuDNN we ask
-it without gradients only."""
+"""Backends where queries are fewer than keys, which needs a mask. Flash takes one on the CPU only,
+and cuDNN is used without gradients only."""
 
 
 def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> Backend:
@@ -47,8 +47,8 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
     FlexAttention alone.
 
     Raises:
-        ConfigError: no such backend, or one that does not go with `masked`.
-        MissingDependencyError: a backend that cannot be had.
+        ConfigError: there is no backend of this name, or it does not go with `masked`.
+        MissingDependencyError: this machine or installation has not got it.
     """
     if name not in get_args(Backend):
         raise ConfigError(f"attention backend '{name}': choose {', '.join(get_args(Backend))}")
@@ -75,7 +75,7 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
 
 
 def _fa3_is_here(device: torch.device) -> bool:
-    """Whether FlashAttention-3 lies in the hub's cache already, and runs on `device`."""
+    """Whether FlashAttention-3 is in the hub's cache already and runs on `device`."""
     if torch.cuda.get_device_capability(device) != (9, 0):
         return False
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
@@ -87,7 +87,7 @@ def _fa3_is_here(device: torch.device) -> bool:
     try:
         flash_attention_3()
     except MissingDependencyError:
-        return False  # what lies there is another version, or no build for this machine
+        return False  # the cache has another version, or no build for this machine
     return True
 
 
@@ -109,7 +109,7 @@ def flash_attention_3() -> Callable[..., Any]:
     try:
         module: Any = get_kernel(FA3_KERNEL, version=1)
     except Exception as error:
-        # whatever the hub, the network or the loader says
+        # the hub, the network and the loader each have errors of their own
         raise MissingDependencyError(
             f"attention backend 'fa3': {FA3_KERNEL} cannot be had: {error}; use auto"
         ) from error
@@ -127,12 +127,12 @@ def attend(
 ) -> Tensor:
     """Causal softmax attention; q ``[B, S, H, D]``, k and v ``[B, T, G, D]``, out like q.
 
-    The queries are those of the last S of T positions. A `mask` takes the place of causality
-    (masks.py). `fa3` is `flash_attention_3`, where that is the backend: torch.compile cannot
-    follow how it is found.
+    The queries are those of the last S of T positions. A `mask` (masks.py) takes the place of
+    causality. `fa3` is the function of FlashAttention-3 where that is the backend, found beforehand
+    because torch.compile cannot follow how.
     """
     if fa3 is not None and mask is None:
-        # causal: the last query sees the last key, whatever their numbers are
+        # causal: the last query sees the last key, however many of each there are
         y = fa3(q, k, v, causal=True)
         return y[0] if isinstance(y, tuple) else y
     q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q, k, v))
@@ -172,9 +172,9 @@ def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Queries and keys are normalised, then rotated; queries get a learned gain per head.
+    """Attention with normalised, rotated queries and keys, and a learned gain on queries per head.
 
-    With gate inputs, head h is multiplied by ``2 sigmoid(W[h] x[:n])``, 1 at the start
+    With gate inputs, head h is multiplied by ``2 sigmoid(W[h] x[:n])``, which is 1 at the start
     (parameter-golf #1667; #1787 has half of that).
     """
 
@@ -195,7 +195,7 @@ class CausalSelfAttention(nn.Module):
         self.gate = nn.Parameter(gate) if config.attention_gate_inputs else None
 
     def _projections(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values; with kernels as one product, and so one in backward as well."""
+        """Queries, keys and values; with kernels in one product, and so one in backward too."""
         if not self.kernels:
             # values first: gradients of x add up in the order in which it was used
             v = self.c_v(x)
@@ -216,8 +216,8 @@ class CausalSelfAttention(nn.Module):
         """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values.
 
         `scale` ``[W]`` multiplies the output's channels. With `last`, only the last so many
-        positions ask: the output is ``[B, last, W]``. A `mask` is then theirs alone,
-        ``[B, 1, last, T]``.
+        positions have queries: the output is ``[B, last, W]``, and a `mask` is for those positions
+        alone, ``[B, 1, last, T]``.
         """
         if last is None:
             q, k, v = ops.split_heads(

@@ -1,4 +1,4 @@
-"""One layer: attention and MLP on a residual stream, or on two.
+"""One layer, which adds attention and MLP to a residual stream, or to two.
 
 Shape legend: B = sequences, T = positions, W = model width.
 """
@@ -17,7 +17,7 @@ from gptpack.families.golf.masks import Mask
 from gptpack.ops import Tables
 
 RESIDUAL_LAMBDA = 1.1
-"""A layer of two lanes starts by growing both (parameter-golf #1855)."""
+"""Factor by which a layer of two lanes multiplies each at first (parameter-golf #1855)."""
 
 
 class Lanes(NamedTuple):
@@ -61,9 +61,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer; `resid_mix` weighs the residual stream against the embedding.
 
-    In turn: ``x + a attn(n(x))``, then ``x + m mlp(n(x))``. In parallel both read the layer's input
-    x (GPT-J). With two lanes attention reads the first and the MLP the second, and each lane i
-    becomes ``r[i] lane + p[0, i] a attn + p[1, i] m mlp`` (parameter-golf #1529).
+    In turn, x becomes ``x + a attn(n(x))``, then ``x + m mlp(n(x))``. In parallel both read the
+    layer's input x (GPT-J). With two lanes, attention reads the first and the MLP the second, and
+    each lane i becomes ``r[i] lane + p[0, i] a attn + p[1, i] m mlp`` (parameter-golf #1529).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -93,9 +93,10 @@ class Block(nn.Module):
         last: int | None = None,
         thinned: Callable[[Tensor, int], Tensor] | None = None,
     ) -> Lanes:
-        """Lanes and `x0` ``[B, T, W]``; out likewise, or ``[B, last, W]`` of the last positions.
+        """The lanes after this layer, ``[B, T, W]``, or ``[B, last, W]`` of the last positions.
 
-        `thinned` leaves out some of attention's (0) and of the MLP's output (1).
+        Lanes and the embedding `x0` are ``[B, T, W]``. `thinned` leaves out some of attention's
+        output (0) and of the MLP's (1).
         """
         x, h = self._mixed(lanes.first, x0)
         other, h_other = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)

@@ -1,4 +1,4 @@
-"""What a GPT of this family looks like: one frozen value, checked where it is made."""
+"""The shape of a GPT of this family: one frozen value, checked where it is made."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,48 +22,53 @@ class ModelConfig:
     activation: Activation = "relu2"
     """``relu(x)^2``, or ``leaky_relu(x, 0.5)^2``."""
     context: int = 1024
-    """Tokens of a training sequence; evaluation uses the same unless told otherwise."""
+    """Tokens of a training sequence, and of an evaluation's window by default."""
     tied_embedding: bool = True
     rope_base: float = 10000.0
     rope_dims: int = 0
     """Rotated dimensions of each head; 0 rotates all of them."""
     rope_ntk_context: int = 0
-    """Sequences longer than this stretch RoPE's base (NTK rule); 0 never does."""
+    """Longest sequence that does not stretch RoPE's base (NTK rule); 0 never stretches it."""
     qk_gain: float = 1.5
     """Initial value of the learned per-head gain on normalised queries."""
     logit_softcap: float = 30.0
     xsa_layers: int = 0
-    """The last n layers subtract from each head its projection on the token's own value."""
+    """Layers, the last ones, that subtract from each head its projection on the token's value."""
     bigram_rows: int = 0
     """Rows of the hashed bigram table; 0 leaves it out."""
     bigram_width: int = 0
     smear_gate: bool = False
-    """Mix each token's embedding with its predecessor's, by a learned per-channel gate."""
+    """Whether a learned gate per channel mixes each token's embedding with its predecessor's."""
     smear_across_documents: bool = False
-    """Let the gate reach over a document's start, as the contest's first version did."""
+    """Whether that gate reaches over a document's start, as the contest's first version did."""
     bos: int = 1
-    """Token that starts each document."""
+    """Token that begins each document."""
     value_embedding_layers: tuple[int, ...] = ()
     """Layers that add a shared token embedding to their values."""
     value_embedding_width: int = 0
     ln_scale: bool = False
-    """Scale both norm outputs of layer l by ``1 / sqrt(l + 1)``."""
+    """Whether both norm outputs of layer l are scaled by ``1 / sqrt(l + 1)``."""
     orthogonal_init: bool = False
-    """Start matrices that are not zero as orthogonal ones; else uniform in ``+-1/sqrt(inputs)``."""
+    """Whether matrices that do not start at zero start orthogonal; else they are uniform in
+    ``+-1/sqrt(inputs)``."""
     skip_gates: bool = False
-    """Blend each U-Net skip in by a learned gate per channel instead of adding it."""
+    """Whether each U-Net skip is blended in by a learned gate per channel instead of added."""
     attention_gate_inputs: int = 0
-    """Gate each head's output by a linear function of the first n channels of the layer's input."""
+    """Channels of the layer's input, the first ones, that each head's gate is a linear function of;
+    0 has no gates."""
     loop_start: int = 0
+    """First layer of the depth recurrence."""
     loop_layers: int = 0
-    """Depth recurrence: so many layers from `loop_start` on run `loops` times more, in turn."""
+    """Number of layers in the depth recurrence; 0 has none."""
     loops: int = 0
+    """Times that the layers of the depth recurrence run again, in turn."""
     parallel_layers: int = 0
-    """In the last n layers attention and MLP both start from the layer's input."""
+    """Layers, the last ones, in which attention and MLP both start from the layer's input."""
     parallel_lanes: int = 1
-    """1: they share one residual stream; 2: each has its own, and adds to both."""
+    """Residual streams of those layers: 1 is shared; with 2, attention and MLP each read their own
+    and add to both."""
     document_mask: bool = False
-    """No position attends beyond the start of its document."""
+    """Whether attention ends at the start of each position's document."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "layers", "width", "heads", "kv_heads", "mlp_hidden", "context"):
@@ -137,13 +142,13 @@ class ModelConfig:
             )
 
     def layer_order(self, looped: bool = True) -> tuple[int, ...]:
-        """The layers as they run; those of the recurrence once only unless `looped`."""
+        """The layers in the order in which they run; without `looped`, each of them once."""
         end = self.loop_start + self.loop_layers
         again = tuple(range(self.loop_start, end)) * (self.loops if looped else 0)
         return (*range(end), *again, *range(end, self.layers))
 
     def least_weights(self) -> int:
-        """Weights that a model of this shape has at least: those of its matrices and skips."""
+        """Least number of weights of a model of this shape: those of its matrices and skips."""
         per_layer = 2 * self.width * (self.width + self.kv_width + self.mlp_hidden)
         bigram = self.bigram_width * (self.bigram_rows + self.width)
         values = self.value_embedding_width * (self.vocab + self.kv_width)

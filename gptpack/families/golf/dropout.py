@@ -1,4 +1,4 @@
-"""Which numbers of a layer's outputs a step of training leaves out: a hash of where they stand.
+"""A layer's output -> the same without some of its numbers, chosen by a hash of where they stand.
 
 torch's dropout draws each number by Philox, some hundred integer operations, and again in
 backward. A hash of a number's index and two random words takes a dozen: at width 512 a step takes
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 WORD = 0x7FFFFFFF
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
-"""Of lowbias32, the hash of two rounds with the least bias that a search found, as signed numbers.
-Wellons 2018, https://nullprogram.com/blog/2018/07/31/"""
+"""Multipliers, as signed numbers, of lowbias32, the hash of two rounds with the least bias that a
+search found. Wellons 2018, https://nullprogram.com/blog/2018/07/31/"""
 
 
 class Dropout(nn.Module):
-    """Leaves out a share of what each layer's attention and MLP add; the rest grows in turn.
+    """A module that leaves out a share of what attention and MLP add, and scales up the rest.
 
-    Srivastava et al. 2014. `draw` chooses what is left out until the next draw; a copy of the
-    model's weights knows nothing of it.
+    Srivastava et al. 2014. `draw` chooses what is left out until the next draw. The choice is not
+    part of the model's state.
     """
 
     seeds: Tensor
@@ -29,15 +29,16 @@ class Dropout(nn.Module):
         self.share = share
         zeros = torch.zeros(layers, 2, 2, dtype=torch.int32, device=device)
         self.register_buffer("seeds", zeros, persistent=False)
-        """Two words for each of a layer's two branches, ``[layers, 2, 2]``."""
+        """Two random words for each of a layer's two branches, ``[layers, 2, 2]``."""
 
     def draw(self, seed: int) -> None:
+        """Choose anew what is left out; the same `seed` chooses the same."""
         generator = torch.Generator().manual_seed(seed)
         words = torch.randint(0, WORD, self.seeds.shape, dtype=torch.int32, generator=generator)
         self.seeds.copy_(words)
 
     def forward(self, layer: int, branch: Tensor, index: int) -> Tensor:
-        """`branch` of any shape without the share of its numbers that the draw leaves out.
+        """`branch`, of any shape, without the numbers that the draw leaves out.
 
         Args:
             layer: place in the order of layers.

@@ -1,11 +1,11 @@
-"""The model: tokens -> nats. The parameter-golf baseline and the parts its records added.
+"""Tokens -> losses: the GPT of the parameter-golf baseline, with the parts its records added.
 
 Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
 W = model width, V = vocabulary.
 
-Each block mixes the embedding back in, attends, and applies its MLP; the first half of the layers
-leaves its outputs as skips that the second half takes up in reverse (U-Net). State-dict names are
-those of the reference, so its checkpoints load (gptpack/training/checkpoint.py).
+Each block mixes the embedding back in, attends, and applies its MLP. The first half of the layers
+leaves its outputs as skips, which the second half takes up in reverse (U-Net). Names of weights are
+those of the reference, so that its checkpoints load (gptpack/training/checkpoint.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,15 +38,16 @@ from gptpack.families.language_model import LanguageModel, Layer, Table
 from gptpack.ops import rms_norm
 
 TIED_EMBEDDING_STD = 0.005
-"""The output head starts nearly flat when it is the embedding (parameter-golf baseline)."""
+"""Standard deviation of an embedding that is the output layer too: it starts with nearly equal
+logits (parameter-golf baseline)."""
 
 
 class GPT(LanguageModel):
     """A GPT of the shape `config`, with weights drawn from `seed`; None leaves them to be loaded.
 
     Weights are float32. Activations are bfloat16 on CUDA and float32 elsewhere, unless
-    `compute_dtype` is set. `looped` says whether layers of a depth recurrence run more than once;
-    they do unless training has not come to it yet.
+    `compute_dtype` is set. `looped` says whether the layers of a depth recurrence run more than
+    once; in training they may not do so from the start.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
@@ -54,7 +55,7 @@ class GPT(LanguageModel):
         self.config = config
         self.compute_dtype: torch.dtype | None = None
         self.rope: Rope | None = None
-        """Set by `use_rope`; None follows the configuration and the length of each sequence."""
+        """Angles that `use_rope` fixed; None follows configuration and length of each sequence."""
         self.rope_dims = config.rope_dims or config.head_width
         self.looped = True
         self.kernels = False
@@ -99,7 +100,7 @@ class GPT(LanguageModel):
     def reset(self, seed: int) -> None:
         """Draw the weights; the same `seed` gives the same weights on every machine.
 
-        Orthogonal ones are the same on machines whose LAPACK computes alike.
+        Orthogonal weights are the same where LAPACK computes alike.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
@@ -154,8 +155,8 @@ class GPT(LanguageModel):
         """Choose the attention backend of all layers; returns what was chosen.
 
         Raises:
-            ConfigError: no such backend, or one that cannot keep documents apart.
-            MissingDependencyError: a backend that cannot be had.
+            ConfigError: there is no backend of this name, or it cannot keep documents apart.
+            MissingDependencyError: this machine or installation has not got it.
         """
         device, masked = self.tok_emb.weight.device, self.config.document_mask
         chosen = choose_backend(name, device, masked=masked)
@@ -166,9 +167,13 @@ class GPT(LanguageModel):
         return f"{chosen}, documents masked" if masked else chosen
 
     def use_kernels(self, name: str) -> str:
-        """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what it is.
+        """Choose whether to run by Triton kernels: ``auto``, ``on`` or ``off``; returns what was
+        chosen.
 
-        Kernels take the weights from their modules, so hooks on those see no activations.
+        Kernels take the weights from their modules, so that hooks on those see no activations.
+
+        Raises:
+            ConfigError, MissingDependencyError: see `ops.choose_kernels`.
         """
         chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
         self.kernels = chosen.startswith("on")
@@ -178,26 +183,30 @@ class GPT(LanguageModel):
         return chosen
 
     def use_dropout(self, share: float) -> Dropout | None:
-        """Leave out so much of what layers add, in either mode; returns what draws it."""
+        """Leave out this share of what layers add, in either mode; returns what draws it.
+
+        A share of 0 leaves out nothing, and returns None.
+        """
         layers, device = len(self.config.layer_order()), self.tok_emb.weight.device
         self.dropout = Dropout(share, layers, device) if share else None
         return self.dropout
 
     def _ntk_base(self, length: int) -> float:
-        """The configuration's base for sequences of `length`."""
+        """Base of the rotary angles for sequences of `length`, by the configuration's rule."""
         config = self.config
         trained = config.rope_ntk_context
         return ntk_base(config.rope_base, self.rope_dims, length=length, trained=trained)
 
     def use_rope(self, scaling: str, length: int) -> str:
-        """Fix the rotary angles for sequences of up to `length`; returns what they are, in words.
+        """Fix the rotary angles for sequences of up to `length`; returns them in words.
 
         ``model`` applies the configuration's own rule to `length`. The others take the angles that
-        the model was trained with (those of sequences of ``config.context``) and, if `length` is
-        beyond that, leave them (``none``), stretch the base (``ntk``), or interpolate (``yarn``).
+        the model was trained with, those of sequences of ``config.context``. Where `length` is
+        beyond that, they leave them (``none``), stretch the base (``ntk``), or interpolate
+        (``yarn``).
 
         Raises:
-            ConfigError: no such scaling.
+            ConfigError: there is no scaling of this name.
         """
         trained, dims = self.config.context, self.rope_dims
         base = self._ntk_base(trained)
@@ -219,7 +228,7 @@ class GPT(LanguageModel):
         """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
 
         With `last`, that of the last so many positions: ``[B, last, W]``. The last layer then
-        computes keys and values for all positions, and everything else for those alone.
+        computes only keys and values for all positions, and everything else for those alone.
         """
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
         dtype = self.compute_dtype or device_dtype
@@ -259,7 +268,7 @@ class GPT(LanguageModel):
         return x if last is None or x.shape[1] == last else x[:, -last:]
 
     def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
-        """`lanes` with a skip of the first half; with gates a blend, ``s + g (x - s)``."""
+        """`lanes` plus a skip of the first half, or with gates a blend, ``s + g (x - s)``."""
         assert self.skip_weights is not None
         weight = self.skip_weights[index].to(skip.first.dtype)
         if self.skip_gates is None:
@@ -299,7 +308,7 @@ class GPT(LanguageModel):
 
 
 def build(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> GPT:
-    """The model of these weights on `device`, which shares them where they are there already."""
+    """The model of these weights on `device`; tensors that are there already are not copied."""
     with torch.device("meta"):
         model = GPT(config, seed=None)
     on_device = {name: value.detach().to(device) for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""The small parts of the model: linear, rotary positions, bigram table, smear gate.
+"""The small parts of the model: linear layers, tables, rotary positions, the smear gate.
 
 Shape legend: B = sequences, T = positions, H = heads, D = width of a head, W = model width.
 
@@ -17,7 +17,7 @@ from gptpack.ops import Tables
 
 
 class Linear(nn.Module):
-    """``x W^T`` without bias; `weight` is ``[outputs, inputs]``."""
+    """A linear layer, ``x W^T``, without bias; `weight` is ``[outputs, inputs]``."""
 
     def __init__(self, inputs: int, outputs: int, *, zero: bool = False) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Linear(nn.Module):
         self.zero = zero
 
     def reset(self, generator: torch.Generator, *, orthogonal: bool = False) -> None:
-        """Uniform in ``+-1/sqrt(inputs)``, or orthogonal; zero where a block starts as identity."""
+        """Draw the weight uniformly in ``+-1/sqrt(inputs)``, or orthogonal; one of zeros stays."""
         if self.zero:
             return
         if orthogonal:
@@ -41,8 +41,8 @@ class Linear(nn.Module):
 def scaled(linear: Linear, x: Tensor, scale: Tensor, *, kernels: bool) -> Tensor:
     """``scale * linear(x)``, with a scale per output channel.
 
-    With kernels the scale goes into the weight: no pass over activations is left in either
-    direction, and the gradient of the scale is a sum over the weight.
+    With kernels the scale goes into the weight: neither direction needs another pass over
+    activations, and the gradient of the scale is a sum over the weight.
     """
     if kernels:
         return F.linear(x, ops.scaled_rows(linear.weight, scale, x.dtype))
@@ -68,7 +68,7 @@ class Embedding(nn.Module):
 def ntk_base(base: float, dims: int, *, length: int, trained: int) -> float:
     """``base * s^(dims / (dims - 2))`` with ``s = length / trained`` if that is above 1.
 
-    A `trained` length of 0 never stretches.
+    With a `trained` length of 0 the base stays.
     """
     if trained and length > trained and dims > 2:
         base *= (length / trained) ** (dims / (dims - 2))
@@ -81,13 +81,13 @@ class Rope:
 
     base: float
     factors: tuple[float, ...] = ()
-    """Of the frequency of each pair of channels; none for 1."""
+    """Factor on the frequency of each pair of channels; empty leaves all frequencies."""
     temperature: float = 1.0
-    """Of rotated queries and of rotated keys."""
+    """Factor on rotated queries and on rotated keys."""
 
 
 YARN_TURNS = (1.0, 32.0)
-"""Channels that turn less than the first over the trained length are interpolated, those that turn
+"""Turns over the trained length: channels with fewer than the first are interpolated, those with
 more than the second are left alone."""
 
 
@@ -126,7 +126,7 @@ class BigramHash(nn.Module):
 
     With m = rows - 1, position 0 has row m and position t has row
     ``((36313 * token[t]) XOR (27191 * token[t - 1])) mod m``. parameter-golf, `BigramHash`.
-    With `bos`, a document's first token has row m too, and nothing of the document before it.
+    With `bos`, a document's first token has row m as well, so that it depends on no other document.
     """
 
     def __init__(self, rows: int, width: int, outputs: int, *, bos: int | None = None) -> None:

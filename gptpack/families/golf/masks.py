@@ -1,4 +1,4 @@
-"""Which earlier positions a position may attend to, where that is not all of them.
+"""Tokens -> a mask of the earlier positions that each position may attend to.
 
 Shape legend: B = sequences, T = positions.
 """
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Mask: TypeAlias = Tensor | BlockMask
-"""True where a position may attend, ``[B, 1, T, T]``, or the same in blocks for FlexAttention."""
+"""Booleans that are true where a position may attend, ``[B, 1, T, T]``; in blocks for
+FlexAttention."""
 
 
 def document_ids(tokens: Tensor, bos: int) -> Tensor:
@@ -20,9 +21,9 @@ def document_ids(tokens: Tensor, bos: int) -> Tensor:
 
 
 def document_mask(tokens: Tensor, bos: int) -> Mask:
-    """Causal attention within a document, for tokens ``[B, T]``.
+    """The mask of causal attention within a document, for tokens ``[B, T]``.
 
-    On CUDA in blocks, so that attention skips what lies in other documents; elsewhere in full.
+    On CUDA it is made in blocks, so that attention skips other documents; elsewhere in full.
     """
     ids_BT = document_ids(tokens, bos)
     batch, length = tokens.shape
@@ -38,7 +39,7 @@ def document_mask(tokens: Tensor, bos: int) -> Mask:
 
 @cache
 def _compiled() -> Any:
-    """FlexAttention makes its kernel when it is compiled; uncompiled it computes all scores."""
+    """FlexAttention, compiled: only then has it a kernel, and else it computes all scores."""
     return torch.compile(flex_attention, dynamic=False)
 
 
