@@ -177,7 +177,7 @@ def test_every_input_is_named_by_its_hash(world: World, run: Any) -> None:
         "kind": "pieces",
         "audited_against": "what the tokens decode to",
     }
-    assert (result["decisive"], result["ttt"], result["ngram"]) == ("plain", {}, None)
+    assert (result["decisive"], result["ttt"]) == ("plain", {})
     assert result["sliding"] is None
 
 
@@ -340,24 +340,6 @@ def test_one_adaptation_is_the_decisive_figure(world: World, run: Any, settings:
     status, _, err = run(world.artifact, *options, "--max-bpb", row["bpb"] * 0.999)
     assert status == 1
     assert row["adaptation"] in err
-
-
-def test_ngrams_are_off_by_default_and_checked_when_on(world: World, run: Any) -> None:
-    result = evaluated(run, world.artifact, "--data", world.data, "--stride", 16, "--ngram")
-    plain, blended = result["sliding"], result["ngram"]
-    assert plain["adaptation"] == "none"
-    assert (
-        result["adaptation"]
-        == blended["adaptation"]
-        == "ngram(orders=1+2+3+4+6+8+12+16, prior=0.4)"
-    )
-    # The same targets; words that repeat are what n-grams see.
-    assert (blended["tokens"], blended["bytes"]) == (plain["tokens"], plain["bytes"])
-    assert blended["bpb"] < plain["bpb"]
-    assert blended["normalisation"]["positions"] == 256
-    assert blended["normalisation"]["largest_deviation_of_sum"] < 1e-5
-    _, out, _ = run(world.artifact, "--data", world.data, "--ngram")
-    assert "sampled targets the probabilities of all tokens sum to 1 within" in out
 
 
 def test_a_time_limit_reports_what_was_scored_and_ends_with_status_1(

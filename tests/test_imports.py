@@ -74,7 +74,7 @@ OUTSIDE: dict[str, set[str]] = {
     "artifact": {"numpy"},
     "calibration": {*NUMERIC, "safetensors"},
     "packing": NUMERIC,
-    "evaluation": {*NUMERIC, "numba"},
+    "evaluation": NUMERIC,
     "inspection": {"numpy"},
     "gate": set(),
     "runs": {"numpy", "plotly"},

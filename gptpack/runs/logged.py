@@ -114,7 +114,6 @@ class LoggedRun:
             "before": rows["before"],
             "plain": rows["plain"] or rows["before"],
             "sliding": rows["sliding"],
-            "ngram": None,
             "ttt": {"ttt": rows["ttt"]} if rows["ttt"] else {},
             "decisive": self.decisive,
             "adaptation": "ttt (as the log names it)" if rows["ttt"] else "none",
