@@ -147,7 +147,7 @@ def _followed(slot: Any, check: Any, token: int) -> Any:  # pragma: no cover
 def _hints(
     tokens: Array, orders: Array, table: Array, first: int, hints: Array, buckets: Array
 ) -> None:  # pragma: no cover
-    """For target t, which follows token t: learn token t, then look up what follows it.
+    """Look up the hint of each target t, which follows token t, after learning token t.
 
     Targets before `first` have their hints already; the table only learns from them.
     """

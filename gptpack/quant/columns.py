@@ -1,4 +1,4 @@
-"""What rounding and the trellis share: a matrix in units of its own grid, column after column.
+"""A matrix -> columns in units of its own grid, as rounding and the trellis both need them.
 
 Weights are divided by row and column scales on the way in, so that the kernels round to integers;
 the feedback between columns is divided alike. Arrays inside are transposed (``_PR``), which makes a

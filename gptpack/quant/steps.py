@@ -1,4 +1,4 @@
-"""What training has to know of a packer: its grid steps, and what codes on them cost. numpy only.
+"""A packer's grid steps and the bytes of its file, as training has to know them. numpy only.
 
 The packer's grid depends on sensitivities, which training cannot measure itself. A `Foresight`
 (gptpack/packing/foresight.py is one) measures them and hands the grid over in this form.
