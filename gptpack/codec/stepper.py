@@ -86,7 +86,7 @@ def joined(steppers: Sequence[TableStepper], columns: Sequence[int]) -> TableSte
         table = stepper.next_states.astype(np.intp)
         if (key := table.tobytes()) not in offsets:
             offsets[key] = size
-            # parities stay those of the states only where tables begin at even ones
+            # a joint state's lowest bit is the parity only if tables begin at even states
             tables.append(np.pad(table + size, ((0, len(table) % 2), (0, 0))))
             size += len(tables[-1])
         first.append(offsets[key])

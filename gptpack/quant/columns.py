@@ -45,11 +45,6 @@ class Rounding:
         return self.points if self.states == 1 else self.points >> 1
 
     @property
-    def parity(self) -> npt.NDArray[np.int32]:
-        """Each point's parity, 0 without a trellis; the decoder knows it before the symbol."""
-        return self.points & 1 if self.states > 1 else np.zeros_like(self.points)
-
-    @property
     def loss(self) -> float:
         """``tr(E H E^T)``."""
         return float(self.row_loss.sum())
