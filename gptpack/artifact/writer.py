@@ -40,7 +40,6 @@ class EncodedSections:
 
     tensors: tuple[TensorEntry, ...]
     sections: tuple[SectionEntry, ...]
-    """The section table; its offsets count from the first section."""
     data: tuple[bytes, ...]
     weights_sha256: str
 
@@ -71,11 +70,10 @@ def encode_sections(
         (plan.slots(entries), [tensors[member].arrays[plan.array.name] for member in plan.members])
         for plan in plans
     ]
-    sections = []
-    offset = 0
     streams = encode_streams(contents, names, draft=draft)
-    for plan, stream in zip(plans, streams, strict=True):
-        sections.append(
+    return EncodedSections(
+        tensors=entries,
+        sections=tuple(
             SectionEntry(
                 name=plan.name,
                 codec=stream.codec,
@@ -83,13 +81,9 @@ def encode_sections(
                 stored_bytes=len(stream.data),
                 raw_bytes=sum(plan.member_bytes),
                 digest=section_digest(stream.data),
-                offset=offset,
             )
-        )
-        offset += len(stream.data)
-    return EncodedSections(
-        tensors=entries,
-        sections=tuple(sections),
+            for plan, stream in zip(plans, streams, strict=True)
+        ),
         data=tuple(stream.data for stream in streams),
         weights_sha256=weights_sha256([] if draft else tensors),
     )
