@@ -126,7 +126,7 @@ def evaluate(problem: Problem, factor: Factor, scheme: Scheme, step: float) -> P
     symbols_RC = rounded.symbols
     row_R, column_C = variance_classes(symbols_RC, scheme.classes_per_octave)
     class_RC = row_R[:, None] + column_C
-    context_RC = 2 * class_RC + (rounded.parity if scheme.parity else 0)
+    context_RC = 2 * class_RC + (rounded.points & (scheme.parity and scheme.states > 1))
     bits, entries = symbol_bits(symbols_RC, context_RC)
     side_bits += entropy_bits(row_R)
     # What the scale says about the class is not sent twice.

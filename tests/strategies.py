@@ -9,13 +9,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gptpack.artifact.writer import (
-    ArtifactSummary,
-    assemble,
-    encode_sections,
-    summarize,
-    write_atomic,
-)
+from gptpack.artifact.writer import assemble, encode_sections, write_atomic
 from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.types import METHODS, PackedTensor
 from gptpack.values import TokenizerIdentity
@@ -47,11 +41,9 @@ def encode_artifact(
     return assemble(encoded, model=model, tokenizer=tokenizer, pack=pack)
 
 
-def write_artifact(path: Path, **contents: Any) -> ArtifactSummary:
+def write_artifact(path: Path, **contents: Any) -> None:
     """Write what `encode_artifact` makes of `contents`."""
-    data = encode_artifact(**contents)
-    write_atomic(path, data)
-    return summarize(path, data)
+    write_atomic(path, encode_artifact(**contents))
 
 
 def contents(dtype: str, shape: tuple[int, ...]) -> st.SearchStrategy[npt.NDArray[Any]]:

@@ -27,7 +27,13 @@ from gptpack.artifact.layout import (
     read_preamble,
     section_digest,
 )
-from gptpack.artifact.reader import decode_artifact, decode_header, read_artifact, read_header
+from gptpack.artifact.reader import (
+    decode_artifact,
+    decode_header,
+    read_artifact,
+    read_header,
+    read_sections,
+)
 from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
 
 DATA = encode_artifact(
@@ -44,7 +50,7 @@ def split(data: bytes = DATA) -> tuple[dict, list[bytes]]:
     """The header's values and the stored sections of a good file."""
     header = decode_header(data)
     values = json.loads(zlib.decompress(data[PREAMBLE_BYTES : header.header_bytes]))
-    return values, [data[s.offset :][: s.stored_bytes] for s in header.sections]
+    return values, [stream.data for stream in read_sections(data, header)]
 
 
 VALUES, SECTIONS = split()

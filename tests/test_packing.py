@@ -114,10 +114,10 @@ def size_at(chosen: Case, delta: float, config: PackConfig = SMALL) -> int:
 
 @pytest.mark.parametrize(("config", "code"), [(SMALL, 0), (UNIFORM, 777)])
 def test_no_budget_is_ever_passed_by_a_byte(config, code):
-    """Twenty-five budgets, half of them each, from below the smallest file to above the largest."""
+    """Fifteen budgets, half of them each, from below the smallest file to above the largest."""
     smallest, largest = size_at(case(), 0.4096, config) + code, largest_file() + code
     works = None
-    budgets = np.geomspace(smallest * 0.6, largest * 1.3, 25).astype(int).tolist()
+    budgets = np.geomspace(smallest * 0.6, largest * 1.3, 15).astype(int).tolist()
     for budget in budgets[::2] if code else budgets[1::2]:
         try:
             packed = case().pack(budget, config, code_bytes=code)
@@ -162,7 +162,7 @@ def test_a_larger_budget_never_predicts_a_worse_loss():
     smallest = size_at(case(), 2e-3)
     losses = [
         case().pack(int(budget)).predicted_nats
-        for budget in np.linspace(smallest, largest_file() * 1.1, 8)
+        for budget in np.linspace(smallest, largest_file() * 1.1, 6)
     ]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > 10 * losses[-1]
@@ -176,8 +176,8 @@ def test_a_draft_is_as_large_as_the_file_or_a_few_bytes_larger(delta):
 
 
 def test_drafts_that_are_wrong_cost_time_and_no_bytes(monkeypatch):
-    chosen = case(width=144, layers=3, vocab=256)
-    budget = int(chosen.packer().weights * 2.5 / 8)
+    chosen = case()
+    budget = size_at(chosen, 1e-3)
     right = len(chosen.pack(budget).assemble(QUALITY))
     with pytest.raises(BudgetError) as raised:
         chosen.pack(1000)

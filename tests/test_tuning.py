@@ -23,7 +23,6 @@ from gptpack.packing import progressive, tuning
 from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import CodedFile, Packer, grid_bits
 from gptpack.packing.progressive import ProgressiveConfig, _with_gain, pack_progressively
-from gptpack.packing.search import pack_to_budget
 from gptpack.packing.tuning import (
     TuneConfig,
     Tuned,
@@ -345,12 +344,24 @@ def progressively(
     )
 
 
+@pytest.fixture(scope="session")
+def tuned_file(case):
+    """Files tuned at one delta, by variant and by whether layer by layer; each is made once."""
+
+    @functools.cache
+    def made(variant: str = "tied", by_layer: bool = True) -> CodedFile:
+        settings = dataclasses.replace(QUICK, by_layer=by_layer)
+        return progressively(case(variant), case(variant).packer(SMALL), settings, delta=DELTA)
+
+    return made
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("by_layer", [True, False])
-def test_tuning_brings_the_file_closer_to_the_teacher_at_the_same_step(case, variant, by_layer):
-    chosen = case(variant)
-    settings = dataclasses.replace(QUICK, by_layer=by_layer)
-    tuned = progressively(chosen, chosen.packer(SMALL), settings, delta=DELTA)
+def test_tuning_brings_the_file_closer_to_the_teacher_at_the_same_delta(
+    case, tuned_file, variant, by_layer
+):
+    chosen, tuned = case(variant), tuned_file(variant, by_layer)
     plain = chosen.pack(config=SMALL, delta=DELTA)
     teacher, held_out = chosen.model, windows(96)[64:]
     before = divergence(unpacked(plain), teacher, held_out)
@@ -432,10 +443,9 @@ def test_a_limit_in_seconds_leaves_steps_out_and_says_how_many_there_were(case, 
     assert len(packed.assemble()) > 0
 
 
-def test_two_progressive_packs_give_identical_bytes(case):
-    chosen = case()
-    files = [progressively(chosen, chosen.packer(SMALL), delta=DELTA).assemble() for _ in range(2)]
-    assert files[0] == files[1]
+def test_two_progressive_packs_give_identical_bytes(case, tuned_file):
+    again = progressively(case(), case().packer(SMALL), delta=DELTA)
+    assert again.assemble() == tuned_file().assemble()
 
 
 def test_tuning_that_does_not_fit_is_left_out_and_said_so(case, monkeypatch):
@@ -472,8 +482,7 @@ def test_floats_that_tuning_makes_larger_are_tuned_within_the_budget(case, monke
     assert after < divergence(unpacked(chosen.pack(budget, config)), teacher, held_out)
 
 
-@pytest.mark.parametrize("by_layer", [True, False])
-@pytest.mark.parametrize("bits", [1.5, 3.0])
+@pytest.mark.parametrize(("by_layer", "bits"), [(True, 1.5), (False, 3.0)])
 def test_bits_are_the_most_that_a_tuned_file_has(case, by_layer, bits):
     chosen = case("everything")
     settings = dataclasses.replace(QUICK, by_layer=by_layer, scale_lr=1e-2)
@@ -482,9 +491,8 @@ def test_bits_are_the_most_that_a_tuned_file_has(case, by_layer, bits):
     assert bits - 0.04 < grid_bits(tuned.encoded) <= bits
 
 
-def test_what_is_kept_in_floats_is_what_tuning_made_of_it(case):
-    chosen = case()
-    tuned = unpacked(progressively(chosen, chosen.packer(SMALL), delta=DELTA)).state_dict()
-    plain = unpacked(pack_to_budget(chosen.packer(SMALL), delta=DELTA)).state_dict()
+def test_what_is_kept_in_floats_is_what_tuning_made_of_it(case, tuned_file):
+    tuned = unpacked(tuned_file()).state_dict()
+    plain = unpacked(case().pack(config=SMALL, delta=DELTA)).state_dict()
     for name in ("blocks.0.attn_scale", "blocks.1.resid_mix", "skip_weights"):
         assert not torch.equal(tuned[name], plain[name]), name

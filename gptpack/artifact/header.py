@@ -30,7 +30,7 @@ KEYS = ("model", "pack", "sections", "tensors", "tokenizer", "weights_sha256")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SectionEntry:
-    """A row of the section table; the stored bytes begin at `offset` of the file."""
+    """A row of the section table; sections follow the header in its order, without gaps."""
 
     name: str
     codec: str
@@ -38,7 +38,6 @@ class SectionEntry:
     stored_bytes: int
     raw_bytes: int
     digest: str
-    offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +130,7 @@ def parse_header(
         model=_model(values["model"]),
         tokenizer=_tokenizer(values["tokenizer"]),
         tensors=tensors,
-        sections=tuple(_sections(values["sections"], tensors, header_bytes, file_bytes)),
+        sections=tuple(_sections(values["sections"], tensors, file_bytes - header_bytes)),
         weights_sha256=weights,
         pack=values["pack"],
         file_bytes=file_bytes,
@@ -237,14 +236,15 @@ def _tensors(rows: Any) -> Iterator[TensorEntry]:
         )
 
 
-def _sections(
-    rows: Any, tensors: Sequence[TensorEntry], start: int, file_bytes: int
-) -> Iterator[SectionEntry]:
-    """The section table, in which only codecs, layouts, sizes and digests may vary."""
+def _sections(rows: Any, tensors: Sequence[TensorEntry], left: int) -> Iterator[SectionEntry]:
+    """The section table, in which only codecs, layouts, sizes and digests may vary.
+
+    Args:
+        left: bytes of the file after its header, which the sections fill.
+    """
     plans = plan_sections(tensors)
     if type(rows) is not list or len(rows) != len(plans):
         raise ArtifactError(f"the section table must have {len(plans)} rows for these tensors")
-    offset = start
     for plan, row in zip(plans, rows, strict=True):
         if type(row) is not list or len(row) != 6:
             raise ArtifactError(f"section row {_short(row)} must have 6 columns")
@@ -258,10 +258,8 @@ def _sections(
             )
         if layout not in LAYOUTS:
             raise ArtifactError(f"section {name} has layout {_short(layout)}, not one of {LAYOUTS}")
-        if type(stored) is not int or not 0 <= stored <= file_bytes - offset:
-            raise ArtifactError(
-                f"section {name} takes {_short(stored)} bytes, {file_bytes - offset:,} are left"
-            )
+        if type(stored) is not int or not 0 <= stored <= left:
+            raise ArtifactError(f"section {name} takes {_short(stored)} bytes, {left:,} are left")
         expected = sum(plan.member_bytes)
         if type(raw) is not int or raw != expected:
             raise ArtifactError(
@@ -284,11 +282,10 @@ def _sections(
             stored_bytes=stored,
             raw_bytes=raw,
             digest=digest,
-            offset=offset,
         )
-        offset += stored
-    if offset != file_bytes:
-        raise ArtifactError(f"{file_bytes - offset:,} bytes follow the last section")
+        left -= stored
+    if left:
+        raise ArtifactError(f"{left:,} bytes follow the last section")
 
 
 def _escaped(error: Exception) -> str:

@@ -15,7 +15,7 @@ MOST_BPB = 1000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What the packer measured of the file before it got its name; None where nothing was."""
+    """Figures measured on a file before it got its name; None stands for one that was not."""
 
     bpb_before: float | None = None
     """Bits per byte of the model before packing, plain evaluation."""

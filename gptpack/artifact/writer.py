@@ -4,7 +4,6 @@
 what was measured on the sections, and change without encoding them again.
 """
 
-import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from gptpack.artifact.layout import (
     section_digest,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.artifact.reader import decode_header
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
 from gptpack.codec.sections import codec_names, encode_streams
@@ -42,27 +40,12 @@ class EncodedSections:
 
     tensors: tuple[TensorEntry, ...]
     sections: tuple[SectionEntry, ...]
-    """The section table; its offsets count from the first section."""
     data: tuple[bytes, ...]
     weights_sha256: str
 
     @property
     def stored_bytes(self) -> int:
         return sum(len(stored) for stored in self.data)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactSummary:
-    """Sizes and hashes of a written file."""
-
-    path: Path
-    file_bytes: int
-    header_bytes: int
-    """Preamble and stored header."""
-    file_sha256: str
-    header_sha256: str
-    weights_sha256: str
-    sections: tuple[SectionEntry, ...]
 
 
 def encode_sections(
@@ -87,11 +70,10 @@ def encode_sections(
         (plan.slots(entries), [tensors[member].arrays[plan.array.name] for member in plan.members])
         for plan in plans
     ]
-    sections = []
-    offset = 0
     streams = encode_streams(contents, names, draft=draft)
-    for plan, stream in zip(plans, streams, strict=True):
-        sections.append(
+    return EncodedSections(
+        tensors=entries,
+        sections=tuple(
             SectionEntry(
                 name=plan.name,
                 codec=stream.codec,
@@ -99,13 +81,9 @@ def encode_sections(
                 stored_bytes=len(stream.data),
                 raw_bytes=sum(plan.member_bytes),
                 digest=section_digest(stream.data),
-                offset=offset,
             )
-        )
-        offset += len(stream.data)
-    return EncodedSections(
-        tensors=entries,
-        sections=tuple(sections),
+            for plan, stream in zip(plans, streams, strict=True)
+        ),
         data=tuple(stream.data for stream in streams),
         weights_sha256=weights_sha256([] if draft else tensors),
     )
@@ -136,20 +114,6 @@ def assembled_bytes(
 ) -> int:
     """Bytes that `assemble` makes of the same arguments; no section is copied."""
     return len(_front(encoded, model, tokenizer, pack)) + encoded.stored_bytes
-
-
-def summarize(path: str | Path, data: bytes) -> ArtifactSummary:
-    """Sizes and hashes of the file of these bytes at `path`."""
-    header = decode_header(data)
-    return ArtifactSummary(
-        path=Path(path),
-        file_bytes=len(data),
-        header_bytes=header.header_bytes,
-        file_sha256=hashlib.sha256(data).hexdigest(),
-        header_sha256=header.header_sha256,
-        weights_sha256=header.weights_sha256,
-        sections=header.sections,
-    )
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:

@@ -66,7 +66,7 @@ class TableStepper:
 
 @lru_cache(maxsize=8)
 def _eight_rows(doubled: bytes) -> tuple[States, npt.NDArray[np.uint8]]:
-    """For each state and eight bits ``[N]``: 256 times the state after them, and their parities."""
+    """Tables by state and eight bits, ``[N]``: 256 times the next state, and the bits' parities."""
     doubled_S2 = np.frombuffer(doubled, dtype=np.intp)
     state_N, bits_N = np.divmod(np.arange(128 * doubled_S2.size), 256)
     parities_N = np.zeros(state_N.size, dtype=np.uint8)
@@ -86,7 +86,7 @@ def joined(steppers: Sequence[TableStepper], columns: Sequence[int]) -> TableSte
         table = stepper.next_states.astype(np.intp)
         if (key := table.tobytes()) not in offsets:
             offsets[key] = size
-            # parities stay those of the states only where tables begin at even ones
+            # a joint state's lowest bit is the parity only if tables begin at even states
             tables.append(np.pad(table + size, ((0, len(table) % 2), (0, 0))))
             size += len(tables[-1])
         first.append(offsets[key])

@@ -28,8 +28,8 @@ class Reading:
     tail: Tail | None = None
     """Whether targets after the last whole context are scored; None as `windows.default_tail`."""
     documents: Indices | None = None
-    """Where documents begin, to mask each from the others; None does not. The model's positions
-    must then not depend on the length of its input (`LanguageModel.use_rope`)."""
+    """Positions of the documents' starts, to mask each from the others; None masks none. With masks
+    the model's angles must not depend on the length of its input (`LanguageModel.use_rope`)."""
     audited_bytes: int | None = None
     """Bytes that an audit found for the planned targets; checked before anything is scored."""
     limit_tokens: int = 0

@@ -40,7 +40,7 @@ class Score:
     rope: str = ""
     """How positions were scaled, where the model was told."""
     adaptation: str = "none"
-    """How the model learned from the text; see `settings.brief`."""
+    """Way in which the model learned from the text, as `settings.brief` says it."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Counts that belong to the adaptation."""
     losses: npt.NDArray[np.float32] | None = None
@@ -123,10 +123,10 @@ class Evaluation:
     weights_sha256: str | None
     """SHA-256 of the float32 weights, where a packed file says it."""
     scores: Mapping[str, Score]
-    """By name, in the order in which they were made: ``plain``, ``sliding`` and the ways of
+    """Scores by name, in the order in which they were made: ``plain``, ``sliding`` and the ways of
     test-time training, which begin with ``ttt``."""
     recorded: Mapping[str, float] | None = None
-    """What the packer measured: bpb, tokens and context, as far as the file says them."""
+    """The packer's own figures: bpb, tokens and context, as far as the file says them."""
     unknown_tokens: int = 0
     """Scored targets that the tokenizer has no piece for; they count 0 bytes."""
     tokenizer: Mapping[str, Any] = field(default_factory=dict)

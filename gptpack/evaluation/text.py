@@ -40,7 +40,7 @@ class Text:
     vocabulary: "Tokenizer | ByteVocabulary"
     token_bytes: TokenBytes
     accounting: Accounting
-    """Where bytes are from: ``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata
+    """Source of the bytes: ``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata
     ``table``, or the ``ranks`` of a byte-level BPE."""
     shards: tuple[Path, ...]
     source: Path | None = None
@@ -127,7 +127,7 @@ class Text:
 
     @property
     def documents(self) -> npt.NDArray[np.int64]:
-        """Where documents begin.
+        """Positions at which documents begin.
 
         Raises:
             AccountingError: the tokens do not begin with one.

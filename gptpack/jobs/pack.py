@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.artifact.layout import MAGIC
+from gptpack.artifact.reader import decode_header
 from gptpack.artifact.record import PackRecord, Quality
-from gptpack.artifact.writer import summarize, write_atomic
+from gptpack.artifact.writer import write_atomic
 from gptpack.atomic import check_target
 from gptpack.evaluation.result import Evaluation
 from gptpack.families.language_model import LanguageModel
@@ -49,7 +50,7 @@ class Packed:
 
     def to_dict(self) -> dict[str, Any]:
         """The file to its last byte and what it is worth, as plain values for JSON."""
-        summary = summarize(self.path or "", self.data)
+        header = decode_header(self.data)
         coded, tensors = self.coded, self.coded.encoded.tensors
         limited = coded.budget_bytes < UNLIMITED
         left = coded.budget_bytes - coded.code_bytes - len(self.data)
@@ -67,10 +68,10 @@ class Packed:
             "methods": dict(Counter(tensor.method for tensor in tensors)),
             "fallbacks": [tensor.name for tensor in tensors if "fallback" in tensor.record],
             "notes": list(coded.notes),
-            "header_bytes": summary.header_bytes,
+            "header_bytes": header.header_bytes,
             "sections": {
                 section.name: {"codec": section.codec, "bytes": section.stored_bytes}
-                for section in summary.sections
+                for section in header.sections
             },
             "seconds": dict(self.seconds),
         }

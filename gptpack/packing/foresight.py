@@ -22,7 +22,7 @@ from gptpack.errors import QuantError
 from gptpack.families.language_model import LanguageModel
 from gptpack.packing.apart import on_grid, take_apart
 from gptpack.packing.config import GRIDS, PackConfig
-from gptpack.packing.packer import Packer
+from gptpack.packing.packer import GRID_METHODS, Packer
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.steps import Outlook, Steps
 from gptpack.quant.types import PackedTensor, dequantize, grid_scales
@@ -31,7 +31,7 @@ from gptpack.values import TokenizerIdentity
 
 STATES = 8
 """Most states of the trellis that codes here, where the packer's own may have more."""
-CODES = ("trellis.codes", "uniform.codes")
+CODES = tuple(f"{method}.codes" for method in GRID_METHODS)
 """Names of the sections that hold codes on grids."""
 UNKNOWN = hashlib.sha256().hexdigest()
 """Placeholder of a digest that is not known yet."""

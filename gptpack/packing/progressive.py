@@ -297,7 +297,7 @@ def _fit_last(
         seen[tried] = (tensors, loss)
         return goal.measure(packer.draft(_with_gains({**coded, **tensors}, student)))
 
-    solution = solve_delta(
+    found = solve_delta(
         size_at,
         goal.limit,
         start=delta,
@@ -305,6 +305,4 @@ def _fit_last(
         finest=delta / 2,
         tolerance=HELD_BACK,
     )
-    if solution is None:
-        return None
-    return seen[solution.delta]
+    return None if found is None else seen[found]

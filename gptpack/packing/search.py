@@ -108,7 +108,7 @@ class Search:
         Args:
             octave_bits: bits that halving `start` costs.
         """
-        solution = solve_delta(
+        delta = solve_delta(
             self.size_at,
             self.goal.limit,
             start=start,
@@ -117,7 +117,7 @@ class Search:
             coarsest=COARSEST_DELTA,
             tolerance=self.packer.config.tolerance,
         )
-        return None if solution is None else self.finest
+        return None if delta is None else self.finest
 
 
 def expected_delta(packer: Packer, target: int) -> tuple[float, float]:

@@ -1,19 +1,8 @@
 """Sizes at one delta after another -> the finest delta whose size is within a target."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """The delta that a search ended with."""
-
-    delta: float
-    size_bytes: int
-    tried: int
-    """Number of sizes that were asked for."""
 
 
 def solve_delta(
@@ -26,7 +15,7 @@ def solve_delta(
     coarsest: float | None = None,
     tolerance: float = 1e-3,
     most: int = 12,
-) -> Solution | None:
+) -> float | None:
     """The finest delta found whose size is at most `target_bytes`; None if the coarsest is over.
 
     Positions are log2 delta. The first move is by `octave_bits`. Later ones follow the sizes seen:
@@ -50,10 +39,9 @@ def solve_delta(
     over: tuple[float, int] | None = None
     best: tuple[float, int] | None = None
     last: tuple[float, int] | None = None
-    run = tried = 0
-    while tried < most:
+    run = 0
+    for _ in range(most):
         size = size_at(2.0**position)
-        tried += 1
         fits = size <= target_bytes
         run = run + 1 if last is not None and fits == (last[1] <= target_bytes) else 1
         if fits:
@@ -76,9 +64,7 @@ def solve_delta(
             move = (size - aim) * 8 / octave_bits if last is None else _beyond(last, here, aim)
             position = highest if run >= most // 2 else min(max(position + move, lowest), highest)
         last = here
-    if best is None:
-        return None
-    return Solution(delta=2.0 ** best[0], size_bytes=best[1], tried=tried)
+    return None if best is None else float(2.0 ** best[0])
 
 
 def _beyond(last: tuple[float, int], here: tuple[float, int], aim: float) -> float:

@@ -57,7 +57,7 @@ measured while its unit hardly ever fired, and enough noise makes it fire (docs/
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """What errors e cost: ``1/2 sum_r row_weight[r] e_r hessian e_r^T`` nats per token."""
+    """The cost of errors e, nats per token: ``1/2 sum_r row_weight[r] e_r hessian e_r^T``."""
 
     hessian: Array
     """Second moment of the inputs, ``[C, C]``."""

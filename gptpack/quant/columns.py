@@ -1,4 +1,4 @@
-"""What rounding and the trellis share: a matrix in units of its own grid, column after column.
+"""A matrix -> columns in units of its own grid, as rounding and the trellis both need them.
 
 Weights are divided by row and column scales on the way in, so that the kernels round to integers;
 the feedback between columns is divided alike. Arrays inside are transposed (``_PR``), which makes a
@@ -43,11 +43,6 @@ class Rounding:
     def symbols(self) -> npt.NDArray[np.int32]:
         """The integers that are coded: the points, or ``(point - parity) / 2`` with a trellis."""
         return self.points if self.states == 1 else self.points >> 1
-
-    @property
-    def parity(self) -> npt.NDArray[np.int32]:
-        """Each point's parity, 0 without a trellis; the decoder knows it before the symbol."""
-        return self.points & 1 if self.states > 1 else np.zeros_like(self.points)
 
     @property
     def loss(self) -> float:

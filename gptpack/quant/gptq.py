@@ -24,8 +24,6 @@ from gptpack.quant.columns import (
 )
 from gptpack.quant.factor import Factor
 
-__all__ = ["CLIP_SCALES", "Rounding", "quantize_clipped", "quantize_uniform"]
-
 CLIP_SCALES = tuple(1.0 - 0.04 * i for i in range(13))
 """Fractions of a row's largest magnitude that `quantize_clipped` tries: 1.0 down to 0.52."""
 

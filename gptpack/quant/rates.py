@@ -54,7 +54,7 @@ def rounded_bits(spread: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Powers:
-    """How large a matrix is by row and column."""
+    """Sizes of a matrix' rows and columns, and the noise on them."""
 
     matrix: Matrix
     rows: npt.NDArray[np.int64]

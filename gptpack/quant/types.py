@@ -68,7 +68,7 @@ class Method:
     """Values of the parameter ``states``; a method without a trellis has none of them."""
 
     def problem(self, parameters: Mapping[str, int | float]) -> str | None:
-        """What is wrong with a tensor's `parameters`, if anything."""
+        """The error in a tensor's `parameters`, in words; None if there is none."""
         if not self.states:
             return "parameter states without a trellis" if "states" in parameters else None
         found = parameters.get("states")

@@ -13,12 +13,13 @@ from strategies import MODEL, TOKENIZER, example_tensors, write_artifact
 PACK = {"budget_bytes": 4000, "code_bytes": 0, "made_by": "tests/golden/make_artifact.py"}
 
 if __name__ == "__main__":
-    summary = write_artifact(
-        Path(__file__).with_name("tiny-v1.artifact"),
+    path = Path(__file__).with_name("tiny-v1.artifact")
+    write_artifact(
+        path,
         model=MODEL,
         tokenizer=TOKENIZER,
         tensors=example_tensors(),
         pack=PACK,
         codecs=["raw"],
     )
-    print(f"{summary.path}: {summary.file_bytes:,} bytes")
+    print(f"{path}: {path.stat().st_size:,} bytes")
