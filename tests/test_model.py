@@ -315,11 +315,11 @@ def test_flash_attention_3_that_cannot_be_had_is_one_line(monkeypatch, what):
 
 @pytest.mark.parametrize("what", ["no package", "not ours", "another version"])
 def test_flash_attention_4_that_cannot_be_had_is_one_line(monkeypatch, what):
-    from gptpack.families.golf import attention
+    from gptpack.families.golf import flash4
 
     cuda = types.SimpleNamespace(type="cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
-    attention.flash_attention_4.cache_clear()
+    flash4.flash_attention_4.cache_clear()
     if what == "another version":
         name = "flash_attn.cute.interface"
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -341,7 +341,7 @@ def test_flash_attention_4_that_cannot_be_had_is_one_line(monkeypatch, what):
 @pytest.fixture
 def slow_flash_attention_4(monkeypatch):
     """FlashAttention-4's two passes as plain float32 sums; returns what they were asked for."""
-    from gptpack.families.golf import attention
+    from gptpack.families.golf import attention, flash4
 
     asked = []
 
@@ -374,10 +374,10 @@ def slow_flash_attention_4(monkeypatch):
 
     found = "flash_attn.cute.interface"
     interface = types.SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
-    attention.flash_attention_4.cache_clear()
+    flash4.flash_attention_4.cache_clear()
     monkeypatch.setitem(sys.modules, found, interface)
     yield asked
-    attention.flash_attention_4.cache_clear()
+    flash4.flash_attention_4.cache_clear()
 
 
 @pytest.mark.parametrize("queries", [1, 3, 5])

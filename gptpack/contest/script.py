@@ -19,8 +19,13 @@ from gptpack.version import VERSION
 ENTRY = ("gptpack.jobs.standalone", "main")
 RANGE_MODULES = ("gptpack.codec.range",)
 """Modules that only the codec `range` needs; they are left out where no section has it."""
-OTHER_TOKENIZERS = ("gptpack.data.byte_tables", "gptpack.data.documents")
-"""Modules for tokenizers other than SentencePiece's; they would add 3.8 KB to the small form."""
+LEFT_OUT = (
+    "gptpack.data.byte_tables",
+    "gptpack.data.documents",
+    "gptpack.families.golf.flash4",
+)
+"""Modules for tokenizers other than SentencePiece's, and for a kernel of training: 5 KB of the
+small form that a submission has no use for."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
     "constriction": "constriction>=0.4.2",
@@ -78,7 +83,7 @@ def make_script(codecs: Set[str], *, artifact: str, stride: int = 0) -> Script:
     Raises:
         GptpackError: a module's source is not installed.
     """
-    without = OTHER_TOKENIZERS if OfCodes.name in codecs else RANGE_MODULES + OTHER_TOKENIZERS
+    without = LEFT_OUT if OfCodes.name in codecs else RANGE_MODULES + LEFT_OUT
     call = f"main(__file__, artifact={artifact!r}, stride={stride})"
     plain = bundle(*ENTRY, without=without)
     small = bundle(*ENTRY, without=without, transform=without_annotations)
