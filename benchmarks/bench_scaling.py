@@ -27,7 +27,6 @@ from gptpack.progress import silent
 from gptpack.ranks import Ranks, ranks
 from gptpack.training.loop import METRICS, Run
 from gptpack.training.recipe import Recipe, load_recipe
-from gptpack.training.recipe_files import find_recipe
 from gptpack.training.schedules import scheduled
 
 LAST_STEPS = 10
@@ -53,7 +52,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         "training.warmdown_fraction=0",
         f"training.warmdown_steps={options.steps // 3}",
     ]
-    return load_recipe(find_recipe(options.recipe), [*fixed, *options.set])
+    return load_recipe(options.recipe, [*fixed, *options.set])
 
 
 def optimizer_seconds(run: Run, here: Ranks) -> float:

@@ -31,7 +31,6 @@ from gptpack import ops
 from gptpack.ranks import ranks
 from gptpack.training.loop import Run
 from gptpack.training.recipe import load_recipe
-from gptpack.training.recipe_files import find_recipe
 
 OPERATIONS = (
     "split_heads",
@@ -129,7 +128,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
     options = parser.parse_args()
-    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    recipe = load_recipe(options.recipe, options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
     print("attention  kernels             micro batch  compile s  ms/step  peak GB")
     with ranks() as here, tempfile.TemporaryDirectory() as folder:

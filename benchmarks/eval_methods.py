@@ -5,7 +5,7 @@
 
 Plain; a sliding window as it used to be done (eagerly, with logits for every position of every
 window) and as it is done now, on the same targets; test-time training by the four known settings;
-low-rank factors per document; n-gram agreement. The checkpoint is scored plainly and in a sliding
+low-rank factors per document. The checkpoint is scored plainly and in a sliding
 window, everything else is measured on the artifact where there is one. A setting whose reset comes
 after the last chunk is not run: it is the same as without. Prints a table last; OUTPUT.json is
 written after each row. Made for a GPU and about four minutes at three million tokens; the options
@@ -24,10 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.clock import Clock
 from gptpack.evaluation.forward import Forward, batch_tokens_for
-from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import score
@@ -196,24 +194,8 @@ def measure(bench: Bench) -> None:
     new = score(forward, part)
     note = f"differs by {new.bpb - old.bpb:+.2e}"
     bench.add("sliding, the same targets", bench.shipped, new, before, note=note)
-    ngram(bench, forward, sliding)
     lora(bench, forward)
     sgd(bench, forward, bench.limited(options.ttt_tokens, stride=options.ttt_stride))
-
-
-def ngram(bench: Bench, forward: Forward, sliding: Reading) -> None:
-    reading = replace(sliding, stride=bench.options.ngram_stride)
-    before = bench.clock.ledger()
-    network, blended = score_with_ngram(forward, reading, NgramSettings())
-    checked = blended.details["normalisation"]
-    bench.add(
-        f"n-grams, stride {reading.stride}",
-        bench.shipped,
-        blended,
-        before,
-        note=f"without {network.bpb:.6f}; sums to 1 within "
-        f"{checked['largest_deviation_of_sum']:.1e} on {checked['positions']}",
-    )
 
 
 def lora(bench: Bench, forward: Forward) -> None:
@@ -288,7 +270,6 @@ def main() -> None:
     parser.add_argument("--ttt-tokens", type=int, default=0)
     parser.add_argument("--ttt-stride", type=int, default=64)
     parser.add_argument("--ttt-chunk", type=int, default=0, help="0: the settings' own")
-    parser.add_argument("--ngram-stride", type=int, default=64)
     parser.add_argument("--lora", default="lora:rank=8,chunk=256")
     parser.add_argument("--lora-tokens", type=int, default=524288)
     options = parser.parse_args()

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
-from gptpack.data.shards import Shard, find_shards
+from gptpack.data.shards import split_tokens
 from gptpack.evaluation.scoring import evaluate
 from gptpack.evaluation.text import Text
 from gptpack.families.language_model import LanguageModel
@@ -67,7 +67,7 @@ class Bench:
         vocab, context = self.model.config.vocab, self.model.config.context
         self.text = Text.load(options.data, vocab=vocab, limit_tokens=options.eval_tokens)
         self.eval_tokens = options.eval_tokens
-        shards = [Shard.open(p, vocab).tokens for p in find_shards(options.data, "train")]
+        shards = split_tokens(options.data, "train", vocab)
         total = sum(len(shard) // context for shard in shards)
         began = time.perf_counter()
         tokens = options.calibration_tokens

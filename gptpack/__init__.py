@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from gptpack.evaluation.result import Evaluation as Evaluation
     from gptpack.families.golf.config import ModelConfig as ModelConfig
     from gptpack.inspection.inspect import inspect as inspect
+    from gptpack.jobs.check import check as check
     from gptpack.jobs.evaluate import evaluate as evaluate
     from gptpack.jobs.load import Loaded as Loaded
     from gptpack.jobs.load import load as load
     from gptpack.jobs.pack import Packed as Packed
     from gptpack.jobs.pack import pack as pack
     from gptpack.jobs.request import PackRequest as PackRequest
+    from gptpack.jobs.train import TrainResult as TrainResult
+    from gptpack.jobs.train import train as train
+    from gptpack.jobs.verify import verify as verify
     from gptpack.training.recipe import Recipe as Recipe
 
 _PUBLIC = {
@@ -35,10 +39,14 @@ _PUBLIC = {
     "PackRequest": "gptpack.jobs.request",
     "Packed": "gptpack.jobs.pack",
     "Recipe": "gptpack.training.recipe",
+    "TrainResult": "gptpack.jobs.train",
+    "check": "gptpack.jobs.check",
     "evaluate": "gptpack.jobs.evaluate",
     "inspect": "gptpack.inspection.inspect",
     "load": "gptpack.jobs.load",
     "pack": "gptpack.jobs.pack",
+    "train": "gptpack.jobs.train",
+    "verify": "gptpack.jobs.verify",
 }
 """Name of the public surface -> the module that defines it, imported when it is first used."""
 

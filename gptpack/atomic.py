@@ -128,9 +128,7 @@ def staged_directory(path: Path, *, last: str, replaces: Sequence[str]) -> Itera
     Raises:
         DataError: the file system refuses.
     """
-    stage = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        stage.mkdir(parents=True)
+    with _stage(path) as stage:
         yield stage
         if not path.exists() or not any(path.iterdir()):
             stage.replace(path)
@@ -141,7 +139,52 @@ def staged_directory(path: Path, *, last: str, replaces: Sequence[str]) -> Itera
                 old.unlink()
         for file in sorted(stage.iterdir(), key=lambda file: (file.name == last, file.name)):
             file.replace(path / file.name)
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """A hidden directory that becomes `path` when the block ends; dropped on error.
+
+    A link is followed. A directory that stands at `path` stays until the new one is complete, and
+    is then exchanged with it in one step. Where the system has no such step, a process that is
+    killed at that moment leaves the old one beside `path` under a hidden name.
+
+    Raises:
+        DataError: the file system refuses.
+    """
+    target = Path(os.path.realpath(path))
+    with _stage(target) as stage:
+        yield stage
+        if not target.exists():
+            stage.replace(target)
+        elif not _exchanged(stage, target):
+            old = target.replace(stage.with_suffix(".old"))
+            try:
+                stage.replace(target)
+            except BaseException:
+                old.replace(target)
+                raise
+            old.replace(stage)
+
+
+@contextmanager
+def _stage(path: Path) -> Iterator[Path]:
+    """A hidden directory beside `path`; what is left of it when the block ends is deleted."""
+    stage = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        stage.mkdir(parents=True)
+        yield stage
     except OSError as error:
         raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap the names of two directories in one step; False where the system cannot."""
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = os.fsencode(one), os.fsencode(other)
+    return rename is not None and rename(here, paths[0], here, paths[1], exchange) == 0

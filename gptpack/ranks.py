@@ -1,8 +1,8 @@
-"""Ranks of a data-parallel run. torchrun starts them; without it there is one.
+"""torchrun's environment -> this process's place among its ranks, and what ranks do together.
 
-Tensors on CUDA go by NCCL, tensors on the CPU by gloo, also in a run on CUDA: what only the hosts
-have to agree on is settled between the hosts. Launching, rendezvous and failure are torchrun's
-business.
+Without torchrun there is one rank. Tensors on CUDA go by NCCL, tensors on the CPU by gloo, also in
+a run on CUDA: what only the hosts have to agree on is settled between the hosts. Launching,
+rendezvous and failure are torchrun's business.
 """
 
 import importlib
@@ -34,7 +34,7 @@ class Pending:
         """The finished tensor. On CUDA the device waits for it, not the host."""
         if self.work is not None:
             self.work.wait()
-            # once: gloo writes the result at every wait, over what was done to it since
+            # wait once: gloo writes the result at every wait, over any later change to it
             self.work = self.source = None
         return self.tensor
 
@@ -92,7 +92,7 @@ class Ranks:
         """Begin to join the ranks' parts, in the ranks' order, along the first axis.
 
         Args:
-            out: where to; `part` may be this rank's part of it.
+            out: tensor that receives the whole; `part` may be this rank's part of it.
         """
         if self.world == 1:
             return Pending(part)
@@ -116,7 +116,7 @@ class Ranks:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto`` is this rank's CUDA device if there is one, else the CPU.
+    """The device that `name` asks for; ``auto`` is this rank's CUDA device, or else the CPU.
 
     Raises:
         MissingDependencyError: CUDA was asked for by name and is not there.
@@ -134,7 +134,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def ranks(device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun's environment describes, or a single one."""
+    """This process among the ranks that torchrun started, or alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -26,9 +26,9 @@ UNITS = {
 }
 
 MOST_DIGITS = 18
-"""Of a size: all of them fit into 64 bits."""
+"""Digits that a size may have; all such sizes fit into 64 bits."""
 MOST_BITS = 63
-"""Of an integer setting, without its sign."""
+"""Bits that an integer setting may have, without its sign."""
 
 
 def parse_size(text: str) -> int:
@@ -58,7 +58,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerIdentity:
-    """Which tokenizer a model's tokens belong to."""
+    """The identity of the tokenizer that a model's tokens belong to."""
 
     sha256: str
     """Hexadecimal digest of the SentencePiece model file."""
@@ -75,6 +75,25 @@ class TokenizerIdentity:
 
 
 Config = TypeVar("Config")
+Check = tuple[str, Callable[[Any], bool]]
+"""A condition: what a value must do, in words that follow "must", and the test of it."""
+
+POSITIVE: Check = ("be at least 1", lambda value: value >= 1)
+NOT_NEGATIVE: Check = ("not be negative", lambda value: value >= 0)
+SHARE: Check = ("lie in [0, 1]", lambda value: 0 <= value <= 1)
+BELOW_ONE: Check = ("lie in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def check_fields(config: Any, check: Check, names: str) -> None:
+    """Hold the fields of `config` whose names stand in `names`, between spaces, to one condition.
+
+    Raises:
+        ConfigError: one does not meet it; names the field and its value.
+    """
+    what, holds = check
+    for name in names.split():
+        if not holds(value := getattr(config, name)):
+            raise ConfigError(f"{name}={value} must {what}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -90,7 +109,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def non_default(config: Any) -> dict[str, Any]:
-    """What of `to_dict` differs from the defaults of the configuration's class."""
+    """The items of `to_dict` that differ from the defaults of the configuration's class."""
     defaults = to_dict(type(config)())
     return {key: value for key, value in to_dict(config).items() if value != defaults[key]}
 

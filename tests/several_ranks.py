@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import test_pressure
 import torch
-from test_training import shards, tiny
+from worlds import aware, foresight, shards, text, tiny
 
 from gptpack.progress import silent
 from gptpack.ranks import Ranks, ranks
@@ -97,17 +96,17 @@ def main(folder: Path) -> None:
             train(tiny(*overrides), shards(), folder / f"resumed-{name}", here, resume=True)
         run = new_run(CLOCK, folder / "clock", here)
         seen["steps"] = finish(run, folder / f"clock-{here.rank}.pt")
-        recipe = test_pressure.aware("training.qat_start=0.8", "optimizer.ema_decay=0.9")
+        recipe = aware("optimizer.ema_decay=0.9")
         (folder / "pressed").mkdir(exist_ok=True)
         run = Run(
             recipe,
-            test_pressure.text(),
+            text(),
             folder / "pressed",
             here,
             None,
             "auto",
             None,
-            foresight=test_pressure.foresight(recipe, here=here),
+            foresight=foresight(recipe, here=here),
         )
         finish(run, folder / f"pressed-{here.rank}.pt")
     seen["threads"] = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]

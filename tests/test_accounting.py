@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpack.data import accounting
-from gptpack.data.accounting import PieceBytes, TokenBytes, audit, unknown_tokens
+from gptpack.data.accounting import PieceBytes, audit, unknown_tokens
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.errors import AccountingError
 
@@ -77,14 +77,14 @@ def stream(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
 
 def check(tokenizer: Tokenizer, texts: list[str]) -> int:
     tokens = stream(tokenizer, texts)
-    table = TokenBytes.from_tokenizer(tokenizer)
+    table = PieceBytes.from_tokenizer(tokenizer)
     total = audit(table, tokenizer, tokens)
-    assert total == table.total(tokens[:-1], tokens[1:])
+    assert total == table.charged(tokens, 0, len(tokens) - 1)
     return total
 
 
 def test_the_table_is_the_contests(tokenizer: Tokenizer) -> None:
-    table = TokenBytes.from_tokenizer(tokenizer, vocab=330)
+    table = PieceBytes.from_tokenizer(tokenizer, vocab=330)
     for token in range(tokenizer.vocab):
         piece = tokenizer.piece(token)
         if token < 4:
@@ -104,12 +104,12 @@ def test_the_table_is_the_contests(tokenizer: Tokenizer) -> None:
 
 
 def test_a_space_is_charged_unless_a_boundary_stands_before_it(tokenizer: Tokenizer) -> None:
-    table = TokenBytes.from_tokenizer(tokenizer)
+    table = PieceBytes.from_tokenizer(tokenizer)
     the = tokenizer.processor.piece_to_id("\u2581the")
     assert the != tokenizer.unknown
     previous = np.array([tokenizer.bos, the, 0, 100], np.uint16)
     assert table.of(previous, np.full(4, the, np.uint16)).tolist() == [3, 4, 3, 4]
-    assert table.total(previous, np.full(4, the)) == 14
+    assert table.charged(np.array([tokenizer.bos, the, the, 0, the]), 0, 4) == 3 + 4 + 0 + 3
     assert table.of(previous[:1], np.array([tokenizer.bos])).tolist() == [0]
     with pytest.raises(AccountingError, match=f"token {tokenizer.vocab} is not below"):
         table.of(previous[:1], np.array([tokenizer.vocab]))
@@ -163,7 +163,7 @@ def test_spaces_spelled_as_bytes_stop_the_audit(spaceless: Tokenizer) -> None:
 
 
 def test_the_culprit_in_the_middle_of_a_long_document_is_found(keeping: Tokenizer) -> None:
-    table = TokenBytes.from_tokenizer(keeping)
+    table = PieceBytes.from_tokenizer(keeping)
     base = table.base.copy()
     wrong = keeping.encode("at")[-1]
     base[wrong] += 2
@@ -189,22 +189,22 @@ def test_unknown_tokens_count_nothing_and_are_counted(without_bytes: Tokenizer) 
 
 
 def test_a_stream_cut_inside_a_character_counts_the_bytes_it_has(tokenizer: Tokenizer) -> None:
-    table = TokenBytes.from_tokenizer(tokenizer)
+    table = PieceBytes.from_tokenizer(tokenizer)
     whole = stream(tokenizer, ["the", "cat \N{DOG FACE}\u65e5"])
     for cut in range(1, len(whole) + 1):
         tokens = whole[:cut]
-        assert audit(table, tokenizer, tokens) == table.total(tokens[:-1], tokens[1:])
+        assert audit(table, tokenizer, tokens) == table.charged(tokens, 0, len(tokens) - 1)
 
 
 def test_broken_characters_elsewhere_stop_the_audit(tokenizer: Tokenizer) -> None:
-    table = TokenBytes.from_tokenizer(tokenizer)
+    table = PieceBytes.from_tokenizer(tokenizer)
     for ids in ([1, 4 + 0xF0, 1, 300], [1, 4 + 0x80], [1, 4 + 0xFF, 300], [1, 4 + 0xC3, 4 + 0xC3]):
         with pytest.raises(AccountingError, match="by decoding"):
             audit(table, tokenizer, np.array(ids, np.uint16))
 
 
 def test_tokens_that_are_not_documents_of_this_tokenizer_are_refused(tokenizer: Tokenizer) -> None:
-    table = TokenBytes.from_tokenizer(tokenizer, vocab=1024)
+    table = PieceBytes.from_tokenizer(tokenizer, vocab=1024)
     with pytest.raises(AccountingError, match=r"begin with 300, not with BOS \(1\)"):
         audit(table, tokenizer, np.array([300, 1], np.uint16))
     with pytest.raises(AccountingError, match="token 1000 at 2 is not below the 320 pieces"):
@@ -215,11 +215,11 @@ def test_tokens_that_are_not_documents_of_this_tokenizer_are_refused(tokenizer: 
 @settings(max_examples=100, deadline=None)
 @given(ids=st.lists(st.integers(0, 319)))
 def test_any_tokens_are_exact_or_refused(tokenizer: Tokenizer, ids: list[int]) -> None:
-    table = TokenBytes.from_tokenizer(tokenizer)
+    table = PieceBytes.from_tokenizer(tokenizer)
     tokens = np.array([tokenizer.bos, *ids], np.uint16)
     message = "bytes by the table"
     try:
-        assert audit(table, tokenizer, tokens) == table.total(tokens[:-1], tokens[1:])
+        assert audit(table, tokenizer, tokens) == table.charged(tokens, 0, len(tokens) - 1)
     except AccountingError as error:
         message = str(error)
     assert "bytes by the table" in message
@@ -228,9 +228,9 @@ def test_any_tokens_are_exact_or_refused(tokenizer: Tokenizer, ids: list[int]) -
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared corpus is not here")
 @pytest.mark.parametrize(("vocab", "total"), [(1024, 8029904), (8192, 8045701)])
-def test_the_shared_corpus_is_audited_to_the_byte(vocab: int, total: int) -> None:
+def test_the_shared_corpus_has_the_bytes_that_were_counted(vocab: int, total: int) -> None:
     from gptpack.data.documents import iterate_documents
 
     tokenizer = Tokenizer.load(SHARED / f"tokenizers/fineweb_{vocab}_bpe.model")
     tokens = stream(tokenizer, list(iterate_documents(SHARED / "corpus/val.txt.xz")))
-    assert audit(TokenBytes.from_tokenizer(tokenizer), tokenizer, tokens) == total
+    assert audit(PieceBytes.from_tokenizer(tokenizer), tokenizer, tokens) == total

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import invoke
-from test_training import CPU, shards, tiny
+from worlds import CPU, invoke, shards, tiny
 
 from gptpack.families.golf.gpt import GPT
 from gptpack.jobs.load import load
 from gptpack.training.averages import Average
 from gptpack.training.checkpoint import load_checkpoint
-from gptpack.training.loop import Run, TrainResult, train
+from gptpack.training.loop import Run, RunResult, train
 from gptpack.values import TokenizerIdentity
 
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=64, bos=1)
@@ -22,7 +21,7 @@ KINDS = {
 }
 
 
-def followed(output: Path, monkeypatch, *overrides: str) -> tuple[TrainResult, list[Weights]]:
+def followed(output: Path, monkeypatch, *overrides: str) -> tuple[RunResult, list[Weights]]:
     """A run, and its weights before the first step and after each."""
     seen: list[Weights] = []
 

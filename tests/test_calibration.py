@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import CPU
+from worlds import CPU
 
 from gptpack.calibration import text as calibration_text
 from gptpack.calibration.collect import (

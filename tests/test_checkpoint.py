@@ -1,6 +1,7 @@
 """Checkpoints: what loads, what is refused, and the reference's own files."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,9 +77,15 @@ def test_banks_are_taken_apart(tmp_path):
     assert all(torch.equal(loaded.weights[name], value) for name, value in state().items())
 
 
-def test_safetensors_load(tmp_path):
-    save_file(state(), tmp_path / "model.safetensors")
-    loaded = load_checkpoint(tmp_path / "model.safetensors", CONFIG)
+def legacy_save(weights: dict[str, torch.Tensor], path: Path) -> None:
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a.ckpt", "a.safetensors", "a.pt", "model"])
+@pytest.mark.parametrize("save", [torch.save, legacy_save, save_file])
+def test_a_files_kind_shows_in_its_bytes_whatever_its_name_is(tmp_path, save, name):
+    save(state(), tmp_path / name)
+    loaded = load_checkpoint(tmp_path / name, CONFIG)
     assert all(torch.equal(loaded.weights[name], value) for name, value in state().items())
 
 
@@ -168,8 +175,13 @@ def test_missing_truncated_and_foreign_files_are_one_line(tmp_path):
         with pytest.raises(CheckpointError, match=r"cut.pt") as caught:
             load_checkpoint(tmp_path / "cut.pt")
         assert "\n" not in str(caught.value)
+    save_file(state(), whole)
+    for length in (9, 1000, whole.stat().st_size - 1):
+        (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(CheckpointError, match="damaged safetensors file"):
+            load_checkpoint(tmp_path / "cut.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense" * 10)
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"needed a file that torch.save or safetensors"):
         load_checkpoint(tmp_path / "bad.safetensors")
 
 
@@ -185,3 +197,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save_checkpoint(path, Checkpoint(model=CONFIG, weights=state()))
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_recipes_with_settings_that_are_gone_still_load(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", Checkpoint(model=CONFIG, weights={}, recipe=Recipe()))
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    content["recipe"]["training"]["qat_start"] = 0.5
+    content["recipe"]["compression"]["qat"] = "noise"
+    torch.save(content, tmp_path / "c.pt")
+    assert load_checkpoint(tmp_path / "c.pt").recipe == Recipe()

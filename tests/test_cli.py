@@ -12,21 +12,13 @@ from pathlib import Path
 
 import click
 import pytest
+from worlds import invoke
 
 from gptpack import errors
 from gptpack.cli import console, main
 from gptpack.version import VERSION
 
 ROOT = Path(__file__).parent.parent
-
-
-def invoke(*arguments: str, command: str | None = None) -> int:
-    """The exit status of the command line with `arguments`."""
-    try:
-        main.run(list(arguments), command)
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
 
 
 @pytest.fixture

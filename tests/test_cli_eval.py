@@ -177,7 +177,7 @@ def test_every_input_is_named_by_its_hash(world: World, run: Any) -> None:
         "kind": "pieces",
         "audited_against": "what the tokens decode to",
     }
-    assert (result["decisive"], result["ttt"], result["ngram"]) == ("plain", {}, None)
+    assert (result["decisive"], result["ttt"]) == ("plain", {})
     assert result["sliding"] is None
 
 
@@ -342,24 +342,6 @@ def test_one_adaptation_is_the_decisive_figure(world: World, run: Any, settings:
     assert row["adaptation"] in err
 
 
-def test_ngrams_are_off_by_default_and_checked_when_on(world: World, run: Any) -> None:
-    result = evaluated(run, world.artifact, "--data", world.data, "--stride", 16, "--ngram")
-    plain, blended = result["sliding"], result["ngram"]
-    assert plain["adaptation"] == "none"
-    assert (
-        result["adaptation"]
-        == blended["adaptation"]
-        == "ngram(orders=1+2+3+4+6+8+12+16, prior=0.4)"
-    )
-    # The same targets; words that repeat are what n-grams see.
-    assert (blended["tokens"], blended["bytes"]) == (plain["tokens"], plain["bytes"])
-    assert blended["bpb"] < plain["bpb"]
-    assert blended["normalisation"]["positions"] == 256
-    assert blended["normalisation"]["largest_deviation_of_sum"] < 1e-5
-    _, out, _ = run(world.artifact, "--data", world.data, "--ngram")
-    assert "sampled targets the probabilities of all tokens sum to 1 within" in out
-
-
 def test_a_time_limit_reports_what_was_scored_and_ends_with_status_1(
     world: World, run: Any, tmp_path: Path
 ) -> None:
@@ -418,15 +400,15 @@ def test_a_folder_without_tokenizer_says_to_name_one(
 def test_tokens_whose_bytes_are_not_their_texts_stop_the_evaluation(
     world: World, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptpack.data.accounting import PieceBytes, TokenBytes
+    from gptpack.data.accounting import PieceBytes
 
-    from_tokenizer = TokenBytes.from_tokenizer
+    from_tokenizer = PieceBytes.from_tokenizer
 
     def inflated(tokenizer: Tokenizer, vocab: int = 0) -> PieceBytes:
         table = from_tokenizer(tokenizer, vocab)
         return PieceBytes(table.base + 1, table.leading_space, table.boundary)
 
-    monkeypatch.setattr(TokenBytes, "from_tokenizer", inflated)
+    monkeypatch.setattr(PieceBytes, "from_tokenizer", inflated)
     status, out, err = run(world.artifact, "--data", world.data)
     assert (status, out) == (2, "")
     assert "bytes" in err

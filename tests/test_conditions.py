@@ -12,9 +12,7 @@ import pytest
 import torch
 from reference_adaptation import BOS, CONTEXT, VOCAB, byte_table, text_of_documents, tiny_gpt
 
-from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.forward import Forward
-from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scorer import Scorer
@@ -28,7 +26,6 @@ STARTS = np.flatnonzero(TOKENS == BOS)
 TARGETS = len(TOKENS) - 1
 SGD = SgdSettings(lr=0.1, epochs=1, chunk=12, rows=1)
 LORA = LoraSettings(rank=2, lr=0.1, chunk=4, targets="c_q+c_v+fc+proj")
-NGRAM = NgramSettings(orders=(1, 2), prior=1.0)
 
 Evaluate = Callable[[Forward, Reading], Score]
 
@@ -36,7 +33,6 @@ METHODS: dict[str, tuple[Evaluate, dict[str, object]]] = {
     "plain": (score, {}),
     "sliding": (score, {"stride": 5}),
     "masked documents": (score, {"stride": 5, "documents": STARTS}),
-    "ngram": (lambda f, r: score_with_ngram(f, r, NGRAM)[1], {"stride": 5}),
     "sgd": (lambda f, r: score_with_sgd(f, r, SGD), {"stride": 5}),
     "sgd with resets": (lambda f, r: score_with_sgd(f, r, replace(SGD, reset=2)), {"stride": 5}),
     "sgd on masked documents": (

@@ -11,9 +11,7 @@ import torch
 import torch.distributed as dist
 from reference_scoring import ToyModel, toy_bytes
 
-from gptpack.evaluation.agreement import score_with_ngram
 from gptpack.evaluation.forward import Forward
-from gptpack.evaluation.ngram import NgramSettings
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import score
@@ -28,7 +26,6 @@ def scores() -> dict[str, Score]:
     settings = SgdSettings(lr=0.05, epochs=2, chunk=24, rows=3)
     return {
         "sliding": score(forward, reading),
-        "ngram": score_with_ngram(forward, reading, NgramSettings(orders=(1, 2)))[1],
         "sgd": test_ttt_sgd.scored(test_ttt_sgd.tiny_gpt(), settings),
         "lora": test_ttt_lora.scored(test_ttt_lora.SMALL),
     }

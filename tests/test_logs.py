@@ -1,6 +1,7 @@
 """Logs are read into the JSON of an evaluation, and what contradicts itself in them is said."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from test_cli import invoke
 
 from gptpack.cli import main
 from gptpack.errors import DataError
-from gptpack.runs.logged import ReferenceLog
+from gptpack.runs.logged import LoggedRun
 from gptpack.runs.logs import parse_log, read_log
 
 # The lines that matter of two logs of parameter-golf (its records of 2026-03-29 and 2026-03-17).
@@ -141,8 +142,10 @@ def test_later_logs_with_spaces_and_test_time_training_are_read() -> None:
 OWN = """\
 run:a seed:1337
 step:40/40 train_loss:5.200000 train_time:3000ms step_avg:75.00ms
-training_done step:40 train_time:3000ms
-gptpack:0.1 python:3.11.7 torch:2.13.0 device:cpu ranks:1
+training_done step:40 train_time:3010ms
+pack {"method": "gptq"}
+pack_time:1500ms
+gptpack:0.1 python:3.11.7 torch:2.13.0 device:NVIDIA H100 80GB HBM3 ranks:8
 model_params:50000
 Serialized model: 140000 bytes
 Code size: 21000 bytes
@@ -152,13 +155,30 @@ final_plain_exact val_loss:2.00000000 val_bpb:1.15415603 tokens:4000 bytes:10000
 stride:64 eval_time:500ms
 final_sliding_exact val_loss:1.95000000 val_bpb:1.12530213 tokens:4000 bytes:10000 context:64 \
 stride:16 eval_time:900ms
+eval_seconds decode:0.20s build:0.15s plain:0.50s sliding:0.90s all:2.25s
 """
+
+
+def test_a_text_of_one_window_has_one_score_by_both_ways() -> None:
+    sliding = "final_sliding_exact val_loss:2.00000000 val_bpb:1.15415603"
+    log = parse_log(re.sub("final_sliding_exact val_loss:.* val_bpb:[0-9.]+", sliding, OWN))
+    assert log.contradictions == []
+    assert log.best("plain") is not None
 
 
 def test_the_log_of_our_own_submission_is_read() -> None:
     log = parse_log(OWN)
     assert log.contradictions == []
     assert log.sizes == {"model": 140000, "code": 21000, "total": 161000}
+    assert log.facts == {"seed": 1337, "ranks": 8, "parameters": 50000}
+    assert log.seconds == {"pack": 1.5, "eval_total": 2.25}
+    assert (log.steps, log.train_seconds) == (40, 3.01)
+    assert log.words == {
+        "gptpack": "0.1",
+        "torch": "2.13.0",
+        "device": "NVIDIA H100 80GB HBM3",
+        "adaptation": "none",
+    }
     found = log.to_dict()
     assert (found["sliding"]["tokens"], found["sliding"]["bytes"]) == (4000, 10000)
     assert (found["sliding"]["stride"], found["sliding"]["seconds"]) == (16, 0.9)
@@ -311,4 +331,4 @@ def test_figures_that_nothing_can_have_are_no_trouble(
 
 
 def test_an_empty_log_has_nothing() -> None:
-    assert ReferenceLog("x").best("plain") is None
+    assert LoggedRun("x").best("plain") is None

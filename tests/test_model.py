@@ -313,6 +313,119 @@ def test_flash_attention_3_that_cannot_be_had_is_one_line(monkeypatch, what):
         choose_backend("fa3", types.SimpleNamespace(type="cuda"))
 
 
+@pytest.mark.parametrize("what", ["no package", "not ours", "another version"])
+def test_flash_attention_4_that_cannot_be_had_is_one_line(monkeypatch, what):
+    from gptpack.families.golf import attention
+
+    cuda = types.SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    attention.flash_attention_4.cache_clear()
+    if what == "another version":
+        name = "flash_attn.cute.interface"
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        with pytest.raises(MissingDependencyError, match=r"'fa4': .*does not load: .*use auto$"):
+            choose_backend("fa4", cuda)
+        return
+    # FlashAttention-2 has the name flash_attn too
+    older = None if what == "no package" else types.ModuleType("flash_attn")
+    monkeypatch.setitem(sys.modules, "flash_attn", older)
+    with pytest.raises(MissingDependencyError, match=r"'fa4': .*pip install 'gptpack\[fa4\]'"):
+        choose_backend("fa4", cuda)
+    with pytest.raises(MissingDependencyError, match="needs a CUDA device"):
+        choose_backend("fa4", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 9))
+    with pytest.raises(MissingDependencyError, match=r"capability 8\.9, needed 9\.0"):
+        choose_backend("fa4", cuda)
+
+
+@pytest.fixture
+def slow_flash_attention_4(monkeypatch):
+    """FlashAttention-4's two passes as plain float32 sums; returns what they were asked for."""
+    from gptpack.families.golf import attention
+
+    asked = []
+
+    def scores(q, k):
+        queries, keys, heads = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+        k = k.repeat_interleave(heads, dim=2)
+        products = torch.einsum("bshd,bthd->bhst", q, k) * q.shape[-1] ** -0.5
+        sees = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        return products.masked_fill(~sees, -torch.inf)
+
+    def forward(q, k, v, *, causal, return_lse):
+        assert causal
+        assert return_lse
+        sums = scores(q, k).logsumexp(-1)
+        return attention.attend(q, k, v, "math").contiguous(), sums, None, None, None
+
+    def backward(q, k, v, y, dy, sums, *, causal, deterministic, dq, dk, dv):
+        assert causal
+        asked.append(deterministic)
+        heads = q.shape[2] // k.shape[2]
+        share = (scores(q, k) - sums.unsqueeze(-1)).exp()
+        values = v.repeat_interleave(heads, dim=2)
+        dshare = torch.einsum("bshd,bthd->bhst", dy, values)
+        change = share * (dshare - torch.einsum("bshd,bshd->bhs", dy, y).unsqueeze(-1))
+        change = change * q.shape[-1] ** -0.5
+        dq.copy_(torch.einsum("bhst,bthd->bshd", change, k.repeat_interleave(heads, dim=2)))
+        for out, left, right in ((dk, change, q), (dv, share, dy)):
+            each = torch.einsum("bhst,bshd->bthd", left, right)
+            out.copy_(each.unflatten(2, (-1, heads)).sum(3))
+
+    found = "flash_attn.cute.interface"
+    interface = types.SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    attention.flash_attention_4.cache_clear()
+    monkeypatch.setitem(sys.modules, found, interface)
+    yield asked
+    attention.flash_attention_4.cache_clear()
+
+
+@pytest.mark.parametrize("queries", [1, 3, 5])
+@pytest.mark.parametrize("whole", [True, False])
+def test_flash_attention_4_is_an_operator_that_torch_can_check(
+    slow_flash_attention_4, queries, whole
+):
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(2, queries, 4, 6), (2, 5, 2, 6), (2, 5, 2, 6)]
+    # whole tensors, or every second head of larger ones
+    step = 1 if whole else 2
+    q, k, v = (
+        torch.randn(b, t, h * step, d, generator=generator)[:, :, ::step].requires_grad_()
+        for b, t, h, d in sizes
+    )
+    torch.library.opcheck(torch.ops.gptpack.fa4.default, (q, k, v))
+    y, sums = torch.ops.gptpack.fa4(q, k, v)
+    assert sums.shape == (2, 4, queries)
+    assert not sums.requires_grad
+    dy = torch.randn(y.shape, generator=generator)
+    saved = [x.detach() for x in (dy, q, k, v, y, sums)]
+    torch.library.opcheck(torch.ops.gptpack.fa4_backward.default, saved)
+
+
+def test_flash_attention_4_is_the_same_attention_and_one_graph(slow_flash_attention_4, monkeypatch):
+    torch._dynamo.reset()
+    model = randomized(ModelConfig(**SMALL))
+    tokens = torch.randint(0, 40, (2, 9))
+    found = []
+    for name in ("math", "fa4", "compiled"):
+        if name != "math":
+            # as if there were a device for it
+            backend = "gptpack.families.golf.gpt.choose_backend"
+            monkeypatch.setattr(backend, lambda *_args, **_keywords: "fa4")
+        assert model.use_attention(name) == ("math" if name == "math" else "fa4")
+        loss = model
+        if name == "compiled":
+            loss = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+        model.zero_grad()
+        value = loss(tokens[:, :-1], tokens[:, 1:])
+        value.backward()
+        found.append([value.detach(), *(p.grad for p in model.parameters())])
+    assert slow_flash_attention_4 == [False] * 2 * SMALL["layers"]
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_attention_backends_agree():
     model = randomized(ModelConfig(**SMALL))
     tokens = torch.randint(0, 40, (2, 9))

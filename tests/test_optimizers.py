@@ -8,8 +8,8 @@ import reference_optimizers as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import CPU, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
+from worlds import CPU, tiny
 
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig

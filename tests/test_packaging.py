@@ -102,7 +102,7 @@ def test_an_installed_wheel_runs_and_finds_its_recipes(wheel, tmp_path):
     python = bare_environment(tmp_path / "venv")
     run(*PIP, "--python", python, "install", *BUILD, wheel, cwd=tmp_path)
     code = (
-        "import gptpack.training.recipe_files as r\n"
+        "import gptpack.training.recipe as r\n"
         "print(r.find_recipe('demo'), *r.recipe_names(), sep='\\n')"
     )
     found, *names = run(python, "-c", code, cwd=tmp_path).split()
@@ -116,9 +116,7 @@ def test_an_installed_wheel_runs_and_finds_its_recipes(wheel, tmp_path):
 def test_an_editable_install_runs_the_sources(sources, tmp_path):
     python = bare_environment(tmp_path / "venv")
     run(*PIP, "--python", python, "install", *BUILD, "--editable", sources, cwd=tmp_path)
-    code = (
-        "import gptpack.errors as e, gptpack.training.recipe_files as r;print(e.__file__, r.FOLDER)"
-    )
+    code = "import gptpack.errors as e, gptpack.training.recipe as r;print(e.__file__, r.FOLDER)"
     for path in run(python, "-c", code, cwd=tmp_path).split():
         assert Path(path).is_relative_to(sources)
     kernels = sorted(path.stem for path in (sources / "kernels").glob("*.py"))

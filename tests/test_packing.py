@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_training import CPU
+from worlds import CPU
 
 from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.artifact.record import PackRecord, Quality

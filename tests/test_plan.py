@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import invoke
 from test_packing import case
-from test_training import CPU, shards, tiny
 from torch.utils.flop_counter import FlopCounterMode
+from worlds import CPU, invoke, shards, tiny
 
 from gptpack.data.shards import write_shard
 from gptpack.errors import BudgetError, ConfigError
@@ -34,7 +33,6 @@ from gptpack.training.plan import (
     training_flops,
 )
 from gptpack.training.recipe import Recipe, load_recipe
-from gptpack.training.recipe_files import find_recipe
 
 SHAPES = {
     "tied": ModelConfig(vocab=64, layers=3, width=32, heads=4, kv_heads=2, mlp_hidden=48),
@@ -341,10 +339,7 @@ def test_a_plan_with_data_counts_epochs(loader, tmp_path, capsys):
 def test_a_plan_of_more_seconds_than_floats_have_is_limited_by_its_steps(capsys):
     command = ["train", "--recipe", "tiny", "--plan", "--flops", "1e21", "--device", "cpu"]
     assert invoke(*command, "--set", "training.seconds=1e308", "--json") == 0
-    assert (
-        json.loads(capsys.readouterr().out)["steps"]
-        == load_recipe(find_recipe("tiny")).training.steps
-    )
+    assert json.loads(capsys.readouterr().out)["steps"] == load_recipe("tiny").training.steps
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,28 @@
-"""Training for the packed size: the estimate, its price, the fake quantizer, whole runs."""
+"""Training for the packed size: the estimate, its price, whole runs."""
 
 import functools
 import json
 import math
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_training import CPU, TINY, shards, tiny
+from worlds import (
+    AWARE,
+    CPU,
+    IDENTITY,
+    TARGET,
+    aware,
+    folder,
+    foresight,
+    invoke,
+    shards,
+    text,
+    tiny,
+)
 
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.calibration.collect import collect
@@ -26,53 +37,13 @@ from gptpack.packing.config import PackConfig
 from gptpack.packing.foresight import PackerForesight
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.allocation import Sensitivity
-from gptpack.quant.factor import factorize
-from gptpack.quant.gptq import quantize_uniform
-from gptpack.quant.grids import quantize_scale, scale_values
+from gptpack.quant.grids import scale_values
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import PackedTensor, dequantize
-from gptpack.ranks import Ranks
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint
-from gptpack.training.fake import FakeQuantizer, grid_codes
-from gptpack.training.loop import Run, TrainResult, train
+from gptpack.training.loop import Run, RunResult, train
 from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
 from gptpack.training.recipe import CompressionConfig, Recipe
-from gptpack.values import TokenizerIdentity
-
-SHAPE = [
-    "model.vocab=256",
-    "model.width=32",
-    "model.kv_heads=2",
-    "model.mlp_hidden=128",
-    "training.steps=40",
-    "training.warmdown_steps=15",
-]
-TARGET = 23_000
-IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=256, bos=1)
-
-
-def aware(*overrides: str, target: int = TARGET) -> Recipe:
-    return tiny(*SHAPE, f"compression.target_bytes={target}", "compression.looks=2", *overrides)
-
-
-@functools.cache
-def text() -> list[np.ndarray]:
-    steps = np.random.default_rng(0).integers(0, 3, 40_000)
-    return [np.cumsum(steps).astype(np.uint16) % 256]
-
-
-def foresight(
-    recipe: Recipe, config: PackConfig | None = None, here: Ranks = CPU
-) -> PackerForesight:
-    windows = shard_windows(text(), windows=64, context=16, seed=1)
-    return PackerForesight(
-        build=functools.partial(build, recipe.model, device=torch.device("cpu")),
-        windows=windows,
-        ranks=here,
-        tokenizer=IDENTITY,
-        config=config or PackConfig(),
-    )
 
 
 def run_of(recipe: Recipe, folder, **more) -> Run:
@@ -172,115 +143,24 @@ def test_compiled_or_not_the_estimate_is_one_graph_with_the_same_value(monkeypat
         torch.testing.assert_close(a, b)
 
 
-# the fake quantizer
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1))
-def test_training_and_the_packer_round_to_the_same_codes(seed, spread):
-    rng = np.random.default_rng(seed)
-    rows, columns = (int(n) for n in rng.integers(1, 40, 2))
-    weight = (rng.normal(size=(rows, columns)) * spread).astype(np.float32)
-    row_scales = quantize_scale(np.exp(rng.normal(size=rows)) * 0.05, per_octave=64)
-    column_scales = quantize_scale(np.exp(rng.normal(size=columns)), per_octave=4)
-    row, column = (
-        scale_values(row_scales, per_octave=64),
-        scale_values(column_scales, per_octave=4),
-    )
-    # inputs that are not correlated: no error is fed into another column
-    factor = factorize(np.diag(np.exp(rng.normal(size=columns))), damp=0.0)
-    points = quantize_uniform(weight, factor, row, column).points
-    fake = FakeQuantizer(
-        {"w": torch.nn.Parameter(torch.from_numpy(weight))}, noise=False, seed=0, compiled=False
-    )
-    steps = Steps(row=row, column=column, noise=0 * column, share=1 + 0 * column)
-    fake.take(Outlook(delta=1.0, steps={"w": steps}, coded_bits=0, other_bytes=0, noise=0))
-    (_, _, inverse_row, inverse_column) = fake.grids[0]
-    codes = grid_codes(torch.from_numpy(weight)[None], inverse_row, inverse_column)[0]
-    assert np.array_equal(codes.numpy().astype(np.int32), points)
-    decoded = dequantize(
-        PackedTensor(
-            name="w",
-            shape=weight.shape,
-            method="uniform",
-            arrays={
-                "codes": points.astype(np.int16),
-                "row_scales": row_scales,
-                "column_scales": column_scales,
-            },
-        )
-    )
-    assert np.array_equal(fake.values(0)[0].detach().numpy(), decoded)
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> TrainResult:
-    recipe = aware("optimizer.ema_decay=0.9")
-    folder = tmp_path_factory.mktemp("trained")
-    return train(recipe, text(), folder / "run", CPU, foresight=foresight(recipe))
+def trained(tmp_path_factory) -> dict[str, Any]:
+    """What `gptpack train --target-bytes` says of the recipe `aware`, with an average."""
+    data = tmp_path_factory.mktemp("data")
+    write_shard(data / "data_train_000000.bin", text()[0])
+    command = ["train", "--data", str(data), "--output", str(data / "run"), "--no-eval", "--json"]
+    settings = [*AWARE, "compression.looks=2", "optimizer.ema_decay=0.9"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(group, [*command, "--device", "cpu", "--target-bytes", "23KB"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
-def test_trained_weights_get_the_packers_own_codes(trained):
-    recipe, weights = aware(), load_checkpoint(trained.checkpoint).weights
-    uniform = foresight(recipe, PackConfig(methods=(("*", "gptq-uniform"),)))
-    uniform.look(weights)
-    outlook = uniform.at(trained.packing_step)
-    parameters = {name: torch.nn.Parameter(weights[name]) for name in outlook.steps}
-    fake = FakeQuantizer(parameters, noise=False, seed=0, compiled=False)
-    fake.take(outlook)
-    compared = 0
-    for members, grid in zip(fake.matrices, fake.grids, strict=True):
-        codes = grid_codes(torch.stack(members), grid[2], grid[3]).detach()
-        for index, weight in enumerate(members):
-            name = next(n for n, p in parameters.items() if p is weight)
-            steps = outlook.steps[name]
-            alone = factorize(np.eye(weight.shape[1]), damp=0.0)
-            packed = quantize_uniform(weight.detach().numpy(), alone, steps.row, steps.column)
-            assert np.array_equal(codes[index].numpy().astype(np.int32), packed.points), name
-            compared += packed.points.size
-    assert compared == sum(p.numel() for p in parameters.values()) > 10_000
-
-
-def test_weights_are_replaced_inside_and_the_same_bits_after(tmp_path):
-    weights = parameters()
-    before = {name: weight.detach().clone() for name, weight in weights.items()}
-    fake = FakeQuantizer(weights, noise=False, seed=0, compiled=False)
-    fake.take(outlook_of(weights))
-
-    def interrupted() -> None:
-        with fake.seen(3):
-            assert not any(torch.equal(weights[name], before[name]) for name in weights)
-            weights["a"].sum().backward()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert all(torch.equal(weights[name], before[name]) for name in weights)
-    # straight through: the gradient of the replacement
-    assert torch.equal(weights["a"].grad, torch.ones_like(before["a"]))
-    assert fake.steps == 1
-
-
-def test_noise_costs_what_the_packers_errors_do_and_depends_on_the_step_of_training():
-    weights = {"w": torch.nn.Parameter(100 * torch.ones(200, 300))}
-    fake = FakeQuantizer(weights, noise=True, seed=5, compiled=False)
-    outlook = replace(outlook_of(weights), noise=1 / 24)
-    fake.take(outlook)
-    steps = outlook.steps["w"]
-    a, b, c = (fake.values(step)[0].detach().double().numpy() - 100 for step in (7, 8, 7))
-    share = a / steps.row[:, None] / (steps.column * steps.share)
-    assert np.abs(share).max() <= 0.5 * 0.5**0.5 + 1e-2
-    assert np.square(share).mean() == pytest.approx(1 / 24, rel=0.02)
-    assert np.array_equal(a, c)
-    assert not np.array_equal(a, b)
-
-
-def test_noise_is_no_larger_than_the_weight():
-    weights = {"w": torch.nn.Parameter(1e-6 * torch.randn(50, 60))}
-    fake = FakeQuantizer(weights, noise=True, seed=5, compiled=False)
-    fake.take(outlook_of(weights))
-    weight = weights["w"].detach()
-    assert ((fake.values(1)[0] - weight).abs() <= weight.abs() * (1 + 1e-6)).all()
+@functools.cache
+def priced(price: float) -> RunResult:
+    """A run that pays so much for a bit, most of its time."""
+    recipe = aware(f"compression.pressure={price}", "compression.start=0.2", "compression.looks=1")
+    return train(recipe, text(), folder(f"priced-{price}"), CPU, foresight=foresight(recipe))
 
 
 def test_an_error_alone_costs_what_the_packers_does_with_feedback():
@@ -299,82 +179,58 @@ def test_an_error_alone_costs_what_the_packers_does_with_feedback():
         assert steps.share.max() <= 1 + 1e-5
 
 
-@pytest.mark.parametrize("method", ["straight-through", "noise"])
-def test_quantized_weights_change_the_loss_of_a_compiled_model(tmp_path, monkeypatch, method):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    losses = {}
-    for start in (0.5, 1.0):
-        recipe = aware(
-            f"training.qat_start={start}",
-            "compression.pressure=0",
-            f'compression.qat="{method}"',
-            "training.steps=6",
-            "training.compile_warmup_steps=1",
-        )
-        run = run_of(recipe, tmp_path, compiled=True)
-        run.warm_up()
-        losses[start] = [float(run.update(0.0)[0]) for _ in range(6)]
-        run.batches.close()
-        assert run.pressure.fake.steps == (3 if start < 1 else 0)
-        assert run.figures()["qat_steps"] == run.pressure.fake.steps
-    assert losses[0.5][:3] == losses[1.0][:3]
-    assert all(a != b for a, b in zip(losses[0.5][3:], losses[1.0][3:], strict=True))
-
-
 # runs
 
 
 def test_without_a_target_training_is_what_it_was(tmp_path):
-    recipe = tiny(*SHAPE)
+    recipe = tiny(*AWARE)
     plain = train(recipe, text(), tmp_path / "plain", CPU)
     other = train(recipe, text(), tmp_path / "other", CPU, foresight=foresight(recipe))
     a, b = (load_checkpoint(result.checkpoint).weights for result in (plain, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert plain.predicted_bytes is plain.packing_step is None
+    assert plain.predicted_bytes is plain.packing_delta is None
     line = json.loads((tmp_path / "plain/metrics.jsonl").read_text().splitlines()[-1])
     assert line.keys() == {"step", "loss_nats", "lr_multiplier", "momentum", "seconds"}
 
 
 def test_a_price_of_nothing_only_predicts(tmp_path):
-    free = train(
-        aware("compression.pressure=0"),
-        text(),
-        tmp_path / "free",
-        CPU,
-        foresight=foresight(aware()),
-    )
-    plain = train(tiny(*SHAPE), text(), tmp_path / "plain", CPU)
+    free, plain = priced(0), train(tiny(*AWARE), text(), tmp_path / "plain", CPU)
     a, b = (load_checkpoint(result.checkpoint).weights for result in (free, plain))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert free.predicted_bytes is not None
 
 
+def test_pressure_makes_the_same_step_cheaper():
+    assert priced(30).packing_delta < 0.9 * priced(0).packing_delta
+
+
 def test_the_file_has_the_bytes_that_training_predicted(trained):
-    metrics = trained.checkpoint.with_name("metrics.jsonl").read_text()
+    checkpoint_path = Path(trained["checkpoint"])
+    metrics = checkpoint_path.with_name("metrics.jsonl").read_text()
     lines = [json.loads(line) for line in metrics.splitlines()]
     assert ["predicted_bytes" in line for line in lines] == [False] * 20 + [True] * 20
     assert lines[-1]["predicted_bytes"] == pytest.approx(TARGET, rel=0.005)
     # by another calibration, on other text, and by the trellis that the packer has
-    checkpoint = load_checkpoint(trained.checkpoint)
+    checkpoint = load_checkpoint(checkpoint_path)
     packer = take_apart(
         build(checkpoint.model, checkpoint.weights, torch.device("cpu")),
         IDENTITY,
         PackConfig(),
         sensitivities(checkpoint),
         record=PackRecord(
-            checkpoint_sha256=file_sha256(trained.checkpoint),
+            checkpoint_sha256=file_sha256(checkpoint_path),
             step=checkpoint.step,
             calibration="shards",
             calibration_tokens=4096,
         ),
     )
     quality = Quality(bpb_before=1.234567, bpb_after=1.345678, context=16, tokens=123456)
-    real = len(pack_to_budget(packer, delta=trained.packing_step).assemble(quality))
-    assert trained.predicted_bytes == pytest.approx(real, rel=0.01)
-    assert trained.predicted_bytes == pytest.approx(TARGET, rel=0.01)
+    real = len(pack_to_budget(packer, delta=trained["packing_delta"]).assemble(quality))
+    assert trained["predicted_bytes"] == pytest.approx(real, rel=0.01)
+    assert trained["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
     packer.budget_bytes = TARGET
     fitted = pack_to_budget(packer)
-    assert abs(math.log2(fitted.record.delta / trained.packing_step)) < 0.1
+    assert abs(math.log2(fitted.record.delta / trained["packing_delta"])) < 0.1
 
 
 def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
@@ -384,23 +240,13 @@ def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
     return collect(model, windows, CPU, fisher_windows=64, batch=64, seed=1).sensitivities
 
 
-def test_pressure_makes_the_same_step_cheaper(tmp_path):
-    steps = {}
-    for price in (0, 30):
-        pressed = (f"compression.pressure={price}", "compression.start=0.2")
-        recipe = aware(*pressed, "compression.looks=1")
-        result = train(recipe, text(), tmp_path / str(price), CPU, foresight=foresight(recipe))
-        steps[price] = result.packing_step
-    assert steps[30] < 0.9 * steps[0]
-
-
 def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
     recipe = aware("compression.start=0", "training.steps=3")
     run = run_of(recipe, tmp_path)
     for _ in range(3):
         run.update(0.0)
     run.batches.close()
-    delta, price = (float(run.figures()[k]) for k in ("packing_step", "bit_price_nats"))
+    delta, price = (float(run.figures()[k]) for k in ("packing_delta", "bit_price_nats"))
     # one weight: 1/2 v delta^2 nats at this step, and a quarter of it with one bit more
     variance = 10 ** (-1.33 / 10) / 12
     small = 1e-4
@@ -409,7 +255,7 @@ def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
 
 
 def test_resuming_goes_on_bit_for_bit(tmp_path):
-    recipe = aware("training.steps=12", "training.qat_start=0.7", "training.checkpoint_seconds=0")
+    recipe = aware("training.steps=12", "training.checkpoint_seconds=0")
     going, resumed = run_of(recipe, tmp_path), run_of(recipe, tmp_path)
     for _ in range(9):
         going.update(0.0)
@@ -423,7 +269,6 @@ def test_resuming_goes_on_bit_for_bit(tmp_path):
         run.batches.close()
         run.seen = figures
     assert going.seen == resumed.seen
-    assert going.seen[-1]["qat_steps"] == 3
     states = (run.model.state_dict() for run in (going, resumed))
     for a, b in zip(*(state.values() for state in states), strict=True):
         assert torch.equal(a, b)
@@ -441,7 +286,7 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
     run.batches.close()
     after = run.pressure.state()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
-    for key in ("log2_delta", "unseen_bits", "looked", "qat_steps"):
+    for key in ("log2_delta", "unseen_bits", "looked"):
         assert after[key] == state[key]
     assert all(
         torch.equal(a, b)
@@ -450,22 +295,14 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(tmp_path):
-    for kind, tokens in (("train", text()[0]), ("val", text()[0][:2000])):
-        write_shard(tmp_path / f"data_{kind}_000000.bin", tokens)
-    run = tmp_path / "run"
-    command = ["train", "--data", str(tmp_path), "--output", str(run), "--no-eval", "--json"]
-    # the recipe that is written here is that of all other tests
-    settings = [word for setting in [*TINY, *SHAPE] for word in ("--set", setting)]
-    done = CliRunner().invoke(group, [*command, *settings, "--target-bytes", "23KB"])
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    assert result["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
-    assert result["look_seconds"] > 0
-    assert result["qat_steps"] == 0
-    assert load_checkpoint(run / "checkpoint.pt").recipe.compression.target_bytes == TARGET
-    done = CliRunner().invoke(group, [*command, *settings, "--target-bytes", "many"])
-    assert done.exit_code != 0
+def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(trained, capsys):
+    assert trained["predicted_bytes"] == pytest.approx(TARGET, rel=0.01)
+    assert trained["look_seconds"] > 0
+    checkpoint = load_checkpoint(Path(trained["checkpoint"]))
+    assert checkpoint.recipe.compression.target_bytes == TARGET
+    where = ("--data", "x", "--output", "y")
+    assert invoke("train", *where, "--target-bytes", "many") == 2
+    assert "size 'many'" in capsys.readouterr().err
 
 
 def test_a_target_that_no_step_meets_ends_the_run_and_names_one_that_works(tmp_path, monkeypatch):
@@ -496,14 +333,9 @@ def test_a_model_without_matrices_on_a_grid_has_no_use_for_a_target(tmp_path):
         train(recipe, shards(), tmp_path / "run", CPU, foresight=teller)
 
 
-def test_a_target_needs_somebody_who_knows_the_packer(tmp_path):
-    with pytest.raises(ConfigError, match="needs somebody who knows the packer"):
+def test_a_target_needs_a_foresight(tmp_path):
+    with pytest.raises(ConfigError, match="needs a foresight of what the packer would do"):
         train(aware(), text(), tmp_path / "run", CPU)
-
-
-def test_quantized_weights_need_a_target():
-    with pytest.raises(ConfigError, match=r"qat_start=0.5 needs compression.target_bytes"):
-        tiny("training.qat_start=0.5")
 
 
 @pytest.mark.parametrize(

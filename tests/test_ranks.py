@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from several_ranks import HALF, RECIPES, save_half
-from test_pressure import TARGET
-from test_training import CPU, shards, tiny
+from worlds import CPU, TARGET, shards, tiny
 
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.loop import train
@@ -97,7 +96,6 @@ def test_pressure_on_several_ranks_meets_its_target(several):
     lines = (several[1] / "pressed/metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert last["predicted_bytes"] == pytest.approx(TARGET, rel=0.005)
-    assert last["qat_steps"] == 8
     assert last["bit_price_nats"] > 0
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.cli import main
 from gptpack.data.shards import file_sha256
-from gptpack.errors import ConfigError, DataError, MissingDependencyError
+from gptpack.errors import ConfigError, DataError
 from gptpack.inspection.inspect import inspect
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import PackedTensor
@@ -43,7 +44,7 @@ def make_run(folder: Path, world: World, offset: float) -> Path:  # noqa: F811
             "lr_multiplier": 1.0,
             "seconds": i / 10,
             "predicted_bytes": 50_000.0,
-            "packing_step": 1e-3,
+            "packing_delta": 1e-3,
         }
         for i in range(1, STEPS + 1)
     ]
@@ -127,13 +128,13 @@ def test_the_page_names_no_other_file(page: Path) -> None:
     assert style is not None
     assert "url(" not in style[1]
     assert "@import" not in style[1]
-    assert len(text) < 2_500_000
+    assert len(text) < 6_000_000
 
 
 def test_every_figure_has_its_numbers_in_a_table(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    drawn = json.loads(re.search('id="figures">(.*?)</script>', text, re.S)[1])
-    assert [figure["id"] for figure in drawn] == [
+    drawn = re.findall('<div id="([a-z0-9-]+)" class="plotly-graph-div"', text)
+    assert drawn == [
         *(f"{kind}-{number}" for number in range(4) for kind in ("treemap", "bits", "error")),
         *(
             "rate-distortion",
@@ -145,8 +146,9 @@ def test_every_figure_has_its_numbers_in_a_table(page: Path) -> None:
             "ledger-seconds",
         ),
     ]
-    for figure in drawn:
-        start = text.index(f'id="{figure["id"]}" role="img" aria-label=')
+    for name in drawn:
+        start = text.index(f'<figure aria-labelledby="{name}-title">')
+        assert 'role="img" aria-label=' in text[start : text.index(f'<div id="{name}"')]
         assert "<table>" in text[start : text.index("</figure>", start)]
 
 
@@ -177,7 +179,7 @@ def test_errors_are_measured_against_the_checkpoint_beside_the_file(
         Checkpoint(model=MODEL, weights={}),
     )
     main.run(["report", str(alone), "-o", str(tmp_path / "r.html")])
-    assert "is not the checkpoint that it was made of" in capsys.readouterr().err
+    assert "no errors shown" in capsys.readouterr().err
 
 
 def test_a_recorded_loss_is_shown_where_nothing_was_measured(tmp_path: Path) -> None:
@@ -293,14 +295,11 @@ def test_names_in_a_file_write_nothing_into_the_page(tmp_path: Path) -> None:
     sources = gather([tmp_path / "m.gptpack"])
     text = render(sources, [[]], title=bad)
     assert not [tag for tag, _ in Elements(text).tags if tag in ("img", "b")]
-    assert text.count("<script") == text.count("</script>") == 3
+    assert bad not in text
 
 
 def test_without_plotly_the_status_is_4(runs: list[Path], monkeypatch: Any, capsys: Any) -> None:
-    def missing() -> Any:
-        raise MissingDependencyError("a report needs plotly; pip install 'gptpack[report]'")
-
-    monkeypatch.setattr(figures, "graph_objects", missing)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(SystemExit) as stopped:
         main.run(["report", str(runs[0])])
     assert stopped.value.code == 4
@@ -310,7 +309,12 @@ def test_without_plotly_the_status_is_4(runs: list[Path], monkeypatch: Any, caps
 needs_browser = pytest.mark.skipif(
     find_browser() is None, reason="needs Chromium; apt-get install chromium"
 )
-LOADED = "document.documentElement.dataset.drawn || document.documentElement.dataset.failed"
+DRAWN = """document.readyState === 'complete' &&
+    [...document.querySelectorAll('.plotly-graph-div')].filter((plot) => {
+        const svg = plot.querySelector('.main-svg');
+        return svg && svg.getBoundingClientRect().right <= innerWidth;
+    }).length"""
+"""How many figures are drawn, in the width that the complete page gives them."""
 
 
 @pytest.fixture(scope="module")
@@ -325,10 +329,12 @@ def test_the_page_is_readable_in_a_browser_and_fetches_nothing(
     chromium: Browser, page: Path, width: int, dark: bool
 ) -> None:
     chromium.open(page.as_uri(), width=width, height=844, dark=dark)
-    assert chromium.wait(LOADED) == "19"
+    chromium.wait(f"({DRAWN}) === 19")
     assert chromium.requests() == [page.as_uri()]
     assert chromium.complaints() == []
-    drawn = chromium.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.id)")
+    drawn = chromium.evaluate(
+        "[...document.querySelectorAll('.plotly-graph-div')].map((p) => p.id)"
+    )
     for name in drawn:
         mark = (
             ".treemaplayer path.surface"
@@ -380,7 +386,7 @@ def contrast(page: Browser, element: str, name: str) -> float:
 @needs_browser
 def test_a_part_of_the_treemap_opens_when_it_is_clicked(chromium: Browser, page: Path) -> None:
     chromium.open(page.as_uri(), width=1280, height=900)
-    chromium.wait(LOADED)
+    chromium.wait(f"({DRAWN}) === 19")
     shown = "document.querySelectorAll('#treemap-0 .treemaplayer .slice').length"
     before = chromium.evaluate(shown)
     chromium.evaluate("document.querySelector('#treemap-0').scrollIntoView()")

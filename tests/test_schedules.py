@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from gptpack.training.recipe import OptimizerConfig, TrainingConfig
 from gptpack.training.schedules import (
     momentum,
-    progress,
     scheduled,
+    share_done,
     steps_left,
     switch_at,
     taper,
@@ -76,7 +76,6 @@ def test_along_any_run_shares_only_go_one_way(pace, fraction, floor, steps):
         warmdown_fraction=fraction,
         lr_floor=floor,
         recurrence_start=0.35,
-        qat_start=0.8,
     )
     optimizer = OptimizerConfig(weight_decay_taper_start=0.7)
     values = run(pace, training, optimizer)
@@ -85,7 +84,6 @@ def test_along_any_run_shares_only_go_one_way(pace, fraction, floor, steps):
         assert a.lr_multiplier >= b.lr_multiplier >= floor
         assert a.weight_decay_multiplier >= b.weight_decay_multiplier >= 0.5
         assert a.recurrence <= b.recurrence
-        assert a.qat <= b.qat
     assert values[0].lr_multiplier == 1
     assert values[0].weight_decay_multiplier == 1
 
@@ -99,11 +97,11 @@ def test_at_a_steady_pace_steps_of_warmdown_only_go_down(pace, window):
 
 
 def test_progress_is_the_larger_share():
-    assert progress(0, steps=10, elapsed=0.0, seconds=20.0) == 0
-    assert progress(5, steps=10, elapsed=4.0, seconds=20.0) == 0.5
-    assert progress(1, steps=10, elapsed=15.0, seconds=20.0) == 0.75
-    assert progress(1, steps=10, elapsed=15.0, seconds=0.0) == 0.1
-    assert progress(11, steps=10, elapsed=30.0, seconds=20.0) == 1
+    assert share_done(0, steps=10, elapsed=0.0, seconds=20.0) == 0
+    assert share_done(5, steps=10, elapsed=4.0, seconds=20.0) == 0.5
+    assert share_done(1, steps=10, elapsed=15.0, seconds=20.0) == 0.75
+    assert share_done(1, steps=10, elapsed=15.0, seconds=0.0) == 0.1
+    assert share_done(11, steps=10, elapsed=30.0, seconds=20.0) == 1
 
 
 def test_steps_are_left_until_the_nearer_limit():
@@ -159,6 +157,6 @@ def test_a_switch_is_on_from_its_start_and_never_from_the_end(done, start):
     assert not switch_at(done, 1.0)
 
 
-def test_by_default_recurrence_is_on_and_quantization_is_not():
+def test_by_default_recurrence_is_on():
     values = run([1.0], TrainingConfig(seconds=20.0))
-    assert all(value.recurrence and not value.qat for value in values)
+    assert all(value.recurrence for value in values)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptpack.data import tokenize
-from gptpack.data.accounting import TokenBytes, audit
+from gptpack.data.accounting import PieceBytes, audit
 from gptpack.data.documents import SEPARATOR
 from gptpack.data.manifest import Manifest, load_manifest, verify_manifest
 from gptpack.data.shards import load_tokens, write_shard
@@ -80,7 +80,7 @@ def test_the_manifest_states_sources_counts_bytes_and_hashes(
     assert split.tokens == len(tokens)
     assert split.unknown_tokens == 0
     assert split.text_bytes == sum(len(text.encode()) for text in VAL)
-    assert split.accounted_bytes == audit(TokenBytes.from_tokenizer(tokenizer), tokenizer, tokens)
+    assert split.accounted_bytes == audit(PieceBytes.from_tokenizer(tokenizer), tokenizer, tokens)
     assert split.accounted_bytes == split.normalized_bytes == split.text_bytes - 1
     assert split.sources[0].name == "val.jsonl"
     assert split.sources[0].size_bytes == val.stat().st_size

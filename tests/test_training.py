@@ -14,44 +14,17 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from test_cli import invoke
-from test_cli_eval import World, world  # noqa: F401
+from worlds import CPU, TINY, corpus, invoke, shards, tiny
 
 from gptpack.data.orders import Loader
-from gptpack.data.shards import write_shard
 from gptpack.errors import CheckpointError, ConfigError, GptpackError, TrainingError
 from gptpack.families.golf.gpt import GPT
-from gptpack.ranks import Ranks, ranks
+from gptpack.jobs import train as jobs
+from gptpack.ranks import ranks
 from gptpack.training import loop
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, train
-from gptpack.training.recipe import Recipe, load_recipe
 from gptpack.values import TokenizerIdentity
-
-TINY = [
-    "model.layers=2",
-    "model.width=16",
-    "model.heads=2",
-    "model.kv_heads=1",
-    "model.mlp_hidden=32",
-    "model.vocab=64",
-    "model.context=16",
-    "training.batch_tokens=96",
-    "training.steps=12",
-    "training.seconds=0",
-    "training.warmdown_steps=5",
-]
-CPU = Ranks(0, 1, torch.device("cpu"))
-
-
-def tiny(*overrides: str) -> Recipe:
-    return load_recipe(None, [*TINY, *overrides])
-
-
-def shards(tokens: int = 3000) -> list[np.ndarray]:
-    steps = np.random.default_rng(0).integers(0, 3, tokens)
-    return [np.cumsum(steps).astype(np.uint16) % 64]
-
 
 # runs
 
@@ -220,13 +193,19 @@ def test_a_finished_run_that_is_resumed_has_no_loss_of_its_own(tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+# the job and its command
+
+
 @pytest.fixture
-def command(world: World, tmp_path: Path) -> list[str]:  # noqa: F811
-    """`gptpack train` of two steps on a folder with both splits."""
-    data = tmp_path / "data"
-    shutil.copytree(world.data, data)
-    write_shard(data / "x_train_000000.bin", np.resize(world.tokens, 3000))
-    sets = [*TINY, f"model.vocab={world.config.vocab}", "training.steps=2"]
+def data(tmp_path: Path) -> Path:
+    """A folder with shards of both splits and their tokenizer."""
+    return Path(shutil.copytree(corpus().data, tmp_path / "data"))
+
+
+@pytest.fixture
+def command(data: Path, tmp_path: Path) -> list[str]:
+    """`gptpack train` of two steps."""
+    sets = [*TINY, f"model.vocab={corpus().tokenizer.vocab}", "training.steps=2"]
     words = ["train", "--recipe", "tiny", "--data", str(data), "--output", str(tmp_path / "run")]
     return [*words, "--device", "cpu", "--json", *(w for item in sets for w in ("--set", item))]
 
@@ -240,9 +219,9 @@ def command(world: World, tmp_path: Path) -> list[str]:  # noqa: F811
     ],
 )
 def test_what_cannot_be_scored_is_said_before_it_is_trained(
-    command, tmp_path, capsys, absent, options, said
+    command, data, tmp_path, capsys, absent, options, said
 ):
-    for path in (tmp_path / "data").glob(absent or "nothing"):
+    for path in data.glob(absent or "nothing"):
         path.unlink()
     assert invoke(*command, *options) == 2
     captured = capsys.readouterr()
@@ -255,7 +234,7 @@ def test_a_result_is_printed_even_where_its_scoring_fails(command, tmp_path, cap
     def fail(*_: object, **__: object) -> None:
         raise GptpackError("evaluation in a fresh process ended with status 2")
 
-    monkeypatch.setattr("gptpack.jobs.fresh.evaluate_in_fresh_process", fail)
+    monkeypatch.setattr(jobs, "evaluate_in_fresh_process", fail)
     assert invoke(*command) == 2
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
@@ -263,6 +242,12 @@ def test_a_result_is_printed_even_where_its_scoring_fails(command, tmp_path, cap
     assert printed["validation"] is None
     assert "ended with status 2" in captured.err
     assert Path(printed["checkpoint"]).exists()
+
+
+def test_later_ranks_print_nothing(command, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert invoke(*command, "--no-eval") == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_where_nothing_can_be_written_nothing_is_trained(tmp_path):
@@ -319,12 +304,12 @@ RUN = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_training import CPU, shards, tiny
+from worlds import CPU, shards, tiny
 from gptpack.training.loop import Run, train
 mode, output = sys.argv[2], Path(sys.argv[3])
 update = Run.update
 def killed(run, elapsed):
-    if run.step > 100 and run.path.exists():
+    if run.step > 60 and run.path.exists():
         os.kill(os.getpid(), signal.SIGKILL)
     return update(run, elapsed)
 if mode == "killed":
@@ -340,27 +325,26 @@ def run_process(mode: str, output: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ema", ["0.0", "0.9"])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path, ema):
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     overrides = [
-        "training.steps=400",
+        "training.steps=150",
         "training.checkpoint_seconds=0.05",
-        f"optimizer.ema_decay={ema}",
+        "optimizer.ema_decay=0.9",
     ]
-    whole = run_process("new", tmp_path / "whole", *overrides)
     killed = run_process("killed", tmp_path / "killed", *overrides)
     metrics = tmp_path / "killed/metrics.jsonl"
     checkpoint = tmp_path / "killed/checkpoint.pt"
     assert killed.wait() == -signal.SIGKILL
-    assert 0 < load_checkpoint(checkpoint).step < 400
-    assert run_process("resume", tmp_path / "killed", *overrides).wait() == 0
-    assert whole.wait() == 0
-    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
-    assert a.step == b.step == 400
+    assert 0 < load_checkpoint(checkpoint).step < 150
+    resumed = run_process("resume", tmp_path / "killed", *overrides)
+    whole = train(tiny(*overrides), shards(), tmp_path / "whole", CPU)
+    assert resumed.wait() == 0
+    a, b = (load_checkpoint(path) for path in (whole.checkpoint, checkpoint))
+    assert a.step == b.step == 150
     assert all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+    assert all(torch.equal(a.training["raw"][n], b.training["raw"][n]) for n in a.weights)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 151))
 
 
 def test_resuming_removes_what_killed_saves_left_and_nothing_else(tmp_path):

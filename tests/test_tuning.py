@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_packing import Case
-from test_training import CPU, shards, tiny
+from worlds import CPU, shards, tiny
 
 from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.record import Quality

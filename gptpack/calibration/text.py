@@ -103,7 +103,7 @@ def calibration_text(
 
     Args:
         shards: training tokens, for the source ``shards``.
-        tokens: 0 takes `TOKENS` of the model's device.
+        tokens: 0 takes `TOKENS` of the model's device, or what there is of shards.
 
     Raises:
         DataError: the shards hold fewer.
@@ -112,6 +112,9 @@ def calibration_text(
     context = model.config.context
     count = max(1, (tokens or TOKENS[model.device.type]) // context)
     if source == "shards":
+        if not tokens:
+            held = sum(len(shard) // context for shard in shards)
+            count = min(count, max(1, held))
         return shard_windows(shards, windows=count, context=context, seed=seed)
     if source == "self":
         return self_generated(model, windows=count, context=context, seed=seed, progress=progress)

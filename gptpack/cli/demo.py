@@ -80,7 +80,7 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
 
 
 def write_demo_text(path: Path) -> Path:
-    """The text, and a word on where it is from."""
+    """Write the demo's text to `path`, with a note on its source."""
     from gptpack.jobs.demo_text import standard_library, write_text
 
     note(f"text: the documentation in Python's standard library, {standard_library()}")
@@ -107,7 +107,7 @@ def execute(*arguments: object) -> None:
 
 
 def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
-    """What the file says of itself, and what a fresh process finds when it has only the file."""
+    """Figures of the file's header, and the scores that a process finds which has only the file."""
     from gptpack.inspection.inspect import inspect
     from gptpack.jobs.fresh import evaluate_in_fresh_process
 
@@ -121,7 +121,7 @@ def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
         "budget_bytes": header.budget_bytes,
         "bytes": packed.stat().st_size,
         "headroom_bytes": header.headroom_bytes,
-        "bpb_before": header.pack["quality"]["bpb_before"],
+        "bpb_before": header.record.quality.bpb_before,
         "bpb": found.plain.bpb,
         "sliding_bpb": found.best.bpb,
         "stride": STRIDE,
@@ -129,7 +129,7 @@ def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> None:
-    """The one table, and where the file is."""
+    """Print the table of results, and the file's path."""
     print_table(
         ["demo", ""],
         [

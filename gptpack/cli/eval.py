@@ -54,7 +54,6 @@ PATH = click.Path(path_type=Path)
     metavar="SETTINGS",
     help="Also with test-time training: sgd:lr=0.002,epochs=3 or lora:rank=8 or sweep. Repeats.",
 )
-@click.option("--ngram", is_flag=True, help="Also blended with n-grams of the text scored so far.")
 @click.option(
     "--limit-tokens", type=COUNT, default=0, help="Score the first so many targets; 0: all."
 )
@@ -96,7 +95,7 @@ def command(
     weights on each chunk, lora low-rank factors within each document. Given more than once, each
     starts from the file; sweep stands for four known settings.
 
-    --max-bpb is compared with the last figure of plain, sliding, n-gram and (if there is one
+    --max-bpb is compared with the last figure of plain, sliding and (if there is one
     only) test-time training. --time-limit counts from the start of the process; when it comes,
     the exact share that was scored is reported and the status is 1.
 

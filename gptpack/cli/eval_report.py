@@ -44,14 +44,6 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
         ],
     )
     _print_adaptations(found)
-    if ngram := scores.get("ngram"):
-        checked = ngram.details["normalisation"]
-        click.echo(
-            f"\nn-grams: {ngram.details['hinted']:,} targets had a hint, "
-            f"{ngram.details['hint_hits']:,} of them right; on {checked['positions']:,} sampled "
-            f"targets the probabilities of all tokens sum to 1 within "
-            f"{checked['largest_deviation_of_sum']:.1e}"
-        )
     if (recorded := result["recorded"]) and result["difference_bpb"] is not None:
         counts = ", ".join(f"{key} {recorded[key]:,}" for key in recorded if key != "bpb")
         click.echo(

@@ -1,4 +1,4 @@
-"""`gptpack log`: a reference-style training log, its figures and what contradicts what."""
+"""`gptpack log`: training logs -> their figures, and what in them contradicts the rest."""
 
 from typing import Any
 

@@ -1,5 +1,6 @@
-"""`gptpack stats`: whether runs beat a threshold by more than chance."""
+"""`gptpack stats`: runs and a threshold -> a t-test, as a table or JSON."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -7,8 +8,8 @@ import click
 from gptpack.cli.console import print_json, print_table
 from gptpack.cli.options import POSITIVE, Finite
 from gptpack.errors import ConfigError, LimitError
-from gptpack.runs.samples import read_runs
-from gptpack.runs.stats import Run, Verdict, judge, margin_in_bpb
+from gptpack.runs.samples import RunFigure, read_runs, threshold_below
+from gptpack.runs.significance import Verdict, judge
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True}
 
@@ -25,14 +26,20 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": Tru
     type=click.Choice(["same", "bpb", "nats"]),
     default="same",
     show_default=True,
-    help="Of the margin; nats are turned into bits per byte where those are compared.",
+    help="Unit of the margin; nats are turned into bits per byte where those are compared.",
 )
-@click.option("--metric", help="bpb, nats, seconds, or a path such as plain.bpb. [default: bpb]")
 @click.option(
-    "--tokens-per-byte", type=POSITIVE, help="Of the text, for plain lists and --unit nats."
+    "--metric", default="bpb", show_default=True, help="bpb, nats, seconds, or a path (plain.bpb)."
+)
+@click.option(
+    "--tokens-per-byte",
+    type=POSITIVE,
+    help="Tokens per byte of the text, for plain lists and --unit nats.",
 )
 @click.option("--alpha", type=float, default=0.01, show_default=True, help="Level of the test.")
-@click.option("--power", type=float, default=0.8, show_default=True, help="What more runs are for.")
+@click.option(
+    "--power", type=float, default=0.8, show_default=True, help="Power that more runs should reach."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
 def command(
     runs: tuple[str, ...],
@@ -40,7 +47,7 @@ def command(
     beats: float | None,
     margin: float,
     unit: str,
-    metric: str | None,
+    metric: str,
     tokens_per_byte: float | None,
     alpha: float,
     power: float,
@@ -63,22 +70,17 @@ def command(
         raise ConfigError("give a threshold: either --below, or --beats and --by")
     if below is not None and (margin or unit != "same"):
         raise ConfigError("--by and --unit are a margin's; give --beats in place of --below")
-    figures = read_runs(runs, metric or "bpb")
-    if beats is not None:
-        if tokens_per_byte is not None:
-            figures = [
-                Run(name=run.name, value=run.value, tokens_per_byte=tokens_per_byte)
-                for run in figures
-            ]
-        convert = _converted(metric or "bpb", unit)
-        threshold = beats - (margin_in_bpb(margin, figures) if convert else margin)
-    else:
-        assert below is not None
-        threshold = below
+    figures = read_runs(runs, metric)
+    if tokens_per_byte is not None:
+        figures = [replace(figure, tokens_per_byte=tokens_per_byte) for figure in figures]
+    threshold = below
+    if threshold is None:
+        assert beats is not None
+        threshold = threshold_below(beats, margin, unit=unit, metric=metric, runs=figures)
     verdict = judge([run.value for run in figures], threshold, alpha=alpha, power=power)
     if as_json:
         values = [{"run": run.name, "value": run.value} for run in figures]
-        print_json({"metric": metric or "bpb", **verdict.to_dict(), "values": values})
+        print_json({"metric": metric, **verdict.to_dict(), "values": values})
     else:
         _print(figures, verdict)
     if not verdict.significant:
@@ -88,18 +90,7 @@ def command(
         )
 
 
-def _converted(metric: str, unit: str) -> bool:
-    """Whether a margin in `unit` is turned into bits per byte to compare figures of `metric`."""
-    of_bpb, of_nats = metric.endswith("bpb"), metric.endswith(("nats", "nats_per_token"))
-    if (unit == "bpb" and not of_bpb) or (unit == "nats" and not (of_bpb or of_nats)):
-        raise ConfigError(
-            f"--unit {unit}: a margin in {unit} cannot be taken from a threshold of {metric}; give "
-            "it in the unit of the figures"
-        )
-    return unit == "nats" and of_bpb
-
-
-def _print(figures: list[Run], verdict: Verdict) -> None:
+def _print(figures: list[RunFigure], verdict: Verdict) -> None:
     print_table(["run", "value"], [[run.name, f"{run.value:.8g}"] for run in figures])
     click.echo()
     more = verdict.more_runs

@@ -1,9 +1,8 @@
-"""What an entry function needs of our own modules, found by walking definitions and imports.
+"""An entry function -> the parts of our own modules that it needs.
 
 The walk begins at one function and follows names: to definitions of the same module, through its
-imports to those of others, into imports inside functions. What it does not reach is left out, so
-that a file made of it follows the modules wherever they go. It errs on the side of keeping: a local
-variable that is called like a definition keeps the definition.
+imports to those of others, into imports inside functions. What it does not reach is left out. It
+errs on the side of keeping: a local variable with the name of a definition keeps the definition.
 """
 
 import ast
@@ -21,21 +20,21 @@ Transform = Callable[[ast.Module], ast.Module]
 
 @dataclass(slots=True)
 class Module:
-    """A module's source, and which of its top-level statements define what."""
+    """A module's source, and what its top-level statements define."""
 
     name: str
     source: str
     body: list[ast.stmt]
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, tuple[Import, str, str]] = field(default_factory=dict)
-    """Bound name -> statement, module, and the name there (empty: the module itself)."""
+    """Bound name -> import statement, module, and name in the module (empty: the module itself)."""
     effects: list[ast.stmt] = field(default_factory=list)
     """Statements that neither define nor import; whoever reaches the module needs them."""
     kept: set[int] = field(default_factory=set)
-    """`id` of each top-level statement that is reached."""
+    """The `id` of each top-level statement that is reached."""
 
     def statements(self) -> Iterator[ast.stmt]:
-        """What was reached, in order; of imports no more than what is mentioned."""
+        """The statements that were reached, in order; imports are narrowed to names in use."""
         kept = [statement for statement in self.body if id(statement) in self.kept]
         mentioned: set[str] = set()
         for statement in kept:
@@ -50,16 +49,15 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The modules that an entry needs, what they need from outside, and what was left out."""
+    """The parts of modules that an entry function needs."""
 
     modules: tuple[Module, ...]
     outside: frozenset[str]
-    """Top-level names of standard and third-party modules."""
-    without: frozenset[str]
+    """Top-level names of the standard and third-party modules that they import."""
 
 
 def source_path(name: str) -> Path | None:
-    """The file of one of our modules; None if it is a folder, or there is none."""
+    """The file of one of our modules; None if `name` is a folder, or not ours."""
     parts = name.split(".")
     file = ROOT.joinpath(*parts[1:]).with_suffix(".py")
     return file if parts[0] == PACKAGE and len(parts) > 1 and file.is_file() else None
@@ -71,8 +69,8 @@ def bundle(
     """Everything that `function` of the module `entry` needs.
 
     Args:
-        without: modules that are left out; whoever imports them there gets an ImportError.
-        transform: applied to each module before it is walked, such as the removal of annotations.
+        without: modules that are left out; importing them in the bundle is an ImportError.
+        transform: change to each module before it is walked, such as the removal of annotations.
 
     Raises:
         GptpackError: a module has no source, or lacks what is imported from it.
@@ -112,7 +110,7 @@ def bundle(
                 pending.append((f"{target_module}.{inner}" if inner else target_module, "*"))
             else:
                 pending.append((target_module, inner))
-    return Bundle(tuple(modules[name] for name in sorted(modules)), frozenset(outside), left_out)
+    return Bundle(tuple(modules[name] for name in sorted(modules)), frozenset(outside))
 
 
 def _read(name: str, transform: Transform | None) -> Module:
@@ -128,7 +126,7 @@ def _read(name: str, transform: Transform | None) -> Module:
 
 
 def _classify(module: Module, statement: ast.stmt) -> None:
-    """Note what a top-level statement is for."""
+    """Note whether a top-level statement defines, imports, or does something."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         module.definitions.setdefault(statement.name, []).append(statement)
     elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
@@ -146,7 +144,7 @@ def _classify(module: Module, statement: ast.stmt) -> None:
 
 
 def bindings(statement: Import) -> Iterator[tuple[str, str, str]]:
-    """(bound name, module, name there) of an import; the last is empty for a module as a whole."""
+    """(bound name, module, name in it) of an import; the last is empty for a whole module."""
     for alias in statement.names:
         if isinstance(statement, ast.Import):
             yield alias.asname or alias.name.partition(".")[0], alias.name, ""
@@ -156,7 +154,7 @@ def bindings(statement: Import) -> Iterator[tuple[str, str, str]]:
 
 
 def is_string(statement: ast.stmt) -> bool:
-    """Whether a statement is a docstring, or a string that stands where one could."""
+    """Whether a statement is a string that stands alone, such as a docstring."""
     value = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
@@ -180,7 +178,7 @@ def _defining(module: Module, name: str) -> list[ast.stmt]:
 
 
 def _names(node: ast.AST) -> set[str]:
-    """Every name below `node`, whatever it stands for there."""
+    """All names in `node`, whatever they stand for."""
     return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
 
 
@@ -191,7 +189,7 @@ def _imported(statement: ast.stmt) -> Iterator[tuple[str, str]]:
 
 
 def _narrowed(statement: Import, mentioned: set[str]) -> Import | None:
-    """An import of no more than what is mentioned."""
+    """The import of those names that are `mentioned`; None where none is."""
     pairs = zip(statement.names, bindings(statement), strict=True)
     names = [alias for alias, (bound, _, _) in pairs if bound in mentioned]
     if not names:

@@ -1,4 +1,4 @@
-"""The files of a submission. Every figure in them is taken from the logs, by `figures`."""
+"""The logs of runs -> the files of a submission, whose every figure `figures` takes from them."""
 
 import json
 import shutil
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptpack.contest.logs import RunLog
-from gptpack.errors import ConfigError, GptpackError
+from gptpack.atomic import replacing_directory
+from gptpack.contest.logs import decisive_score, plain_score
+from gptpack.errors import ConfigError
+from gptpack.runs.logged import CAP_BYTES, LoggedRun
 
 ARTIFACT = "model.gptpack"
 SCRIPT = "train_gpt.py"
@@ -17,14 +19,13 @@ README = "README.md"
 FIGURES = "submission.json"
 REQUIREMENTS = "requirements.txt"
 UNCOUNTED = (README, FIGURES, REQUIREMENTS)
-"""Files that are no part of the model; logs are none either. All others count."""
-CAP_BYTES = 16_000_000
+"""Files whose bytes do not count; logs do not either, and all others do."""
 BEGIN, END = "<!-- figures: generated from the logs -->", "<!-- end of figures -->"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What a person says of a submission."""
+    """What a person says about a submission."""
 
     name: str
     author: str
@@ -34,21 +35,22 @@ class About:
     blurb: str = ""
     track: str = "10min_16mb"
     hardware: str = ""
-    """That training ran on, such as ``8xH100 SXM``."""
+    """Hardware that training ran on, such as ``8xH100 SXM``."""
 
 
 def log_name(seed: int | str) -> str:
+    """Name of a seed's log in the folder."""
     return f"train_seed{seed}.log"
 
 
-def figures(about: About, logs: Sequence[RunLog]) -> dict[str, Any]:
+def figures(about: About, logs: Sequence[LoggedRun]) -> dict[str, Any]:
     """submission.json: the fields that the contest's submissions have, from the logs.
 
-    The first log's artifact is the one that ships; means are over all of them.
+    The first log's artifact is the one that ships; means are over all logs.
     """
     shipped = logs[0]
-    losses = [log.score.loss for log in logs]
-    scores = [log.score.bpb for log in logs]
+    losses = [decisive_score(log).nats for log in logs]
+    scores = [decisive_score(log).bpb for log in logs]
     spread = statistics.stdev(scores) if len(scores) > 1 else None
     return {
         "author": about.author,
@@ -61,40 +63,40 @@ def figures(about: About, logs: Sequence[RunLog]) -> dict[str, Any]:
         "val_bpb": round(statistics.fmean(scores), 8),
         "val_bpb_std": None if spread is None else round(spread, 8),
         "metric": metric(shipped),
-        "adaptation": shipped.adaptation,
-        "bytes_total": shipped.total_bytes,
-        "bytes_code": shipped.code_bytes,
-        "bytes_model": shipped.model_bytes,
-        "artifact_sha256": shipped.artifact_sha256,
-        "seeds": [log.seed for log in logs],
-        "seed_results": {str(log.seed): _seed_result(log) for log in logs},
+        "adaptation": shipped.words["adaptation"],
+        "bytes_total": shipped.sizes["total"],
+        "bytes_code": shipped.sizes["code"],
+        "bytes_model": shipped.sizes["model"],
+        "artifact_sha256": shipped.words["artifact_sha256"],
+        "seeds": [log.facts["seed"] for log in logs],
+        "seed_results": {str(log.facts["seed"]): _seed_result(log) for log in logs},
         "hardware": about.hardware or None,
-        "eval_hardware": f"{shipped.ranks} x {shipped.device}",
-        "pytorch_version": shipped.torch,
-        "gptpack_version": shipped.gptpack,
+        "eval_hardware": f"{shipped.facts['ranks']} x {shipped.words['device']}",
+        "pytorch_version": shipped.words["torch"],
+        "gptpack_version": shipped.words["gptpack"],
     }
 
 
-def _seed_result(log: RunLog) -> dict[str, Any]:
-    steps, spent = log.steps, log.train_seconds
+def _seed_result(log: LoggedRun) -> dict[str, Any]:
+    steps, spent = log.steps or None, log.train_seconds or None
     return {
-        "val_loss": log.score.loss,
-        "val_bpb": log.score.bpb,
-        "plain_bpb": log.scores["plain"].bpb,
-        "artifact_bytes": log.model_bytes,
-        "artifact_sha256": log.artifact_sha256,
+        "val_loss": decisive_score(log).nats,
+        "val_bpb": decisive_score(log).bpb,
+        "plain_bpb": plain_score(log).bpb,
+        "artifact_bytes": log.sizes["model"],
+        "artifact_sha256": log.words["artifact_sha256"],
         "steps": steps,
         "train_time_s": spent,
-        "pack_time_s": log.pack_seconds,
-        "step_avg_ms": round(1000 * spent / steps, 2) if steps and spent is not None else None,
-        "eval_time_s": log.eval_seconds,
+        "pack_time_s": log.seconds.get("pack"),
+        "step_avg_ms": round(1000 * spent / steps, 2) if steps and spent else None,
+        "eval_time_s": log.seconds["eval_total"],
     }
 
 
-def metric(log: RunLog) -> str:
-    """What the decisive figure is."""
-    score = log.score
-    kind = "plain" if score is log.scores["plain"] else f"sliding window, stride {score.stride}"
+def metric(log: LoggedRun) -> str:
+    """What the decisive score is, in words."""
+    score = decisive_score(log)
+    kind = "plain" if score.kind == "plain" else f"sliding window, stride {score.stride}"
     return f"{kind}, context {score.context}"
 
 
@@ -188,7 +190,11 @@ What the artifact says of it:
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Raise `ConfigError` if `output` exists and is not to be replaced, or is no submission."""
+    """Whether a submission may be written to `output`.
+
+    Raises:
+        ConfigError: something stands there that is no submission, or is not to be replaced.
+    """
     if not output.exists():
         return
     ours = output.is_dir() and (not any(output.iterdir()) or (output / FIGURES).is_file())
@@ -202,19 +208,9 @@ def write_folder(output: Path, files: Mapping[str, str], artifact: Path) -> None
     """Put all files under `output`, at once; what is there is replaced (see `check_output`).
 
     Raises:
-        GptpackError: it cannot be written.
+        DataError: it cannot be written.
     """
-    staging = output.with_name(f".{output.name}.unfinished")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+    with replacing_directory(output) as stage:
         for name, text in files.items():
-            (staging / name).write_text(text, encoding="utf-8")
-        shutil.copyfile(artifact, staging / ARTIFACT)
-        if output.exists():
-            shutil.rmtree(output)
-        staging.rename(output)
-    except OSError as error:
-        raise GptpackError(f"{output}: cannot write: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            (stage / name).write_text(text, encoding="utf-8")
+        shutil.copyfile(artifact, stage / ARTIFACT)

@@ -1,7 +1,7 @@
-"""What a script imports, through wrappers that unpack more code; nothing of it is run.
+"""The source of a script -> what it imports, seen through wrappers that unpack more code.
 
-Contest scripts come as ``exec(decompress(b85decode(...)))``, ours in a denser text (base123.py) and
-with modules as strings, so every long string that is, or unpacks to, Python is read as well.
+Nothing of the script is run. Contest scripts come as ``exec(decompress(b85decode(...)))``, and ours
+has its modules in strings, so every long string that is, or unpacks to, Python is read as well.
 """
 
 import ast
@@ -12,12 +12,13 @@ import lzma
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-
-from gptpack.contest import base123
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 LEAST_CHARACTERS = 200
+"""Length from which a string is tried as code."""
 MOST_DEPTH = 4
+"""Wrappers within wrappers that are opened."""
 MOST_UNPACKED_BYTES = 1 << 24
 # fmt: off
 NETWORK = frozenset((
@@ -28,42 +29,81 @@ NETWORK = frozenset((
 # fmt: on
 """Modules by which a script reaches a network."""
 PROCESSES = frozenset({"subprocess", "pty", "multiprocessing.connection"})
-"""Modules by which it could have others do so."""
-
-TEXTS: tuple[Callable[[str], bytes], ...] = (
-    base64.b85decode,
-    base64.b64decode,
-    base64.a85decode,
-    base123.decode,
-)
+"""Modules by which it could have another process do so."""
+DYNAMIC = ("__import__", "importlib.import_module", "import_module")
+"""Functions that import the module whose name they are given."""
 
 
-def parsed(source: str) -> Iterator[ast.Module]:
-    """The trees of `source` and of all code that it holds in strings.
+@dataclass(frozen=True, slots=True)
+class Imports:
+    """What a script imports."""
+
+    names: frozenset[str]
+    """Dotted names of every import, ``a.b`` as well as ``a`` for ``from a import b``."""
+    own: frozenset[str]
+    """Top-level names of packages whose modules the script holds in itself, under string keys."""
+
+    @property
+    def third_party(self) -> set[str]:
+        """Top-level names that neither Python nor the script itself brings."""
+        tops = {name.partition(".")[0] for name in self.names}
+        return tops - sys.stdlib_module_names - self.own
+
+    def reaching(self, modules: frozenset[str]) -> set[str]:
+        """Imports of one of `modules`, or of something in one."""
+        return {
+            name
+            for name in self.names
+            if any(name == module or name.startswith(f"{module}.") for module in modules)
+        }
+
+
+def read_imports(source: str) -> Imports:
+    """The imports of `source` and of the code that it holds in strings.
 
     Raises:
-        SyntaxError: `source` itself is not Python; strings that are not are just strings.
+        SyntaxError, ValueError, RecursionError, MemoryError: `source` is not Python, or is nested
+            beyond what Python's parser takes.
     """
+    names: set[str] = set()
+    own: set[str] = set()
+    for node in _nodes(source):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in DYNAMIC:
+            if (name := _string(node.args[0])) is not None:
+                names.add(name)
+        elif (_string(node) or "").startswith("gptpack."):
+            own.add("gptpack")
+    return Imports(frozenset(names), frozenset(own))
+
+
+def _string(node: ast.AST) -> str | None:
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if isinstance(value, str) else None
+
+
+def _nodes(source: str) -> Iterator[ast.AST]:
+    """The syntax tree of `source`, and those of all code in its strings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # escapes that a newer Python frowns on
-        yield from _parsed(ast.parse(source), 0)
+        yield from _walk(ast.parse(source), 0)
 
 
-def _parsed(tree: ast.Module, depth: int) -> Iterator[ast.Module]:
-    yield tree
-    if depth == MOST_DEPTH:
-        return
+def _walk(tree: ast.Module, depth: int) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str | bytes):
+        yield node
+        value = node.value if isinstance(node, ast.Constant) else None
+        if not isinstance(value, str | bytes) or len(value) < LEAST_CHARACTERS:
             continue
-        if len(node.value) < LEAST_CHARACTERS:
-            continue
-        for text in _texts(node.value):
+        for text in _texts(value) if depth < MOST_DEPTH else ():
             try:
                 inner = ast.parse(text)
             except (SyntaxError, ValueError, RecursionError, MemoryError):
                 continue
-            yield from _parsed(inner, depth + 1)
+            yield from _walk(inner, depth + 1)
             break
 
 
@@ -72,71 +112,15 @@ def _texts(value: str | bytes) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     packed = [value] if isinstance(value, bytes) else []
-    for decode in TEXTS:
+    for decode in (base64.b85decode, base64.b64decode, base64.a85decode):
         try:
-            packed.append(decode(value))  # type: ignore[arg-type]
+            packed.append(decode(value))
         except (ValueError, binascii.Error):
             continue
     for data in packed:
-        for unpack in (_unpack_xz, _unpack_zlib, _unpack_bz2):
+        unpackers = lzma.LZMADecompressor(), zlib.decompressobj(wbits=47), bz2.BZ2Decompressor()
+        for unpacker in unpackers:
             try:
-                yield unpack(data).decode()
+                yield unpacker.decompress(data, MOST_UNPACKED_BYTES).decode()
             except (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error):
                 continue
-
-
-def _unpack_xz(data: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(data, MOST_UNPACKED_BYTES)
-
-
-def _unpack_zlib(data: bytes) -> bytes:
-    return zlib.decompressobj(wbits=47).decompress(data, MOST_UNPACKED_BYTES)
-
-
-def _unpack_bz2(data: bytes) -> bytes:
-    return bz2.BZ2Decompressor().decompress(data, MOST_UNPACKED_BYTES)
-
-
-def imported_modules(source: str) -> set[str]:
-    """Dotted names of every import in `source` and in the code that it holds.
-
-    Raises:
-        SyntaxError: `source` is not Python.
-    """
-    names: set[str] = set()
-    for tree in parsed(source):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Call) and node.args:
-                first = node.args[0]
-                called = ast.unparse(node.func)
-                dynamic = called in ("__import__", "importlib.import_module", "import_module")
-                if dynamic and isinstance(first, ast.Constant) and isinstance(first.value, str):
-                    names.add(first.value)
-    return names
-
-
-def own_modules(source: str) -> set[str]:
-    """Top-level names of packages whose modules `source` holds itself, by string keys."""
-    return {
-        node.value.partition(".")[0]
-        for tree in parsed(source)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and node.value.startswith("gptpack.")
-    }
-
-
-def third_party(names: set[str]) -> set[str]:
-    """Top-level names of `names` that Python does not bring."""
-    tops = {name.partition(".")[0] for name in names}
-    return {name for name in tops if name not in sys.stdlib_module_names}
-
-
-def reaching(names: set[str], modules: frozenset[str]) -> set[str]:
-    """Those of `names` that are, or lie in, one of `modules`."""
-    return {name for name in names if any(name == m or name.startswith(f"{m}.") for m in modules)}

@@ -1,98 +1,43 @@
-"""The log of one run: training, packing, and what the shipped script printed. Written and read.
+"""The log of one run of a submission: what training and packing left of it -> lines, and back.
 
-Lines are the contest's (``step:N/M train_loss:... train_time:...ms``, ``final_..._exact
-val_loss:... val_bpb:...``), so that its readers work on them; every figure of a submission comes
-from here.
+The lines are the contest's (``step:N/M train_loss:... train_time:...ms``, ``final_..._exact
+val_loss:... val_bpb:...``), so that `gptpack.runs.logs` reads them like anybody's; behind them
+stands what the shipped script printed. Every figure of a submission comes from such a log.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptpack.errors import DataError
+from gptpack.runs.logged import LoggedRun, LoggedScore
+from gptpack.runs.logs import parse_log
 
 MOST_STEPS = 500
-"""Lines of a log for the steps of a run; evenly thinned, the last one included."""
-
-COUNT = r"[0-9]{1,18}"
-"""Further digits make a line one that says nothing."""
-NUMBER = rf"{COUNT}(?:\.[0-9]{{1,18}})?"
-FIELDS = {
-    "seed": rf"^run:\S+ seed:({COUNT})\b",
-    "steps": rf"^training_done step:({COUNT})\b",
-    "train_seconds": rf"^training_done step:\d+ train_time:({COUNT})ms",
-    "pack_seconds": rf"^pack_time:({COUNT})ms",
-    "model_bytes": rf"^Serialized model: ({COUNT}) bytes",
-    "code_bytes": rf"^Code size: ({COUNT}) bytes",
-    "total_bytes": rf"^Total submission size: ({COUNT}) bytes",
-    "parameters": rf"^model_params:({COUNT})\b",
-    "eval_seconds": rf"^eval_seconds .*\ball:({NUMBER})s",
-    "artifact_sha256": r"^artifact:\S+ sha256:([0-9a-f]{64})",
-    "adaptation": r"^adaptation:(\S+)",
-    "torch": r"^gptpack:\S+ python:\S+ torch:(\S+)",
-    "gptpack": r"^gptpack:(\S+)",
-    "device": r"^gptpack:.* device:(.+) ranks:\d+$",
-    "ranks": rf"^gptpack:.* ranks:({COUNT})$",
+"""Lines of a log for the steps of a run; evenly thinned, the last step included."""
+NEEDED = {
+    "facts": ("seed", "parameters", "ranks"),
+    "sizes": ("model", "code", "total"),
+    "seconds": ("eval_total",),
+    "words": ("adaptation", "artifact_sha256", "torch", "gptpack", "device"),
 }
-SCORE = re.compile(
-    rf"^final_(?P<name>\w+)_exact val_loss:(?P<loss>{NUMBER}) val_bpb:(?P<bpb>{NUMBER}) "
-    rf"tokens:(?P<tokens>{COUNT}) bytes:(?P<bytes>{COUNT}) context:(?P<context>{COUNT}) "
-    rf"stride:(?P<stride>{COUNT}) eval_time:(?P<ms>{COUNT})ms$",
-    re.MULTILINE,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoggedScore:
-    """A ``final_..._exact`` line."""
-
-    loss: float
-    """Nats per token."""
-    bpb: float
-    tokens: int
-    bytes: int
-    context: int
-    stride: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunLog:
-    """What a log says; None where it does not."""
-
-    seed: int
-    scores: Mapping[str, LoggedScore]
-    adaptation: str
-    artifact_sha256: str
-    model_bytes: int
-    code_bytes: int
-    total_bytes: int
-    parameters: int
-    eval_seconds: float
-    torch: str
-    gptpack: str
-    device: str
-    ranks: int
-    steps: int | None = None
-    train_seconds: float | None = None
-    pack_seconds: float | None = None
-    """Calibration, quantization and coding."""
-
-    @property
-    def score(self) -> LoggedScore:
-        """The figure that counts: of the sliding window if there is one."""
-        return self.scores.get("sliding") or self.scores["plain"]
+"""What every log of a submission says, by the field of `LoggedRun`."""
+LARGEST_FIGURE = 1e18
+"""Bound of losses and bits per byte, so that sums of them stay within floats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a training run left, as far as a log tells it."""
+    """What a run left, as far as a submission tells it."""
 
     name: str
     seed: int
+    artifact: Path
+    file_bytes: int
+    codecs: frozenset[str]
+    """Codecs of the artifact's sections."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of metrics.jsonl."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +45,7 @@ class RunRecord:
     pack: Mapping[str, Any] = field(default_factory=dict)
     """What the artifact's header says of packing."""
     pack_seconds: float | None = None
+    """Seconds of calibration, quantization and coding."""
 
 
 def training_lines(run: RunRecord) -> Iterator[str]:
@@ -127,47 +73,49 @@ def training_lines(run: RunRecord) -> Iterator[str]:
         yield f"pack_time:{1000 * run.pack_seconds:.0f}ms"
 
 
-def parse_log(text: str, where: str) -> RunLog:
-    """Read a log back.
+def submission_log(text: str, where: str) -> LoggedRun:
+    """Read the log of a submission's run; it has all of `NEEDED`, and scores that say all.
 
     Raises:
-        DataError: a line that every log has is missing; names it.
+        DataError: something of that is missing; names it.
     """
-    values: dict[str, Any] = {}
-    for name, pattern in FIELDS.items():
-        found = re.search(pattern, text, re.MULTILINE)
-        values[name] = found[1] if found else None
-    optional = ("steps", "train_seconds", "pack_seconds")
-    if missing := [name for name, v in values.items() if v is None and name not in optional]:
+    log = parse_log(text, where)
+    missing = [
+        name for part, names in NEEDED.items() for name in names if name not in getattr(log, part)
+    ]
+    for kind in dict.fromkeys(("plain", log.decisive)):
+        score = log.best(kind)
+        if score is None or not _complete(score):
+            missing.append(f"all of final_{kind}_exact")
+    if missing:
         raise DataError(f"{where}: no line says {', '.join(missing)}; make the submission again")
-    words = ("adaptation", "artifact_sha256", "torch", "gptpack", "device")
-    for name, value in values.items():
-        if value is None or name in words:
-            continue
-        values[name] = float(value) if name.endswith("seconds") else int(value)
-    for name in ("train_seconds", "pack_seconds"):
-        if values[name] is not None:
-            values[name] /= 1000
-    scores = {
-        found["name"]: LoggedScore(
-            loss=float(found["loss"]),
-            bpb=float(found["bpb"]),
-            tokens=int(found["tokens"]),
-            bytes=int(found["bytes"]),
-            context=int(found["context"]),
-            stride=int(found["stride"]),
-            seconds=int(found["ms"]) / 1000,
-        )
-        for found in SCORE.finditer(text)
-    }
-    if "plain" not in scores:
-        raise DataError(f"{where}: no line final_plain_exact; make the submission again")
-    return RunLog(scores=scores, **values)
+    return log
 
 
-def read_log(path: Path) -> RunLog:
-    """`parse_log` of a file."""
+def read_submission_log(path: Path) -> LoggedRun:
+    """`submission_log` of a file."""
     try:
-        return parse_log(path.read_text(encoding="utf-8"), path.name)
+        return submission_log(path.read_text(encoding="utf-8"), path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the log: {error}") from error
+
+
+def _complete(score: LoggedScore) -> bool:
+    """Whether a score says all that our script prints of one, in figures that can be summed."""
+    counts = (score.tokens, score.bytes, score.context, score.stride, score.seconds)
+    figures = (score.nats, score.bpb)
+    return None not in counts and all(0 <= figure < LARGEST_FIGURE for figure in figures)
+
+
+def plain_score(log: LoggedRun) -> LoggedScore:
+    """The plain score of a log that `submission_log` has read."""
+    score = log.best("plain")
+    assert score is not None
+    return score
+
+
+def decisive_score(log: LoggedRun) -> LoggedScore:
+    """The score that counts in a log that `submission_log` has read."""
+    score = log.best(log.decisive)
+    assert score is not None
+    return score

@@ -1,4 +1,4 @@
-"""Sources without what only a reader needs: docstrings, comments, annotations, wide indents."""
+"""Syntax trees -> sources without what only a reader needs: docstrings, annotations, indents."""
 
 import ast
 
@@ -6,9 +6,9 @@ from gptpack.contest.bundle import is_string, is_type_checking
 
 
 def without_annotations(tree: ast.Module) -> ast.Module:
-    """`tree` without strings that stand alone, and without annotations that nothing looks at.
+    """`tree` without strings that stand alone, and without annotations outside of classes.
 
-    Annotations in a class stay: dataclasses are made of them.
+    Those in a class stay: dataclasses are made of them.
     """
     stripped = _Strip().visit(tree)
     assert isinstance(stripped, ast.Module)
@@ -16,7 +16,7 @@ def without_annotations(tree: ast.Module) -> ast.Module:
 
 
 def dense(statements: list[ast.stmt]) -> str:
-    """Source of `statements`, indented by one space a level; the same tree, or it stays wide."""
+    """Source of `statements`, indented by one space a level where that keeps their meaning."""
     wide = ast.unparse(ast.Module(body=statements, type_ignores=[])) + "\n"
     lines = []
     for line in wide.splitlines(keepends=True):
@@ -28,7 +28,7 @@ def dense(statements: list[ast.stmt]) -> str:
 
 
 class _Strip(ast.NodeTransformer):
-    """See `without_annotations`."""
+    """What `without_annotations` does."""
 
     def __init__(self) -> None:
         self.in_class = False

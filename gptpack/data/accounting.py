@@ -1,8 +1,8 @@
-"""How many bytes of text each token stands for, and the audit that this is true.
+"""Tokens -> the bytes of text that each stands for, and the audit that this is true.
 
 The contest's rule: a piece counts the UTF-8 bytes of its characters, a byte piece 1, a control or
 unknown piece 0; a leading space counts 1 unless the token before is a boundary (control, unknown).
-Bytes are those of the text as the tokenizer normalises it.
+The text is the one that the tokenizer normalised.
 """
 
 from abc import ABC, abstractmethod
@@ -19,38 +19,35 @@ from gptpack.errors import AccountingError
 TokenArray = npt.NDArray[np.integer[Any]]
 
 AUDIT_TOKENS = 1 << 20
-"""Tokens that the audit decodes at a time; bounds its memory."""
+"""Tokens that the audit decodes at a time, which bounds its memory."""
 SHOWN_CULPRITS = 3
+"""Places that the error of a failed audit names."""
 RANKS_SUFFIX = ".tiktoken"
 TABLE_SUFFIXES = (".npz", ".json")
-"""Tokenizers that are no SentencePiece models, by the names of their files (byte_tables.py)."""
+"""File names' ends of tokenizers that are no SentencePiece models (byte_tables.py)."""
 
 
 class TokenBytes(ABC):
-    """How many bytes of text the targets of a token stream stand for, whatever the tokenizer.
+    """Says how many bytes of text the targets of a token stream stand for, whatever the tokenizer.
 
-    Target t of a stream is its token t + 1. Other kinds than pieces: gptpack/data/byte_tables.py.
+    Target t of a stream is its token t + 1. `PieceBytes` is for SentencePiece models; other kinds
+    are in byte_tables.py.
     """
 
     @abstractmethod
     def each(self, tokens: TokenArray, targets: TokenArray) -> npt.NDArray[np.int64]:
-        """Bytes of each of `targets`, positions in the stream `tokens`.
+        """Bytes of each of `targets`, which are positions in the stream `tokens`.
 
         Raises:
-            AccountingError: a token of which nothing is known.
+            AccountingError: nothing is known of a token.
         """
 
     def charged(self, tokens: TokenArray, start: int, stop: int) -> int:
-        """Bytes of the targets ``start .. stop - 1``."""
+        """Sum of the bytes of targets ``start .. stop - 1``."""
         return sum(
             int(self.each(tokens, np.arange(i, min(i + AUDIT_TOKENS, stop))).sum())
             for i in range(start, stop, AUDIT_TOKENS)
         )
-
-    @staticmethod
-    def from_tokenizer(tokenizer: Tokenizer, vocab: int = 0) -> "PieceBytes":
-        """The contest's rule for a SentencePiece model, for a model's larger `vocab`."""
-        return PieceBytes.from_tokenizer(tokenizer, vocab)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +58,7 @@ class PieceBytes(TokenBytes):
     """Bytes of the piece without its leading space."""
     leading_space: npt.NDArray[np.bool_]
     boundary: npt.NDArray[np.bool_]
-    """Controls, unknown and unused pieces, and ids that the tokenizer lacks."""
+    """True for a control, an unknown or unused piece, and an id that the tokenizer lacks."""
 
     @staticmethod
     def from_tokenizer(tokenizer: Tokenizer, vocab: int = 0) -> "PieceBytes":
@@ -107,16 +104,9 @@ class PieceBytes(TokenBytes):
                 f"token {found} is not below {len(self.base)}; use the tokenizer of these tokens"
             ) from error
 
-    def total(self, previous: TokenArray, target: TokenArray) -> int:
-        """Sum of `of`."""
-        return sum(
-            int(self.of(previous[i : i + AUDIT_TOKENS], target[i : i + AUDIT_TOKENS]).sum())
-            for i in range(0, len(target), AUDIT_TOKENS)
-        )
-
 
 def unknown_tokens(tokenizer: Tokenizer, tokens: TokenArray) -> int:
-    """How many of `tokens` stand for text that the vocabulary cannot express.
+    """Number of `tokens` that stand for text which the vocabulary cannot express.
 
     They count 0 bytes, so bits per byte leaves that text out; a model with byte fallback has none.
     """
@@ -134,7 +124,7 @@ def audit(token_bytes: PieceBytes, tokenizer: Tokenizer, tokens: TokenArray) -> 
     that the end of the stream cuts counts the byte tokens it has.
 
     Returns:
-        Bytes of all tokens; equals ``token_bytes.total(tokens[:-1], tokens[1:])``.
+        Bytes of all tokens; equals ``token_bytes.charged(tokens, 0, len(tokens) - 1)``.
 
     Raises:
         AccountingError: some document differs (names tokens, bytes by the table and by decoding),
@@ -175,7 +165,7 @@ def audit(token_bytes: PieceBytes, tokenizer: Tokenizer, tokens: TokenArray) -> 
 
 
 def _document_end(tokens: TokenArray, at: int, bos: int) -> int:
-    """The first document start at or after `at`, or the end."""
+    """Position of the first document's start at or after `at`, or of the stream's end."""
     while at < len(tokens):
         found = np.flatnonzero(tokens[at : at + AUDIT_TOKENS] == bos)
         if len(found):
@@ -187,7 +177,7 @@ def _document_end(tokens: TokenArray, at: int, bos: int) -> int:
 def _differing_runs(
     token_bytes: PieceBytes, tokenizer: Tokenizer, tokens: TokenArray, *, last: bool
 ) -> tuple[int, list[list[int]]]:
-    """Bytes of `tokens` by the table, and the runs of text of which decoding gives another number.
+    """Bytes of `tokens` by the table, and the runs of text that decode to another number of bytes.
 
     A run lies between BOS or unknown tokens, which are its first token's context.
     """
@@ -207,15 +197,15 @@ def _differing_runs(
 
 
 def _text_bytes(text: str) -> int:
-    """UTF-8 bytes; SPACE in decoded text is a space spelled as three byte tokens.
+    """UTF-8 bytes of decoded text, where SPACE is a space that was spelled as three byte tokens.
 
-    That happens where the vocabulary has no piece for it; normalised text never holds U+2581.
+    A space is spelled so if the vocabulary has no piece for it; normalised text has no U+2581.
     """
     return len(text.encode()) - 2 * text.count(SPACE)
 
 
 def _cut_character(tokenizer: Tokenizer, run: Sequence[int]) -> int:
-    """Byte tokens at the end of `run` that begin a UTF-8 character without finishing it: 0..3."""
+    """Number (0 to 3) of byte tokens at the end of `run` that are the start of a cut character."""
     for count in range(1, min(3, len(run)) + 1):
         token = run[-count]
         if not tokenizer.processor.is_byte(token):
@@ -230,7 +220,7 @@ def _cut_character(tokenizer: Tokenizer, run: Sequence[int]) -> int:
 
 
 def _culprit(token_bytes: PieceBytes, tokenizer: Tokenizer, run: list[int]) -> str:
-    """The first place of `run` at which table and decoding part, in words.
+    """The first place of `run` at which table and decoding disagree, in words.
 
     Halving keeps an agreeing prefix and a longer one that differs; prefixes end at whole
     characters, so neighbouring byte tokens stay together.

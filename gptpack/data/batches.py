@@ -1,4 +1,4 @@
-"""Token shards -> training batches, as a function of the step.
+"""Token shards and a step -> the windows of its training batch.
 
 An order (orders.py, coprime.py) says where each window of a step begins; here windows are read,
 shared out among ranks and made ready ahead of time. To resume at a step its number is enough.
@@ -27,7 +27,7 @@ from gptpack.data.orders import (
 Tokens = npt.NDArray[np.uint16]
 
 AHEAD_STEPS = 2
-"""Batches that are read ahead: one slow read then costs no step its time."""
+"""Batches that are read ahead, so that no step waits for one slow read."""
 
 
 class Batches:

@@ -1,4 +1,4 @@
-"""Bytes of text for tokens that no SentencePiece model decodes, and their audit against the text.
+"""Tokens that no SentencePiece model decodes -> bytes of text, and their audit against the text.
 
 Three kinds. *A sidecar*: files beside the shards that hold, for each token, the bytes of the
 original text that it stands for (parameter-golf's case-op tokenizers, whose pieces spell a changed
@@ -46,10 +46,10 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SidecarBytes(TokenBytes):
-    """A number of bytes for every token of one stream."""
+    """Bytes of the tokens of one stream, each with a number of its own."""
 
     of_token: npt.NDArray[np.uint16]
-    """As long as the stream."""
+    """Bytes of each token, ``[tokens of the stream]``."""
 
     def each(self, tokens: TokenArray, targets: TokenArray) -> npt.NDArray[np.int64]:
         try:
@@ -62,7 +62,7 @@ class SidecarBytes(TokenBytes):
 
 
 def load_sidecar(directory: str | Path, split: Split, limit: int = 0) -> SidecarBytes:
-    """The byte sidecars of a split's shards (`shards.find_sidecars`), or their first `limit`.
+    """The byte sidecars of a split's shards (`shards.find_sidecars`); with `limit` so many entries.
 
     Raises:
         ShardError: one is malformed, or has not one entry for each token.
@@ -94,15 +94,15 @@ class ByteVocabulary:
     bos: int
     table: PieceBytes
     pieces: tuple[bytes, ...] | None
-    """What each token spells, where that is known; the rest of the vocabulary spells nothing."""
+    """Bytes that each token spells, if known; ids beyond these spell nothing."""
 
 
 def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> ByteVocabulary:
     """Read mergeable ranks (``.tiktoken``) or a metadata table (``.npz``, ``.json``).
 
     Args:
-        vocab: of the model; ids from the file's end to there are boundaries without bytes.
-        bos: what begins a document. None: the first id after the ranks, or the table's ``bos``.
+        vocab: vocabulary of the model; ids that the file lacks are boundaries without bytes.
+        bos: token that begins a document. None: the first id after the ranks, or the table's.
 
     Raises:
         TokenizerError: unreadable, malformed, or more tokens than `vocab`.
@@ -212,8 +212,8 @@ def audit_documents(
     `tokens` is a stream of documents that begin with BOS, made from `documents` in order.
 
     Args:
-        cut: `tokens` may end before the text does, and inside a document; that one's tokens must
-            then not be charged more than its text has.
+        cut: `tokens` may end before the text does, and inside a document, whose tokens must then
+            not be charged more bytes than its text has.
 
     Returns:
         Bytes of all targets of `tokens`.
@@ -294,7 +294,7 @@ def audit_pieces(vocabulary: ByteVocabulary, tokens: TokenArray) -> int:
 
 
 def _starts(tokens: TokenArray, bos: int) -> TokenArray:
-    """Where documents begin."""
+    """Positions at which documents begin."""
     if not len(tokens) or tokens[0] != bos:
         found = f"begin with {tokens[0]}" if len(tokens) else "are none"
         raise AccountingError(f"the tokens {found}, not with BOS ({bos}); audit whole documents")

@@ -1,4 +1,4 @@
-"""The coprime-stride order over many shards. parameter-golf #1060.
+"""Lengths of many shards -> steps that mix them, by coprime strides. parameter-golf #1060.
 
 Each shard is walked in a stride that has no divisor in common with its number of blocks, so a walk
 visits every block once, and blocks that follow each other lie far apart. A step mixes blocks of
@@ -24,7 +24,7 @@ from gptpack.data.orders import (
 )
 
 SNAPSHOT_STEPS = 64
-"""Going back costs at most so many steps of planning (about 0.1 ms each)."""
+"""Steps between remembered states; going back plans at most so many anew (about 0.1 ms each)."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -51,14 +51,14 @@ def walk(seed: int, shard: int, number: int, tokens: int, context: int) -> Walk:
 
 @dataclass(slots=True)
 class State:
-    """How far each shard with blocks has been walked before a step."""
+    """Progress of the walks over all shards with blocks, before a step."""
 
     walks: Counts
-    """Walks that are finished."""
+    """Finished walks of each shard."""
     taken: Counts
-    """Blocks of the current walk."""
+    """Blocks that each shard's current walk has taken."""
     blocks: Counts
-    """All blocks of the current walk."""
+    """Blocks that each shard's current walk has in all."""
 
     def copy(self) -> "State":
         return State(self.walks.copy(), self.taken.copy(), self.blocks.copy())
@@ -92,7 +92,7 @@ class Coprime:
         return walk(self.seed, index, number, tokens, self.context)
 
     def _draw(self, step: int) -> tuple[np.random.Generator, Counts, Counts]:
-        """The step's random numbers, and the shards it mixes with the blocks it takes of each."""
+        """A step's random numbers, the shards that it mixes, and the blocks it takes of each."""
         config, state = self.config, self.state
         rng = generator(self.seed, 4, step)
         done = min(step / config.mix_steps, 1.0) if config.mix_steps else 1.0
@@ -141,7 +141,7 @@ class Coprime:
         return np.concatenate(parts)
 
     def positions(self, step: int) -> Positions:
-        """See `Order`; blocks of the shards take turns, in a new random order each round."""
+        """Positions as `Order` has them; shards take turns, in a new random order each round."""
         self._seek(step)
         rng, shards, counts = self._draw(step)
         pairs = list(zip(shards.tolist(), counts.tolist(), strict=True))

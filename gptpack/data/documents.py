@@ -1,8 +1,9 @@
-"""The documents of a text file, one at a time; the file is never in memory as a whole.
+"""A text file -> its documents, one at a time; the file is never in memory as a whole.
 
 ``.txt`` holds documents between separators, ``.jsonl`` one object with a ``text`` field per line;
-either may be compressed (``.gz``, ``.xz``, ``.zst``). An empty piece after the last separator is
-no document; one before it is, and becomes a lone BOS. Blank lines of a ``.jsonl`` are skipped.
+either may be compressed (``.gz``, ``.xz``, ``.zst``). An empty piece before a separator is a
+document, which becomes a lone BOS; after the last separator it is none. Blank lines of a ``.jsonl``
+are skipped.
 """
 
 import gzip
@@ -21,10 +22,11 @@ SEPARATOR = "\n\x1e\n"
 COMPRESSIONS = (".gz", ".xz", ".zst")
 READ_BYTES = 1 << 20
 ZSTD_READ_BYTES = 1 << 12
-"""zstandard returns all that its input expands to, at most 2^15 times as much: 128 MiB."""
+"""Bytes given to zstandard at once: it returns all they expand to, up to 2^15 times as much,
+which is 128 MiB."""
 
 Position = Callable[[int], None]
-"""Called with the bytes of the (compressed) file read so far."""
+"""Called with the number of bytes of the (compressed) file that were read so far."""
 
 
 def iterate_documents(
@@ -49,7 +51,7 @@ def iterate_documents(
 
 
 def document_kind(path: Path) -> str:
-    """``.txt`` or ``.jsonl``; raises DataError for any other suffix."""
+    """The kind of a text file, ``.txt`` or ``.jsonl``; raises DataError for any other suffix."""
     suffixes = path.suffixes
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -99,7 +101,7 @@ def _decoded(path: Path, piece: bytes, offset: int) -> str:
 
 
 def _split(chunks: Iterator[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, piece) between separators; no empty piece at the end."""
+    """Yield offset and content of each piece between separators; an empty last one is left out."""
     offset = 0
     parts: list[bytes] = []
     # Bytes that may be the start of a separator wait for the next chunk.

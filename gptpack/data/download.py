@@ -1,4 +1,4 @@
-"""The contest's published FineWeb shards from the Hugging Face Hub: resumable, hash-checked.
+"""The name of a published data set -> its shards from the Hugging Face Hub, checked by hash.
 
 Nothing else in gptpack reaches the network. No credentials are sent.
 """
@@ -6,30 +6,32 @@ Nothing else in gptpack reaches the network. No credentials are sent.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import ConfigError, DataError, MissingDependencyError
 from gptpack.progress import Progress, silent
+from gptpack.values import NOT_NEGATIVE, check_fields
 
 EXPORT_MANIFEST = "export_manifest.json"
-"""What the publisher's manifest is called here; ours is another format."""
+"""File name of the publisher's manifest here, as ours is another format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadConfig:
-    """Which files of which export."""
+    """Files of a published export that are to be fetched."""
 
     variant: str = "sp1024"
-    """``sp`` and the size of the vocabulary."""
+    """Tokenizer of the shards: ``sp`` and the size of its vocabulary."""
     shards: int = 1
-    """Train shards, from the first; validation always comes whole."""
+    """Number of train shards, from the first; validation always comes whole."""
     repo: str = "willdepueoai/parameter-golf"
     root: str = "datasets"
     """Folder of the repository that holds the export's ``manifest.json``."""
@@ -40,40 +42,21 @@ class DownloadConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"sp[0-9]{1,6}", self.variant):
             raise ConfigError(f"variant '{self.variant}': write sp and a size, such as sp1024")
-        if self.shards < 0:
-            raise ConfigError(f"shards={self.shards} must not be negative")
+        check_fields(self, NOT_NEGATIVE, "shards")
         if self.endpoint is not None and not re.fullmatch(r"https?://[^\s/]+\S*", self.endpoint):
             raise ConfigError(f"endpoint '{self.endpoint}': write an address like https://host")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """What a download left behind."""
+    """Files that a download left in a directory."""
 
     directory: Path
     commit: str
-    """Of the repository; every file is of this one."""
+    """The repository's commit, which every file is of."""
     tokenizer: Path
     val: tuple[Path, ...]
     train: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """A file as the Hub describes it."""
-
-    remote: str
-    location: str
-    size_bytes: int | None
-    etag: str
-    """SHA-256 of a large file; Git's SHA-1 of a small one."""
-
-    def matches(self, path: Path) -> bool:
-        if len(self.etag) == 64:
-            return file_sha256(path) == self.etag
-        data = path.read_bytes()
-        blob = b"blob %d\0" % len(data) + data
-        return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == self.etag
 
 
 def download_fineweb(
@@ -81,56 +64,47 @@ def download_fineweb(
 ) -> Download:
     """Fetch the tokenizer, all validation shards and the first train shards into `output_dir`.
 
-    A file that is there and has the published hash is kept; an interrupted one continues where it
-    stopped. The tokenizer becomes ``tokenizer.model``, as `tokenize_files` names it.
+    A file that is there and has the published hash is kept. The tokenizer becomes
+    ``tokenizer.model``, as `tokenize_files` names it.
 
     Raises:
         MissingDependencyError: huggingface_hub is not installed.
         DataError: the Hub cannot be reached or lacks a file, a hash differs, or a shard is
-            malformed. What arrived stays, so that the same call goes on.
+            malformed. Files that are whole stay, so that the same call goes on.
     """
     config = config or DownloadConfig()
     hub = _Hub(config)
     output = Path(output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with hub.quiet():
-            return _download(hub, output, config, progress)
+        return _download(hub, output, config, progress)
     except OSError as error:
         raise DataError(f"{output}: cannot write: {error.strerror or error}") from error
 
 
 def _download(hub: "_Hub", output: Path, config: DownloadConfig, progress: Progress) -> Download:
-    # The first answer names the commit; everything else is asked of that one.
+    # the first answer names the commit; everything else is asked of that one
     manifest = output / EXPORT_MANIFEST
-    hub.fetch(f"{config.root}/manifest.json", manifest, progress)
-    plan = _read_plan(manifest, config)
-    hub.fetch(f"{config.root}/{plan.model_path}", output / TOKENIZER, progress)
+    hub.fetch(f"{config.root}/manifest.json", manifest)
+    dataset, val_shards, model_path = _read_plan(manifest, config)
+    hub.fetch(f"{config.root}/{model_path}", output / TOKENIZER)
     tokenizer = Tokenizer.load(output / TOKENIZER)
-
-    def shards(split: str, count: int) -> Iterator[Path]:
-        for number in range(count):
-            name = f"fineweb_{split}_{number:06d}.bin"
-            hub.fetch(f"{config.root}/datasets/{plan.dataset}/{name}", output / name, progress)
-            Shard.open(output / name, tokenizer.vocab)
-            yield output / name
-
-    val = tuple(shards("val", plan.val_shards))
-    train = tuple(shards("train", config.shards))
+    names = [f"fineweb_val_{number:06d}.bin" for number in range(val_shards)]
+    names += [f"fineweb_train_{number:06d}.bin" for number in range(config.shards)]
+    for done, name in enumerate(names):
+        progress("download (shards)", done, len(names))
+        hub.fetch(f"{config.root}/datasets/{dataset}/{name}", output / name)
+        Shard.open(output / name, tokenizer.vocab)
+    progress("download (shards)", len(names), len(names))
+    paths = tuple(output / name for name in names)
+    val, train = paths[:val_shards], paths[val_shards:]
     return Download(
         directory=output, commit=hub.revision, tokenizer=tokenizer.path, val=val, train=train
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    dataset: str
-    val_shards: int
-    model_path: str
-
-
-def _read_plan(path: Path, config: DownloadConfig) -> _Plan:
-    """What the publisher's manifest says of the variant."""
+def _read_plan(path: Path, config: DownloadConfig) -> tuple[str, int, str]:
+    """Data set, number of val shards and tokenizer's path, by the publisher's manifest."""
     dataset = f"fineweb10B_{config.variant}"
     try:
         values = json.loads(path.read_bytes())
@@ -157,121 +131,83 @@ def _read_plan(path: Path, config: DownloadConfig) -> _Plan:
             f"{config.repo} has {train_shards} train shards of {config.variant}, "
             f"fewer than the {config.shards} asked for"
         )
-    return _Plan(dataset, val_shards, model_path)
+    return dataset, val_shards, model_path
 
 
 class _Hub:
-    """The few calls of huggingface_hub that this needs, with its errors made ours.
-
-    Its own `hf_hub_download` starts an interrupted file over again since version 1.
-    """
+    """The few calls of huggingface_hub that this needs, with its errors made ours."""
 
     def __init__(self, config: DownloadConfig) -> None:
         try:
             import huggingface_hub
-            from huggingface_hub import errors, file_download, utils
+            from huggingface_hub import errors, utils
         except ImportError as error:
             raise MissingDependencyError(
                 "downloads need huggingface_hub; install it with: pip install 'gptpack[hub]'"
             ) from error
         self.revision = config.revision
         self._config = config
-        self._url: Callable[..., str] = huggingface_hub.hf_hub_url
-        self._metadata: Callable[..., Any] = huggingface_hub.get_hf_file_metadata
-        self._get: Callable[..., None] = file_download.http_get
+        self._library: Any = huggingface_hub
         self._utils: Any = utils
-        # Its bases hold the root of the HTTP library's errors, be that httpx or requests.
+        # its bases hold the root of the HTTP library's errors, be that httpx or requests
         self._failures: tuple[type[Exception], ...] = (*errors.HfHubHTTPError.__bases__, OSError)
         self._invalid: type[Exception] = errors.HFValidationError
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """The library draws no bars of its own meanwhile."""
-        if self._utils.are_progress_bars_disabled():
-            yield
-            return
-        self._utils.disable_progress_bars()
-        try:
-            yield
-        finally:
-            self._utils.enable_progress_bars()
-
-    def fetch(self, remote: str, path: Path, progress: Progress) -> None:
-        """Make `path` the published file `remote`."""
-        published = self._describe(remote)
-        if path.is_file() and published.matches(path):
-            return
-        partial = path.with_name(f".{path.name}.{published.etag[:16]}.partial")
-        with partial.open("ab") as file:
-            self._continue(published, file, lambda done, total: progress(path.name, done, total))
-        if not published.matches(partial):
-            partial.unlink()
-            raise DataError(
-                f"{remote}: what arrived does not have the published hash {published.etag}; "
-                "it was dropped, run again"
-            )
-        partial.replace(path)
-
-    def _describe(self, remote: str) -> _Published:
-        try:
-            url = self._url(
-                self._config.repo,
-                remote,
-                repo_type="dataset",
-                revision=self.revision,
-                endpoint=self._config.endpoint,
-            )
-            found = self._metadata(url, token=False)
-        except self._invalid as error:
-            raise ConfigError(f"repository '{self._config.repo}': {_first_line(error)}") from error
-        except self._failures as error:
-            raise DataError(f"{self._config.repo}/{remote}: {_first_line(error)}") from error
+    def fetch(self, remote: str, path: Path) -> None:
+        """Make `path` the published file `remote`, unless it is that already."""
+        where = {
+            "repo_type": "dataset",
+            "revision": self.revision,
+            "endpoint": self._config.endpoint,
+        }
+        with self._calls(remote):
+            url = self._library.hf_hub_url(self._config.repo, remote, **where)
+            found = self._library.get_hf_file_metadata(url, token=False)
         etag = found.etag or ""
         if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
             raise DataError(
                 f"{remote}: the Hub states no hash (ETag {etag!r}); it cannot be checked"
             )
-        self.revision = found.commit_hash or self.revision
-        return _Published(remote, found.location, found.size, etag)
-
-    def _continue(
-        self, published: _Published, file: BinaryIO, report: Callable[[int, int], None]
-    ) -> None:
-        size = published.size_bytes or 0
-        done = file.seek(0, 2)
-        if size and done > size:
-            done = file.truncate(0)
-        if size and done == size:
+        self.revision = where["revision"] = found.commit_hash or self.revision
+        if path.is_file() and _has_hash(path, etag):
             return
+        with tempfile.TemporaryDirectory(prefix=".gptpack-", dir=path.parent) as folder:
+            with self._calls(remote):
+                arrived = self._library.hf_hub_download(
+                    self._config.repo, remote, local_dir=folder, token=False, **where
+                )
+            if not _has_hash(Path(arrived), etag):
+                raise DataError(
+                    f"{remote}: what arrived does not have the published hash {etag}; "
+                    "it was dropped, run again"
+                )
+            Path(arrived).replace(path)
+
+    @contextmanager
+    def _calls(self, remote: str) -> Iterator[None]:
+        """Inside, the library draws no progress bars, and its errors become ours."""
+        drawn = not self._utils.are_progress_bars_disabled()
+        self._utils.disable_progress_bars()
         try:
-            self._get(
-                published.location,
-                _Counted(file, lambda at: report(at, size)),
-                resume_size=done,
-                headers=self._utils.build_hf_headers(token=False),
-                expected_size=published.size_bytes,
-            )
+            yield
+        except self._invalid as error:
+            raise ConfigError(f"repository '{self._config.repo}': {_first_line(error)}") from error
         except self._failures as error:
             raise DataError(
-                f"{published.remote}: the download stopped at {file.tell()} of {size} bytes "
-                f"({_first_line(error)}); run again to go on from there"
+                f"{self._config.repo}/{remote}: {_first_line(error)}; run again to go on"
             ) from error
+        finally:
+            if drawn:
+                self._utils.enable_progress_bars()
 
 
-class _Counted:
-    """A file that says how far it is after each write."""
-
-    def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
-        self._file = file
-        self._report = report
-
-    def write(self, data: bytes) -> int:
-        written = self._file.write(data)
-        self._report(self._file.tell())
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+def _has_hash(path: Path, etag: str) -> bool:
+    """Whether a file has the hash that the Hub states: SHA-256, or Git's SHA-1 if it is small."""
+    if len(etag) == 64:
+        return file_sha256(path) == etag
+    data = path.read_bytes()
+    blob = b"blob %d\0" % len(data) + data
+    return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == etag
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Documents to audited tokens, in this process or spread over others; the order stays."""
+"""Documents -> audited tokens in the same order, in this process or spread over others."""
 
 import itertools
 import multiprocessing
@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.data.accounting import TokenBytes, audit, unknown_tokens
+from gptpack.data.accounting import PieceBytes, audit, unknown_tokens
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import AccountingError, DataError
 
 Document = tuple[str, bytes]
-"""Text and its 128-bit hash."""
+"""A document's text and its 128-bit hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A chunk of documents, each BOS and its tokens, and what it amounts to."""
+    """Tokens of a chunk of documents, each after a BOS, and the chunk's totals."""
 
     tokens: npt.NDArray[np.uint16]
     unknown_tokens: int
@@ -34,13 +34,13 @@ class Encoded:
 
 
 class _Worker:
-    """A tokenizer and its table, made once per process."""
+    """A tokenizer and its table of bytes, made once per process."""
 
     current: "_Worker"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.token_bytes = TokenBytes.from_tokenizer(tokenizer)
+        self.token_bytes = PieceBytes.from_tokenizer(tokenizer)
 
     @classmethod
     def start(cls, path: Path) -> None:
@@ -72,7 +72,7 @@ Encode = Callable[[Iterable[list[Document]]], Iterator[tuple[list[Document], Enc
 
 @contextmanager
 def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
-    """A map over chunks that keeps their order and holds two per worker."""
+    """A function that encodes chunks in their order and holds two of them per worker."""
     workers = workers or _usable_cores()
     if workers == 1:
         worker = _Worker(tokenizer)
@@ -93,7 +93,7 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
 
 
 def _usable_cores() -> int:
-    # Not on macOS and Windows.
+    # macOS and Windows do not have it
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,16 +1,15 @@
-"""What `tokenize_files` made and from what, as ``manifest.json`` beside the shards."""
+"""Shards and their sources <-> ``manifest.json``, which says what was made of what."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gptpack.atomic import replacing
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.errors import ConfigError, DataError, ShardError
 from gptpack.progress import Progress, silent
-from gptpack.values import from_dict, to_dict
+from gptpack.values import NOT_NEGATIVE, check_fields, from_dict, to_dict
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -27,15 +26,9 @@ def _check_file_name(name: str) -> None:
         raise DataError(f"{name!r} must be a plain file name")
 
 
-def _check_counts(where: str, config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 0:
-            raise DataError(f"{where}: {name}={getattr(config, name)} must not be negative")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceEntry:
-    """A file of text."""
+    """A file of text that shards were made of."""
 
     name: str
     sha256: str
@@ -43,12 +36,12 @@ class SourceEntry:
 
     def __post_init__(self) -> None:
         _check_sha256(self.name, self.sha256)
-        _check_counts(self.name, self, "size_bytes")
+        check_fields(self, NOT_NEGATIVE, "size_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """A shard; its file stands beside the manifest."""
+    """A shard, whose file stands beside the manifest."""
 
     file: str
     tokens: int
@@ -57,12 +50,12 @@ class ShardEntry:
     def __post_init__(self) -> None:
         _check_file_name(self.file)
         _check_sha256(self.file, self.sha256)
-        _check_counts(self.file, self, "tokens")
+        check_fields(self, NOT_NEGATIVE, "tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEntry:
-    """One split's totals; everything is 0 and empty for a split that was not made."""
+    """Totals of a split; all are 0 and empty for one that was not made."""
 
     sources: tuple[SourceEntry, ...] = ()
     documents: int = 0
@@ -74,13 +67,13 @@ class SplitEntry:
     normalized_bytes: int = 0
     """UTF-8 bytes of the documents as the tokenizer normalises them."""
     accounted_bytes: int = 0
-    """Bytes that the tokens stand for, audited: what bits per byte divides by. The same as
-    `normalized_bytes` where no token is unknown."""
+    """Audited bytes that the tokens stand for, by which bits per byte divide; `normalized_bytes` if
+    no token is unknown."""
     shards: tuple[ShardEntry, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = ("documents", "tokens", "unknown_tokens", "text_bytes")
-        _check_counts("split", self, *counts, "normalized_bytes", "accounted_bytes")
+        check_fields(self, NOT_NEGATIVE, "documents tokens unknown_tokens")
+        check_fields(self, NOT_NEGATIVE, "text_bytes normalized_bytes accounted_bytes")
         listed = sum(shard.tokens for shard in self.shards)
         if listed != self.tokens:
             raise DataError(f"the shards hold {listed} tokens, but the split states {self.tokens}")
@@ -88,11 +81,11 @@ class SplitEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerEntry:
-    """The tokenizer; a copy stands beside the manifest as `file`."""
+    """The tokenizer, of which a copy stands beside the manifest as `file`."""
 
     file: str
     name: str
-    """File name of the original."""
+    """Name of the original file."""
     vocab: int
     sha256: str
 
@@ -110,7 +103,7 @@ class Manifest:
     format: int
     name: str
     split_rule: str
-    """How documents went to train and val, in words."""
+    """Rule by which documents went to train and val, in words."""
     separator: str
     tokenizer: TokenizerEntry
     train: SplitEntry
@@ -150,7 +143,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     except (ConfigError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
     except TypeError as error:
-        # What a dataclass says of an argument that is not there.
+        # a dataclass raises it for a missing argument
         raise DataError(f"{path}: incomplete manifest: {error}") from error
 
 

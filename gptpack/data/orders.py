@@ -1,7 +1,7 @@
-"""Where the windows of each step begin: pure functions of the step, in integers.
+"""Lengths of shards and a seed -> where the windows of each step begin, in integers.
 
-An order knows the shards' lengths and a seed, and gives positions in the stream of all shards one
-after another. It knows nothing of ranks, so any number of them sees the same stream, and nothing
+An order is a pure function of the step: it gives positions in the stream of all shards one after
+another. It knows nothing of ranks, so any number of them sees the same stream, and nothing
 of files, so a run does not change with the folder that its data lies in.
 
 A block is `context` inputs at a multiple of `context` from its shard's phase; with the target of
@@ -16,7 +16,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.errors import ConfigError, DataError
+from gptpack.errors import DataError
+from gptpack.values import NOT_NEGATIVE, POSITIVE, check_fields
 
 Loader = Literal["sequential", "coprime", "coprime-shards", "shuffled", "bos"]
 Positions = npt.NDArray[np.int64]
@@ -24,38 +25,37 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """In which order training sees the shards (docs/decisions/order-of-the-data.md)."""
+    """The order in which training sees the shards (docs/decisions/order-of-the-data.md)."""
 
     loader: Loader = "sequential"
     """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,
     ``shuffled`` permutes all blocks, ``bos`` begins every window at a document's start."""
     mix_shards_start: int = 8
     mix_shards_end: int = 64
-    """Shards that ``coprime`` mixes in the first step and from `mix_steps` on. The record's are
-    ``max(8, ranks)`` and ``max(32, 8 ranks)``; these are its values on eight ranks."""
+    """Shards that ``coprime`` mixes from `mix_steps` on; in the first step it mixes
+    `mix_shards_start`. The record has ``max(8, ranks)`` and ``max(32, 8 ranks)``; the defaults are
+    its values on eight ranks."""
     mix_steps: int = 1800
-    """Steps over which the mix goes linearly from its start to its end; 0 is there at once."""
+    """Steps over which the mix goes linearly from its start to its end; 0 begins at the end."""
     mix_power_start: float = 0.9
     mix_power_end: float = 0.5
-    """A shard is drawn with a weight of the blocks it has left to this power."""
+    """From `mix_steps` on a shard is drawn by the number of its blocks left, to this power; in the
+    first step the power is `mix_power_start`."""
 
     def __post_init__(self) -> None:
-        for name in ("mix_shards_start", "mix_shards_end"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.mix_steps < 0:
-            raise ConfigError(f"mix_steps={self.mix_steps} must not be negative")
+        check_fields(self, POSITIVE, "mix_shards_start mix_shards_end")
+        check_fields(self, NOT_NEGATIVE, "mix_steps")
         # higher powers of a large shard's blocks are beyond floats, and mix nothing any more
-        for name in ("mix_power_start", "mix_power_end"):
-            if not 0 <= getattr(self, name) <= 10:
-                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 10]")
+        few = ("lie in [0, 10]", lambda power: 0 <= power <= 10)
+        check_fields(self, few, "mix_power_start mix_power_end")
 
 
 class Order(Protocol):
-    """What a loader needs to know of a step."""
+    """Places the windows of each step."""
 
     epoch_tokens: int
-    """Tokens that are an input once before any is again, but for a block that a phase cuts off."""
+    """Tokens of an epoch: each is an input once before any is again, except in a block that a phase
+    cuts off."""
 
     def positions(self, step: int) -> Positions:
         """Positions of the first token of each of the step's windows, ``[sequences]``.

@@ -1,4 +1,4 @@
-"""Token shards in the contest's format: a 1,024-byte header, then 16-bit tokens.
+"""Tokens <-> shards in the contest's format: a 1,024-byte header, then 16-bit tokens.
 
 Header: 256 little-endian int32: magic 20240520, version 1, number of tokens n, zeros. Then n
 little-endian uint16; the file has exactly ``1024 + 2 n`` bytes.
@@ -23,7 +23,7 @@ Split = Literal["train", "val"]
 MAGIC = 20240520
 VERSION = 1
 HEADER = struct.Struct("<iii1012x")
-"""Magic, version, tokens."""
+"""Magic number, version and number of tokens, and padding."""
 TOKEN = np.dtype("<u2")
 MAX_TOKENS = 2**31 - 1
 SCAN_TOKENS = 1 << 22
@@ -56,10 +56,6 @@ class Shard:
                     )
         return cls(path, tokens)
 
-    def sha256(self) -> str:
-        """Of the file's bytes, in hex."""
-        return file_sha256(self.path)
-
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
@@ -91,11 +87,6 @@ def _checked_count(path: Path) -> int:
     return int(count)
 
 
-def header_bytes(count: int) -> bytes:
-    """The header of a shard of `count` tokens."""
-    return HEADER.pack(MAGIC, VERSION, count)
-
-
 def write_shard(path: str | Path, tokens: npt.NDArray[np.integer[Any]]) -> None:
     """Write `tokens` as one shard, under the final name only when it is complete.
 
@@ -110,7 +101,7 @@ def write_shard(path: str | Path, tokens: npt.NDArray[np.integer[Any]]) -> None:
             f"{path}: ids {tokens.min()} to {tokens.max()}; shards hold ids of 0 to 65535"
         )
     with replacing(path, DataError) as file:
-        file.write(header_bytes(tokens.size))
+        file.write(HEADER.pack(MAGIC, VERSION, tokens.size))
         file.write(tokens.astype(TOKEN, copy=False).tobytes())
 
 
@@ -148,7 +139,7 @@ class ShardWriter:
         if file is not None:
             with file:
                 file.seek(0)
-                file.write(header_bytes(held))
+                file.write(HEADER.pack(MAGIC, VERSION, held))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -190,7 +181,7 @@ def find_shards(directory: str | Path, split: Split) -> list[Path]:
 
 
 def find_sidecars(directory: str | Path, split: Split) -> list[Path]:
-    """Where the byte sidecar of each of the split's shards stands; empty if none has one.
+    """The byte sidecar of each of the split's shards; empty if none has one.
 
     ``NAME_val_000000.bin`` has ``NAME_val_bytes_000000.bin`` beside it, in the same format.
 
@@ -207,10 +198,10 @@ def find_sidecars(directory: str | Path, split: Split) -> list[Path]:
     return [] if missing else beside
 
 
-def load_tokens(
+def split_tokens(
     directory: str | Path, split: Split, vocab: int, limit: int = 0
-) -> npt.NDArray[np.uint16]:
-    """All tokens of a split, or its first `limit`; mapped, not read, where one shard has them.
+) -> list[npt.NDArray[np.uint16]]:
+    """Mapped tokens of each shard of a split, or of the shards that hold its first `limit`.
 
     Raises:
         ShardError: no shards, a malformed one, or an id that is not below `vocab`.
@@ -222,5 +213,17 @@ def load_tokens(
         held += len(parts[-1])
         if limit and held >= limit:
             break
+    return parts
+
+
+def load_tokens(
+    directory: str | Path, split: Split, vocab: int, limit: int = 0
+) -> npt.NDArray[np.uint16]:
+    """All tokens of a split, or its first `limit`; mapped, not read, where one shard has them.
+
+    Raises:
+        ShardError: see `split_tokens`.
+    """
+    parts = split_tokens(directory, split, vocab, limit)
     tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return tokens[:limit] if limit else tokens

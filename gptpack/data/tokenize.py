@@ -1,4 +1,4 @@
-"""Text files to token shards: documents are encoded in parallel, audited, and written in order.
+"""Text files -> token shards: documents are encoded in parallel, audited, and written in order.
 
 The output does not depend on the number of workers. All files are made in a hidden directory and
 get their final names at the end, the manifest last.
@@ -30,30 +30,32 @@ from gptpack.data.shards import MAX_TOKENS, Shard, ShardWriter, Split, file_sha2
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import ConfigError, DataError
 from gptpack.progress import Progress, silent
+from gptpack.values import BELOW_ONE, NOT_NEGATIVE, check_fields
 
 CHUNK_CHARACTERS = 1 << 19
-"""Text that a worker gets at once; at most two such pieces per worker are in memory."""
+"""Characters of text that a worker gets at once; at most two such chunks per worker are held."""
 CHUNK_DOCUMENTS = 4096
 REPLACED = ("*_train_*.bin", "*_val_*.bin")
+"""Files of an existing directory that make room for new shards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizeConfig:
-    """How documents become shards."""
+    """Settings by which documents become shards."""
 
     name: str = "data"
-    """Shards are ``{name}_{split}_{number}.bin``."""
+    """First part of the shards' names, ``{name}_{split}_{number}.bin``."""
     shard_tokens: int = 100_000_000
     separator: str = SEPARATOR
-    """Between the documents of a ``.txt`` source."""
+    """Separator between the documents of a ``.txt`` source."""
     val_documents: int = 0
-    """Without sources for val: the last so many documents of all train sources are val."""
+    """Documents at the end of the train sources that become val; goes without sources for val."""
     val_fraction: float = 0.0
-    """Without sources for val: about this part of the documents, chosen by hash, is val."""
+    """Share of the documents, about, that becomes val by hash; goes without sources for val."""
     workers: int = 0
-    """Processes; 0 takes one per usable core."""
+    """Processes that encode; 0 takes one per usable core."""
     force: bool = False
-    """Replace the shards and the manifest of an existing output directory."""
+    """Replaces the shards and the manifest of an existing output directory."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or re.search(
@@ -65,10 +67,8 @@ class TokenizeConfig:
             )
         if not 1 <= self.shard_tokens <= MAX_TOKENS:
             raise ConfigError(f"shard_tokens={self.shard_tokens} must lie in 1..{MAX_TOKENS}")
-        if self.val_documents < 0 or self.workers < 0:
-            raise ConfigError("val_documents and workers must not be negative")
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction={self.val_fraction} must lie in [0, 1)")
+        check_fields(self, NOT_NEGATIVE, "val_documents workers")
+        check_fields(self, BELOW_ONE, "val_fraction")
         if self.val_documents and self.val_fraction:
             raise ConfigError("val_documents and val_fraction exclude each other; give one")
 
@@ -168,7 +168,7 @@ Choose = Callable[[Split, Iterator[Document]], Iterator[Document]]
 
 
 def _split_rule(sources: Sequence[Path], config: TokenizeConfig, progress: Progress) -> Choose:
-    """Picks a split's documents out of those of its sources."""
+    """A function that picks a split's documents out of those of its sources."""
     if config.val_documents:
         count = sum(1 for _ in _documents(sources, "count documents", config, progress))
         cut = count - config.val_documents
@@ -223,7 +223,7 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 @dataclass(slots=True)
 class _Totals:
     seen: set[bytes]
-    """Hashes of the non-empty documents of val; an empty one may be in both splits."""
+    """Hashes of val's documents; an empty document is not among them and may be in both splits."""
     documents: int = 0
     tokens: int = 0
     unknown_tokens: int = 0
@@ -270,10 +270,12 @@ class _Totals:
             text_bytes=self.text_bytes,
             normalized_bytes=self.normalized_bytes,
             accounted_bytes=self.accounted_bytes,
-            shards=tuple(_shard_entry(path) for path in shards),
+            shards=tuple(
+                ShardEntry(
+                    file=path.name,
+                    tokens=len(Shard.open(path).tokens),
+                    sha256=file_sha256(path),
+                )
+                for path in shards
+            ),
         )
-
-
-def _shard_entry(path: Path) -> ShardEntry:
-    shard = Shard.open(path)
-    return ShardEntry(file=path.name, tokens=len(shard.tokens), sha256=shard.sha256())

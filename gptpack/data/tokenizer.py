@@ -1,4 +1,4 @@
-"""SentencePiece models: loading one as a frozen value, and training one on documents."""
+"""A SentencePiece model's file -> a tokenizer; documents -> such a file."""
 
 import hashlib
 import heapq
@@ -13,22 +13,22 @@ import sentencepiece
 from gptpack.atomic import replacing
 from gptpack.errors import ConfigError, DataError, TokenizerError
 from gptpack.progress import Progress, silent
-from gptpack.values import TokenizerIdentity
+from gptpack.values import NOT_NEGATIVE, TokenizerIdentity, check_fields
 
 Normalization = Literal["nmt_nfkc", "nfkc", "identity"]
 
 SPACE = "\u2581"
-"""SentencePiece's space."""
+"""Character that stands for a space in SentencePiece's pieces."""
 MAX_VOCAB = 1 << 16
-"""Shards hold 16-bit tokens."""
+"""Largest vocabulary, as shards hold 16-bit tokens."""
 SENTENCE_BYTES = 4096
-"""Documents are cut into pieces of at most so many bytes for the trainer, which would otherwise
-skip long ones without a word."""
+"""Bytes, at most, of the pieces that documents are cut into for the trainer, which skips longer
+ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokenizer:
-    """A SentencePiece model; `load` makes one."""
+    """A SentencePiece model: text <-> token ids. `load` makes one."""
 
     path: Path
     processor: Any
@@ -37,7 +37,7 @@ class Tokenizer:
     unknown: int
     """Id of the piece for characters that the vocabulary lacks."""
     sha256: str
-    """Of the model file's bytes, in hex."""
+    """SHA-256 of the model file's bytes, in hex."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -70,7 +70,7 @@ class Tokenizer:
 
     @property
     def identity(self) -> TokenizerIdentity:
-        """What a checkpoint and an artifact say of the tokenizer."""
+        """The tokenizer's identity as checkpoints and packed files record it."""
         return TokenizerIdentity(sha256=self.sha256, vocab=self.vocab, bos=self.bos)
 
     def encode(self, text: str) -> list[int]:
@@ -111,16 +111,16 @@ class Tokenizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerConfig:
-    """How a tokenizer is trained; the defaults are the contest's."""
+    """Settings of a tokenizer's training; the defaults are the contest's."""
 
     vocab: int = 1024
     normalization: Normalization = "nmt_nfkc"
     """`nmt_nfkc` turns line ends into spaces; `identity` leaves every character as it is."""
     keep_whitespace: bool = False
-    """Keep runs of spaces, and spaces at either end. A document that begins with a space then
+    """Keeps runs of spaces, and spaces at either end. A document that begins with a space then
     fails the byte audit: the contest's rule does not count that space."""
     sample_bytes: int = 100_000_000
-    """Train on documents of about so many bytes in all, chosen by hash; 0 takes every one."""
+    """Bytes of text to train on, about, in documents chosen by hash; 0 takes all documents."""
     character_coverage: float = 0.999
 
     def __post_init__(self) -> None:
@@ -130,8 +130,7 @@ class TokenizerConfig:
             raise ConfigError(
                 f"normalization={self.normalization!r} must be one of {get_args(Normalization)}"
             )
-        if self.sample_bytes < 0:
-            raise ConfigError(f"sample_bytes={self.sample_bytes} must not be negative")
+        check_fields(self, NOT_NEGATIVE, "sample_bytes")
         if not 0 < self.character_coverage <= 1:
             raise ConfigError(f"character_coverage={self.character_coverage} must lie in (0, 1]")
 
@@ -208,7 +207,7 @@ def _sample(documents: Iterable[str], sample_bytes: int, progress: Progress) -> 
 
 
 def _sentences(document: str) -> Iterator[str]:
-    """Cut at spaces or line ends where one is near, so that words stay whole."""
+    """The document in pieces, cut at spaces or line ends where one is near."""
     # The trainer refuses NUL; byte fallback covers it.
     document = document.replace("\0", " ")
     limit = SENTENCE_BYTES // 4

@@ -82,16 +82,6 @@ class Forward:
         assert found.shape == targets.shape, (found.shape, targets.shape)
         return found
 
-    def log_probabilities(self, inputs: Tensor, last: int, *, compiled: bool = False) -> Tensor:
-        """Log-probabilities ``[B, last, V]`` after each of the last positions, float32."""
-
-        def run(inputs: Tensor) -> Tensor:
-            model = cast(Any, self.model)
-            logits = model.logits(model.hidden(inputs, last=last))
-            return torch.log_softmax(logits.float(), dim=-1)
-
-        return self._call(f"log_probabilities {last}", run, compiled, inputs)
-
     def _call(
         self, name: str, run: Callable[..., Tensor], compiled: bool, *arguments: Tensor
     ) -> Tensor:

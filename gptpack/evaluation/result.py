@@ -123,8 +123,8 @@ class Evaluation:
     weights_sha256: str | None
     """SHA-256 of the float32 weights, where a packed file says it."""
     scores: Mapping[str, Score]
-    """Scores by name, in the order in which they were made: ``plain``, ``sliding``, ``ngram``, and
-    the ways of test-time training, which begin with ``ttt``."""
+    """Scores by name, in the order in which they were made: ``plain``, ``sliding`` and the ways of
+    test-time training, which begin with ``ttt``."""
     recorded: Mapping[str, float] | None = None
     """The packer's own figures: bpb, tokens and context, as far as the file says them."""
     unknown_tokens: int = 0
@@ -162,7 +162,7 @@ class Evaluation:
         adapted = [name for name in self.scores if name.startswith("ttt")]
         if len(adapted) == 1:
             return adapted[0]
-        return next(name for name in ("ngram", "sliding", "plain") if name in self.scores)
+        return "sliding" if "sliding" in self.scores else "plain"
 
     @property
     def decisive(self) -> Score:
@@ -208,7 +208,6 @@ class Evaluation:
             },
             "plain": named["plain"],
             "sliding": named.get("sliding"),
-            "ngram": named.get("ngram"),
             "ttt": {name: row for name, row in named.items() if name.startswith("ttt")},
             "decisive": self.decisive_name,
             "adaptation": self.decisive.adaptation,
@@ -232,7 +231,7 @@ class Evaluation:
             DataError: `values` are not the JSON of ``gptpack eval``; says what is missing.
         """
         try:
-            rows = {name: values[name] for name in ("plain", "sliding", "ngram") if values[name]}
+            rows = {name: values[name] for name in ("plain", "sliding") if values[name]}
             rows |= values["ttt"]
             file = values["file"]
             rest = {

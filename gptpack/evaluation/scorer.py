@@ -251,7 +251,7 @@ class Scorer:
         targets = _scored_targets(windows)
         with evaluating(forward.model), torch.inference_mode():
             inputs_BT, targets_BS, at_BS = self._gather(batch, rows)
-            losses_BS = self._score_batch(inputs_BT, targets_BS, at_BS, compiled)
+            losses_BS = forward.losses(inputs_BT, targets_BS, compiled=compiled)
             exists = at_BS < self.plan.targets
             self._sum += torch.where(exists, losses_BS, 0).sum(dtype=torch.float64)
             if len(self._losses):
@@ -261,12 +261,6 @@ class Scorer:
         forward.pace()
         done = min(int(self._counts[0]) * self.ranks.world, self.plan.targets)
         self._progress(self.phase, done, self.plan.targets)
-
-    def _score_batch(
-        self, inputs_BT: Tensor, targets_BS: Tensor, at_BS: Tensor, compiled: bool
-    ) -> Tensor:
-        """Losses ``[B, S]`` of the targets at positions `at_BS`; a subclass may keep more."""
-        return self.forward.losses(inputs_BT, targets_BS, compiled=compiled)
 
     def finish(
         self,

@@ -94,7 +94,7 @@ class Text:
             token_bytes = loaded.table
         else:
             loaded = Tokenizer.load(path)
-            token_bytes = TokenBytes.from_tokenizer(loaded, vocab)
+            token_bytes = PieceBytes.from_tokenizer(loaded, vocab)
         if sidecar:
             accounting = "sidecar"
             token_bytes = _byte_tables().load_sidecar(directory, "val", limit)

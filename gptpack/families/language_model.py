@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptpack.errors import CheckpointError
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
@@ -138,17 +136,6 @@ def state_problem(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
     if broken := not_finite({name: weights[name] for name in shared}):
         problems.append(f"not finite: {_some(broken)}")
     return "; ".join(problems[:6])
-
-
-def load_state(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give `model` the `weights`, which are all of its state.
-
-    Raises:
-        CheckpointError: tensors are missing, unexpected, of another shape, or not finite.
-    """
-    if problem := state_problem(model, weights):
-        raise CheckpointError(f"the weights do not fit their model: {problem}")
-    model.load_state_dict(weights)
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:

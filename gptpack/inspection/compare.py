@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.artifact.header import ArtifactHeader
-from gptpack.artifact.reader import Artifact, read_artifact
+from gptpack.artifact.reader import read_artifact
 from gptpack.errors import GptpackError
-from gptpack.quant.types import dequantize
 
 Values = Mapping[str, npt.NDArray[np.float32]]
 SHOWN = 4
@@ -40,11 +39,6 @@ def read_weights(path: str | Path) -> Weights:
     values: dict[str, npt.NDArray[np.float32]] = {}
     artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
     return Weights(path=str(path), header=artifact.header, values=values)
-
-
-def values_of(artifact: Artifact) -> dict[str, npt.NDArray[np.float32]]:
-    """The float32 weights that a decoded file stands for, by name."""
-    return {tensor.name: dequantize(tensor) for tensor in artifact.tensors}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +75,7 @@ def weight_errors(
     Raises:
         GptpackError: a tensor is missing on either side, or has another shape.
     """
-    errors = tensor_errors(reference, file.values, where=f"{file.path} and {path}")
+    errors = _tensor_errors(reference, file.values, where=f"{file.path} and {path}")
     return WeightErrors(
         reference=str(path),
         relative=_overall(errors, reference),
@@ -90,7 +84,7 @@ def weight_errors(
     )
 
 
-def tensor_errors(reference: Values, values: Values, *, where: str) -> list[TensorError]:
+def _tensor_errors(reference: Values, values: Values, *, where: str) -> list[TensorError]:
     """The error of each of `values`, in their order; sums are in float64.
 
     Raises:

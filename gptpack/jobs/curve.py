@@ -9,7 +9,7 @@ from typing import Any
 from gptpack.atomic import check_target, replacing
 from gptpack.errors import ConfigError
 from gptpack.jobs.load import Loaded
-from gptpack.jobs.pack import prepared
+from gptpack.jobs.prepare import prepared
 from gptpack.jobs.request import PackRequest
 from gptpack.packing.packer import grid_bits
 from gptpack.progress import Progress, silent

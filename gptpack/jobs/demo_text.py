@@ -1,8 +1,7 @@
-"""The demo's text: the documentation that every Python installation brings with it.
+"""Python's standard library -> the demo's text: the documentation that every installation has.
 
-It is read from source files with `ast`; no module is imported, so nothing runs. Which text comes
-out depends on the Python version and on what the distribution ships; for one installation it is
-always the same.
+It is read from source files with `ast`; no module is imported, so nothing runs. The text depends on
+the Python version and on what the distribution ships; for one installation it is always the same.
 """
 
 import ast
@@ -23,7 +22,7 @@ TOPICS = Path("pydoc_data/topics.py")
 
 
 def standard_library() -> Path:
-    """Where this interpreter's standard library lies."""
+    """The folder of this interpreter's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 

@@ -52,6 +52,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "brotli": ("codec brotli",),
     "cuda": ("torch", "cuda"),
     "triton": ("torch", "cuda", "triton"),
+    "fa4": ("torch", "cuda", "fa4"),
     "fa3": ("torch", "cuda", "fa3"),
 }
 """Task -> names of the findings that it needs."""
@@ -68,6 +69,7 @@ REMEDIES = {
     "huggingface_hub": "pip install 'gptpack[hub]'",
     "triton": "pip install 'gptpack[triton]'",
     "cuda": "a CUDA device, its driver, and a torch built for CUDA",
+    "fa4": "a Hopper device and pip install 'gptpack[fa4]'",
     "fa3": "a Hopper device and pip install kernels, or flash_attn_interface",
     "codec brotli": "pip install 'gptpack[brotli]'",
 }
@@ -89,7 +91,7 @@ def survey(folder: Path) -> list[Finding]:
     """Every finding about this machine; the disk is that of `folder`."""
     findings = [*_machine(folder), *(_module(name) for name in MODULES)]
     findings += [_codec(codec) for codec in BYTE_CODECS]
-    return [*findings, *_cuda(), _flash_attention()]
+    return [*findings, *_cuda(), *_flash_attention()]
 
 
 def abilities(findings: Iterable[Finding]) -> list[Ability]:
@@ -197,13 +199,24 @@ def _cuda() -> list[Finding]:
     return [first, *others]
 
 
-def _flash_attention() -> Finding:
-    """The finding about FlashAttention-3, without which gptpack does as well."""
+def _flash_attention() -> list[Finding]:
+    """The findings about FlashAttention-4 and -3, without which gptpack does as well."""
 
-    def attempt() -> str:
+    def hopper() -> None:
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
             raise GptpackError("needs a Hopper device; cuDNN or torch's own attention is used")
+
+    def fourth() -> str:
+        hopper()
+        try:
+            importlib.import_module("flash_attn.cute")
+        except ModuleNotFoundError:
+            raise GptpackError("not installed; cuDNN's attention is used") from None
+        return importlib.metadata.version("flash-attn-4")
+
+    def third() -> str:
+        hopper()
         try:
             importlib.import_module("flash_attn_interface")
             return "flash_attn_interface"
@@ -213,4 +226,4 @@ def _flash_attention() -> Finding:
                 return "by way of kernels"
             raise GptpackError("not installed; cuDNN's attention is used") from None
 
-    return _tried("fa3", attempt)
+    return [_tried("fa4", fourth), _tried("fa3", third)]

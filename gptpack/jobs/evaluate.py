@@ -38,7 +38,6 @@ def evaluate(
     documents: Documents = "packed",
     tail: Literal["score", "drop"] | None = None,
     adaptations: Sequence[str] = (),
-    ngram: bool = False,
     limit_tokens: int = 0,
     time_limit: float = 0.0,
     batch_tokens: int = 0,
@@ -65,7 +64,6 @@ def evaluate(
         tail: whether targets after the last whole context are scored; None drops them for plain
             evaluation and scores them for a sliding window.
         adaptations: ways of test-time training, such as ``sgd:lr=0.002,epochs=3``.
-        ngram: also blend with n-grams of the text scored so far.
         limit_tokens: score the first so many targets; 0 scores all.
         time_limit: seconds from the start of the process after which scoring stops; 0 never.
         batch_tokens: most tokens that go through the model at once; 0 chooses by device.
@@ -80,7 +78,7 @@ def evaluate(
     Example:
         >>> found = gptpack.evaluate("model.gptpack", "shards", stride=16)
         >>> found.decisive.metric
-        'sliding, stride 16, context 32'
+        'sliding, stride 16, context 64'
         >>> found.plain.bpb > 0, abs(found.difference_bpb) < 1e-6
         (True, True)
     """
@@ -131,7 +129,7 @@ def evaluate(
             )
             readings = _audited(scored, _readings(base, stride, settings, scored))
         forward = Forward(loaded.model, here.device, compiled=compiled, clock=clock)
-        scores = _score(forward, readings, settings, ngram)
+        scores = _score(forward, readings, settings)
         return _result(loaded, scored, scores, forward, here, attention)
 
 
@@ -201,16 +199,12 @@ def _score(
     forward: Forward,
     readings: Mapping[str, Reading],
     settings: "Mapping[str, Settings]",
-    ngram: bool,
 ) -> dict[str, Score]:
-    """All scores by name; n-grams are blended into the last one that does not adapt."""
-    from gptpack.evaluation.agreement import score_with_ngram
-    from gptpack.evaluation.ngram import NgramSettings
+    """All scores by name."""
     from gptpack.evaluation.scoring import score
     from gptpack.evaluation.ttt_lora import score_with_lora
     from gptpack.evaluation.ttt_sgd import score_with_sgd
 
-    blended = "sliding" if "sliding" in readings else "plain"
     scores: dict[str, Score] = {}
     for name, reading in readings.items():
         setting = settings.get(name)
@@ -218,8 +212,6 @@ def _score(
             scores[name] = score_with_sgd(forward, reading, setting)
         elif setting is not None:
             scores[name] = score_with_lora(forward, reading, setting)
-        elif ngram and name == blended:
-            scores[name], scores["ngram"] = score_with_ngram(forward, reading, NgramSettings())
         else:
             scores[name] = score(forward, reading)
     return scores

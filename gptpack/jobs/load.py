@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from gptpack.artifact.layout import LFS_POINTER, MAGIC
 from gptpack.artifact.record import PackRecord
 from gptpack.data.shards import file_sha256
-from gptpack.errors import ArtifactError, CheckpointError, ConfigError
+from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.values import TokenizerIdentity
 
@@ -102,8 +102,6 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
     import torch
 
     from gptpack.artifact.reader import read_artifact
-    from gptpack.families.golf.gpt import GPT
-    from gptpack.families.language_model import load_state
 
     began = time.perf_counter()
     values: dict[str, npt.NDArray[np.float32]] = {}
@@ -122,13 +120,10 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
             f"{path}: a model of this shape has {needed:,} weights in its matrices alone, but the "
             f"file holds {held:,}"
         )
-    built = GPT(header.model, seed=None)
-    try:
-        load_state(built, {name: torch.from_numpy(made) for name, made in values.items()})
-    except CheckpointError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+    weights = {name: torch.from_numpy(made) for name, made in values.items()}
+    model = _built(path, header.model, weights, device, ArtifactError)
     return Loaded(
-        model=built.to(device).eval(),
+        model=model,
         kind="artifact",
         path=path,
         file_bytes=header.file_bytes,
@@ -143,27 +138,20 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
 def _load_checkpoint(
     path: Path, told: str | ModelConfig | None, device: "torch.device | str"
 ) -> Loaded:
-    from gptpack.families.golf.gpt import GPT
-    from gptpack.families.language_model import load_state
     from gptpack.training.checkpoint import load_checkpoint
     from gptpack.training.recipe import load_recipe
-    from gptpack.training.recipe_files import find_recipe
 
     began = time.perf_counter()
-    shape = load_recipe(find_recipe(told)).model if isinstance(told, str) else told
+    shape = load_recipe(told).model if isinstance(told, str) else told
     checkpoint = load_checkpoint(path, shape)
     # a bare state dict has the model that it was told, any other file its own
     if isinstance(told, str) and checkpoint.model is not shape:
         raise ConfigError(f"--model {told} is for bare state dicts; {path} says its own model")
     sha256 = file_sha256(path)
     decoded = time.perf_counter()
-    built = GPT(checkpoint.model, seed=None)
-    try:
-        load_state(built, checkpoint.weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    built = _built(path, checkpoint.model, checkpoint.weights, device, CheckpointError)
     return Loaded(
-        model=built.to(device).eval(),
+        model=built,
         kind="checkpoint",
         path=path,
         file_bytes=path.stat().st_size,
@@ -173,3 +161,21 @@ def _load_checkpoint(
         told=told if isinstance(told, str) else None,
         seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
     )
+
+
+def _built(
+    path: Path,
+    config: ModelConfig,
+    weights: "Mapping[str, torch.Tensor]",
+    device: "torch.device | str",
+    error: type[GptpackError],
+) -> "LanguageModel":
+    """The model of these weights; what keeps them from being its weights is an `error`."""
+    from gptpack.families.golf.gpt import GPT
+    from gptpack.families.language_model import state_problem
+
+    model = GPT(config, seed=None)
+    if problem := state_problem(model, weights):
+        raise error(f"{path}: its tensors are not those of its model: {problem}")
+    model.load_state_dict(weights)
+    return model.to(device).eval()

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptpack.artifact.writer import write_atomic
-from gptpack.data.shards import Shard, find_shards
-from gptpack.errors import ConfigError
 from gptpack.evaluation.result import Evaluation
-from gptpack.evaluation.windows import plan_windows
 from gptpack.jobs.evaluate import evaluate
 from gptpack.jobs.fresh import FreshEvaluation, fresh_evaluation
 from gptpack.jobs.load import Loaded
@@ -19,24 +16,6 @@ from gptpack.progress import Progress
 
 if TYPE_CHECKING:
     import torch
-
-
-def check_proof(
-    data: Path, *, vocab: int, context: int, stride: int | None, limit_tokens: int
-) -> None:
-    """Whether a file can be proved on `data`, asked before it is made.
-
-    Raises:
-        GptpackError: it cannot.
-    """
-    if 0 < limit_tokens < context:
-        raise ConfigError(
-            f"--eval-tokens {limit_tokens:,}: whole contexts of {context:,} tokens are scored; "
-            "ask for that many at least, or 0 for all"
-        )
-    tokens = sum(len(Shard.open(path, vocab).tokens) for path in find_shards(data, "val"))
-    for step in {None, stride}:
-        plan_windows(tokens, context=context, stride=step, limit_tokens=limit_tokens)
 
 
 class Proof:

@@ -1,28 +1,44 @@
-"""What `gptpack submission` runs and reads: a run's folder, the shipped script, changed text."""
+"""`gptpack submission make`: runs -> a contest folder whose figures the shipped script printed."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gptpack.contest.folder import ARTIFACT, SCRIPT
-from gptpack.contest.logs import RunRecord
+from gptpack.contest.folder import (
+    ARTIFACT,
+    FIGURES,
+    README,
+    REQUIREMENTS,
+    SCRIPT,
+    About,
+    check_output,
+    figures,
+    log_name,
+    readme,
+    write_folder,
+)
+from gptpack.contest.logs import RunRecord, submission_log, training_lines
+from gptpack.contest.script import make_script
 from gptpack.errors import (
     ArtifactError,
+    BudgetError,
     ConfigError,
     DataError,
     GptpackError,
     MissingDependencyError,
 )
 from gptpack.jobs.fresh import TORCHRUN
+from gptpack.progress import Progress, silent
+from gptpack.runs.gather import CHECKPOINT, METRICS, reports
+from gptpack.runs.logged import CAP_BYTES
 from gptpack.runs.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from gptpack.artifact.header import ArtifactHeader
 
 GUARD = """
 import runpy, sys
@@ -33,33 +49,112 @@ sys.addaudithook(refuse)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Runs a script in a process that refuses connections."""
+"""Program that runs a script and refuses its connections."""
 MOST_DIGITS = 18
-"""Of a seed; what has more is a file's name."""
-PROBE_CONTEXTS = 2
-"""Windows of text that are exchanged to see whether scores depend on later tokens."""
+"""Digits of a seed; what has more is taken for a file's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A run: its packed file and what else it left."""
+class Made:
+    """A submission that was written."""
 
-    artifact: Path
-    header: "ArtifactHeader"
-    record: RunRecord
+    figures: Mapping[str, Any]
+    """Content of submission.json."""
+    readable_bytes: int
+    """Bytes of the script in its readable form."""
+    small_bytes: int
+    """Bytes of the script in its small form."""
 
 
-def read_run(argument: str) -> Run:
+def make_submission(
+    runs: Sequence[str],
+    output: Path,
+    about: About,
+    *,
+    data: Path,
+    tokenizer: Path | None = None,
+    stride: int = 64,
+    readable: bool = False,
+    device: str = "auto",
+    force: bool = False,
+    progress: Progress = silent,
+) -> Made:
+    """Write a submission of `runs` to the folder `output`; the first run's artifact ships.
+
+    Args:
+        runs: ``[SEED=]FOLDER`` or ``[SEED=]FILE`` of each run.
+        data: folder of validation shards.
+        tokenizer: the tokenizer's file; None takes the one in `data`.
+        stride: stride of the sliding window that the script scores; 0 for none.
+        readable: whether the script ships in its readable form.
+        force: whether a submission that stands at `output` is replaced.
+
+    Raises:
+        BudgetError: an artifact with the script is over the contest's cap.
+        GptpackError: a run cannot be read, the script failed, or `output` is not to be written.
+    """
+    check_output(output, force=force)
+    found = [read_run(run) for run in runs]
+    seeds = [run.seed for run in found]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {seeds}: two runs have one seed; name each SEED=RUN")
+    codecs = frozenset().union(*(run.codecs for run in found))
+    script = make_script(codecs, artifact=ARTIFACT, stride=stride)
+    source = script.readable if readable else script.small
+    for run in found:
+        _check_cap(run, len(source.encode()))
+    options: list[object] = ["--data", data.resolve(), "--device", device]
+    options += ["--tokenizer", tokenizer_of(data, tokenizer)]
+    texts = {}
+    for run in found:
+        progress(f"seed {run.seed}: run {SCRIPT} on {run.artifact}", 0, 0)
+        texts[log_name(run.seed)] = _log(run, source, options)
+    values = figures(about, [submission_log(text, name) for name, text in texts.items()])
+    first = found[0]
+    files = {
+        README: readme(values, recipe=first.recipe, pack=first.pack),
+        FIGURES: json.dumps(values, indent=2, allow_nan=False) + "\n",
+        REQUIREMENTS: "".join(f"{line}\n" for line in script.packages),
+        SCRIPT: source,
+        **texts,
+    }
+    write_folder(output, files, first.artifact)
+    return Made(
+        figures=values,
+        readable_bytes=len(script.readable.encode()),
+        small_bytes=len(script.small.encode()),
+    )
+
+
+def _check_cap(run: RunRecord, code_bytes: int) -> None:
+    total = run.file_bytes + code_bytes
+    if total > CAP_BYTES:
+        raise BudgetError(
+            f"{run.artifact}: {run.file_bytes:,} bytes and {code_bytes:,} of code are "
+            f"{total:,}, over {CAP_BYTES:,}; pack with --budget {CAP_BYTES - code_bytes}"
+        )
+
+
+def _log(run: RunRecord, source: str, options: list[object]) -> str:
+    """A run's log: what the run left, and what the script prints of its artifact."""
+    with tempfile.TemporaryDirectory(prefix="gptpack-") as temporary:
+        script = Path(temporary) / SCRIPT
+        script.write_text(source, encoding="utf-8")
+        shutil.copyfile(run.artifact, script.with_name(ARTIFACT))
+        printed = run_script(script, *options)
+    return "\n".join([*training_lines(run), printed])
+
+
+def read_run(argument: str) -> RunRecord:
     """The run that ``[SEED=]FOLDER`` or ``[SEED=]FILE`` names.
 
     Raises:
-        ConfigError: no packed file, or more than one, or no seed.
+        ConfigError: there is no packed file, or more than one, or nothing says the seed.
         GptpackError: something in the folder cannot be read.
     """
     from gptpack.artifact.reader import read_header
     from gptpack.data.shards import file_sha256
     from gptpack.training.checkpoint import load_checkpoint
-    from gptpack.training.loop import CHECKPOINT, METRICS
     from gptpack.values import to_dict
 
     given, equals, rest = argument.partition("=")
@@ -80,18 +175,17 @@ def read_run(argument: str) -> Run:
         raise ConfigError(f"{argument}: no {CHECKPOINT} says its seed; write SEED={argument}")
     metrics = folder / METRICS
     header = read_header(artifact)
-    return Run(
+    return RunRecord(
+        name=folder.resolve().name,
+        seed=seed,
         artifact=artifact,
-        header=header,
-        record=RunRecord(
-            name=folder.resolve().name,
-            seed=seed,
-            metrics=read_metrics(metrics) if metrics.exists() else (),
-            recipe=recipe,
-            train_seconds=seconds,
-            pack=header.pack,
-            pack_seconds=_pack_seconds(folder, file_sha256(artifact)),
-        ),
+        file_bytes=header.file_bytes,
+        codecs=frozenset(section.codec for section in header.sections),
+        metrics=read_metrics(metrics) if metrics.exists() else (),
+        recipe=recipe,
+        train_seconds=seconds,
+        pack=header.pack,
+        pack_seconds=_pack_seconds(folder, file_sha256(artifact)),
     )
 
 
@@ -107,24 +201,19 @@ def _packed(path: Path) -> Path:
 
 
 def _pack_seconds(folder: Path, sha256: str) -> float | None:
-    """How long packing took, by a report of ``gptpack pack --json`` in the folder."""
-    for path in sorted(folder.glob("*.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(report, dict) and report.get("sha256") == sha256:
-            seconds = report.get("seconds")
-            if isinstance(seconds, dict):
-                return sum(float(seconds.get(phase, 0.0)) for phase in ("calibrate", "pack"))
+    """Seconds of packing, if a report of ``gptpack pack --json`` in the folder says them."""
+    for report in reports(folder):
+        seconds = report.get("seconds")
+        if report.get("sha256") == sha256 and isinstance(seconds, dict):
+            return sum(float(seconds.get(phase, 0.0)) for phase in ("calibrate", "pack"))
     return None
 
 
 def run_script(script: Path, *options: object) -> str:
-    """What a script prints in a clean process that refuses connections.
+    """The output of a script in a clean process that refuses connections.
 
     Raises:
-        GptpackError: it failed; says what it said.
+        GptpackError: the script failed; says what it said.
     """
     command = [sys.executable, "-I", "-c", GUARD, script, *options]
     environment = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
@@ -145,77 +234,8 @@ def run_script(script: Path, *options: object) -> str:
     return done.stdout
 
 
-def depends_on_later_tokens(folder: Path, options: list[object], data: Path) -> str | None:
-    """How the script's scores depend on tokens after them; empty if they do not.
-
-    It scores two texts that are the same up to the start of a document and go on differently, and
-    every score before that place must be the same, bit for bit. None if `data` has no two documents
-    that can be exchanged.
-
-    Raises:
-        GptpackError: the script failed.
-    """
-    import numpy as np
-
-    from gptpack.artifact.reader import read_header
-    from gptpack.data.shards import load_tokens, write_shard
-
-    header = read_header(folder / ARTIFACT)
-    context = header.model.context
-    tokens = load_tokens(data, "val", header.model.vocab, 0)
-    places = _exchange(np.asarray(tokens), header.tokenizer.bos, context)
-    if places is None:
-        return None
-    begin, cut, other = places
-    tail = PROBE_CONTEXTS * context
-    first = tokens[begin:cut]
-    texts = [np.concatenate([first, tokens[at : at + tail]]) for at in (cut, other)]
-    same_until = cut - begin
-    losses = []
-    with tempfile.TemporaryDirectory(prefix="gptpack-") as temporary:
-        for index, text in enumerate(texts):
-            place = Path(temporary) / str(index)
-            place.mkdir()
-            write_shard(place / "text_val_000000.bin", text)
-            output = place / "losses.npy"
-            # the later --data wins over one among the options
-            run_script(folder / SCRIPT, *options, "--data", place, "--losses", output)
-            losses.append(np.load(output))
-    same = losses[0][:same_until] == losses[1][:same_until]
-    if bool(same.all()):
-        return ""
-    return (
-        f"target {int(np.argmin(same))} scores differently when tokens from {same_until + 1} on "
-        "change"
-    )
-
-
-def _exchange(tokens: Any, bos: int, context: int) -> tuple[int, int, int] | None:
-    """A document's start and end, and where else there is text that could follow it.
-
-    The document fills a window, if one does, and is the shortest of those; both continuations begin
-    with a document, so that tokens still decode to text wherever they are joined.
-    """
-    import numpy as np
-
-    tail = PROBE_CONTEXTS * context
-    starts = np.flatnonzero(tokens == bos)
-    starts = starts[starts <= len(tokens) - tail]
-    if starts.size < 3:
-        return None
-    lengths = np.diff(starts)
-    order = np.argsort(np.where(lengths >= context, lengths, len(tokens) - lengths), kind="stable")
-    index = int(order[0])
-    begin, cut = int(starts[index]), int(starts[index + 1])
-    for other in starts:
-        # the token after BOS differs: whoever looks one token ahead is found as well
-        if (tokens[other : other + 2] != tokens[cut : cut + 2]).any():
-            return begin, cut, int(other)
-    return None
-
-
 def tokenizer_of(data: Path, tokenizer: Path | None) -> Path:
-    """The tokenizer's file, which changed text needs a path to."""
+    """The tokenizer's file: `tokenizer`, or the one in `data`."""
     from gptpack.data.manifest import TOKENIZER
 
     path = (tokenizer or data / TOKENIZER).resolve()

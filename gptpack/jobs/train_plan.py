@@ -1,4 +1,4 @@
-"""`gptpack train --plan`: what a run will take and what its file will weigh, before it is made."""
+"""A recipe -> what its run will take and what its file will weigh, before it is made."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from gptpack.data.batches import Tokens
+from gptpack.data.shards import split_tokens
 from gptpack.errors import ConfigError
+from gptpack.jobs.train import packer_foresight
 from gptpack.packing.apart import on_grid
 from gptpack.quant.steps import Foresight
-from gptpack.ranks import Ranks
+from gptpack.ranks import Ranks, ranks
 from gptpack.training.loop import Run
 from gptpack.training.plan import (
     artifact_bytes,
@@ -23,11 +25,32 @@ from gptpack.training.plan import (
     time_look,
     time_steps,
 )
-from gptpack.training.recipe import Recipe
+from gptpack.training.recipe import Recipe, load_recipe
 from gptpack.values import parse_size
 
 BITS = 3.0
-"""A weight's bits in a file where neither bits nor a budget are given."""
+"""Bits of a weight in the file if neither bits nor a budget are given."""
+
+
+def plan_training(
+    recipe: str | Path | Recipe,
+    data: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    **how: Any,
+) -> dict[str, Any]:
+    """The plan of a run by `recipe`, on the train shards in `data` or on random tokens.
+
+    Args:
+        overrides: settings of the recipe, ``table.key=value``.
+        how: options of `plan`; its errors are raised here as well.
+    """
+    settings = load_recipe(recipe, overrides)
+    shards = None if data is None else split_tokens(data, "train", settings.model.vocab)
+    with ranks(device) as here:
+        foresight = packer_foresight(settings, shards, None, here) if shards else None
+        return plan(settings, shards, here, foresight=foresight, **how)
 
 
 def plan(
@@ -46,9 +69,11 @@ def plan(
     """The figures of the plan by name; nothing is written.
 
     Args:
-        shards: what will be trained on; None times the steps on random tokens.
-        foresight: who knows the packer; a target's looks at it are timed where steps are.
-        flops: operations per second of a rank to go by; None times steps.
+        shards: train shards; None times the steps on random tokens.
+        flops: operations per second of a rank, from which the time of a step follows; None times
+            steps, and the looks of the foresight as well.
+        bits: bits of a weight in the file.
+        budget: size of the file, such as ``"16MB"``, which gives the bits.
 
     Raises:
         ConfigError: a setting that makes no sense, or a step that the device's memory cannot hold.
@@ -109,43 +134,3 @@ def _random_shards(settings: Recipe) -> list[Tokens]:
     tokens = rng.integers(0, settings.model.vocab, 256 * context + 1).astype(np.uint16)
     tokens[::context] = settings.model.bos
     return [tokens]
-
-
-def plan_rows(result: dict[str, Any]) -> list[list[str]]:
-    """The plan as a table's rows."""
-    needs = result["memory"]
-    table = [
-        ["parameters", f"{result['parameters']:,}"],
-        ["of them on a grid when packed", f"{result['coded_parameters']:,}"],
-        ["MFLOP a token, forward and backward", f"{result['flops_per_token'] / 1e6:.1f}"],
-    ]
-    for part in ("weights", "gradients", "optimizer", "average", "activations", "total"):
-        label = {
-            "average": "averaged weights",
-            "activations": f"activations of {result['micro_batch_tokens']:,} tokens, at most",
-            "optimizer": "optimizer state",
-        }.get(part, part)
-        table.append([f"memory, GB: {label}", f"{needs[f'{part}_bytes'] / 1e9:.3f}"])
-    limit = f"{result['training_seconds']:g}" if result["training_seconds"] else "no limit"
-    table += [
-        ["tokens a step", f"{result['batch_tokens']:,}"],
-        ["milliseconds a step", f"{1000 * result['seconds_per_step']:.1f}"],
-        ["  from", result["seconds_source"]],
-        ["training seconds", limit],
-    ]
-    if result["reserve_seconds"]:
-        table.append(["seconds kept for packing", f"{result['reserve_seconds']:g}"])
-    if result["looks"]:
-        each = result["seconds_per_look"]
-        told = "seconds not known, not counted" if each is None else f"of {each:.1f} s"
-        table.append(["looks at the packer, in the clock", f"{result['looks']}, {told}"])
-    table += [["steps", f"{result['steps']:,}"], ["tokens", f"{result['tokens']:,}"]]
-    if result["epochs"] is not None:
-        table.append([f"epochs of the data, {result['loader']}", f"{result['epochs']:.3f}"])
-    if result["budget_bytes"] is not None:
-        table.append(["budget, bytes", f"{result['budget_bytes']:,}"])
-    table += [
-        ["bits a weight", f"{result['bits_per_weight']:.3f}"],
-        ["expected file, bytes", f"{result['artifact_bytes']:,}"],
-    ]
-    return table

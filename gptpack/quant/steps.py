@@ -1,7 +1,7 @@
-"""A packer's grid steps and the bytes of its file, as training has to know them. numpy only.
+"""Types in which a packer tells training which grids it would use, and what their codes cost.
 
-The packer's grid depends on sensitivities, which training cannot measure itself. A `Foresight`
-(gptpack/packing/foresight.py is one) measures them and hands the grid over in this form.
+The packer's grids depend on sensitivities, which training does not measure. A `Foresight` does
+(gptpack/packing/foresight.py is one), and answers with an `Outlook`. numpy only.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -23,51 +23,52 @@ class Steps:
     row: Floats
     column: Floats
     noise: Floats
-    """Variance, in squared grid steps, that the errors of other columns add to column c before it
-    is rounded, ``[C]``: a coder sees it as well."""
+    """Variance that errors of other columns add to column c before it is rounded, ``[C]``, in
+    squared spacings. It takes bits too."""
     share: Floats
-    """Ratio ``pivot_c / sqrt(H_cc)``, ``[C]``: so much smaller must an error of column c be to cost
-    the same where no other column makes up for it."""
+    """Factor by which an error of column c must be smaller to cost the same where no other column
+    makes up for it, ``[C]``: ``pivot_c / sqrt(H_cc)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """The packer's grid for some weights at one delta, and the size of the file."""
+    """The grids, bits and bytes that a packer would make of some weights at one delta."""
 
     delta: float
     steps: Mapping[str, Steps]
-    """Grid steps of the matrices that are coded, by weight name."""
+    """Grid of each matrix that is coded, by name."""
     coded_bits: float
-    """Bits of the matrices' codes, with tables and classes."""
+    """Bits of all codes, with the coder's tables and classes."""
     other_bytes: int
-    """Bytes of the rest of the file: header, scales, tensors in floats."""
+    """Bytes of the rest of the file: header, scales, tensors that stay in floats."""
     noise: float
-    """Variance of a rounding error, in squared grid steps: 1/12, less with a trellis."""
+    """Variance of a rounding error, in squared spacings: 1/12, less with a trellis."""
 
     @property
     def file_bytes(self) -> int:
+        """Bytes of the whole file."""
         return self.other_bytes + round(self.coded_bits / 8)
 
 
 class Foresight(Protocol):
-    """A prediction of what the packer makes of weights that are still in training."""
+    """Tells training what a packer would make of the weights at hand: `look`, then `at`."""
 
     def coded(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Names of the tensors of these shapes that will be coded on a grid."""
 
     def look(self, weights: Mapping[str, Any]) -> None:
-        """Measure how sensitive a model with these weights (tensors by name) is to their errors.
+        """Measure how sensitive the loss of a model with these weights is to changes in them.
 
-        Every rank calls this with the same weights.
+        Every rank calls this with the same weights, tensors by name.
         """
 
     def at(self, delta: float) -> Outlook:
-        """The outlook at `delta` for the weights that were looked at last."""
+        """The packer's outlook at `delta` for the weights that were looked at last."""
 
 
 def reciprocals(scale: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """``1 / scale`` in `dtype`, rounded once, from float64.
+    """Reciprocals of a grid's spacings, rounded once, from float64.
 
-    The packer and training's fake quantizer both multiply with these instead of dividing.
+    Quantizers multiply by these instead of dividing.
     """
     return (1 / scale.astype(np.float64)).astype(dtype)

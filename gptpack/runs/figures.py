@@ -1,4 +1,4 @@
-"""Figures of one packed file, each with its numbers. Drawn by plotly, an optional package.
+"""A packed file -> its figures, each with its numbers. plotly draws them, an optional package.
 
 Colours are those of Okabe and Ito, and then of Tol, which people with any colour vision tell apart;
 those of text and grid are left to the page, which knows whether it is dark.
@@ -14,7 +14,7 @@ from gptpack.errors import MissingDependencyError
 from gptpack.escape import plain
 from gptpack.inspection.compare import TensorError
 from gptpack.inspection.inspect import TensorReport
-from gptpack.runs.gather import Packed
+from gptpack.runs.gather import PackedFile
 
 # fmt: off
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F7F7F",
@@ -22,6 +22,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B
 # fmt: on
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
 LEAST_SIDE = 8
+"""Rows and columns from which a tensor counts as a matrix."""
 MARGIN = {"l": 62, "r": 12, "t": 12, "b": 48}
 
 Rows = Sequence[Sequence[str]]
@@ -34,9 +35,9 @@ class Figure:
     id: str
     title: str
     note: str
-    """What it shows, in a sentence or two."""
+    """What the picture shows, in a sentence or two."""
     plot: Mapping[str, Any]
-    """``data`` and ``layout`` for plotly.js."""
+    """The picture as plotly.js takes it: ``data`` and ``layout``."""
     columns: Sequence[str]
     rows: Rows
 
@@ -57,7 +58,7 @@ def graph_objects() -> Any:
 
 
 def label(text: str, longest: int = 60) -> str:
-    """`text` for plotly, which reads some HTML in labels."""
+    """`text` as a label, in which plotly would read some HTML."""
     return html.escape(plain(text, longest))
 
 
@@ -65,12 +66,14 @@ def made(figure: Any, *, height: int, **layout: Any) -> dict[str, Any]:
     """`figure` as plain values, with the layout that all figures share."""
     legend = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0}
     figure.update_layout(height=height, margin=MARGIN, legend=legend, template="none", **layout)
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear, font={"size": 13})
     values: dict[str, Any] = figure.to_plotly_json()
     return values
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name; they repeat after twelve."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -83,7 +86,7 @@ def layer_and_role(name: str) -> tuple[int | None, str]:
     return (int(numbers[0]) if numbers and len(numbers[0]) < 6 else None), role
 
 
-def treemap(packed: Packed, number: int) -> Figure:
+def treemap(packed: PackedFile, number: int) -> Figure:
     """Where the bytes of a file go: header, then tensors by the parts of their names."""
     go = graph_objects()
     report = packed.report
@@ -159,13 +162,13 @@ def treemap(packed: Packed, number: int) -> Figure:
 
 
 def _path(name: str) -> tuple[str, ...]:
-    """The parts of a tensor's name; ``weight`` says nothing. No leaf stands above another."""
+    """Path of a tensor in the treemap; no tensor stands above another."""
     parts = name.removesuffix(".weight").split(".")
     return (parts[0], ".".join(parts[:2]), name) if len(parts) > 2 else (name,)
 
 
 def _short(path: tuple[str, ...]) -> str:
-    """The last part of a path without what the parts above it say."""
+    """Last part of a path, without what the parts above it say already."""
     return path[-1].removeprefix(f"{path[-2]}.").removesuffix(".weight") if path[1:] else path[0]
 
 
@@ -174,12 +177,12 @@ def _bits(tensor: TensorReport) -> float:
 
 
 def is_matrix(shape: Sequence[int]) -> bool:
-    """Whether a tensor is one that layers multiply with, and not a few vectors in a row."""
+    """Whether a tensor is a matrix that a layer multiplies with, not a few vectors in a row."""
     return len(shape) == 2 and min(shape) >= LEAST_SIDE
 
 
-def bits_per_parameter(packed: Packed, number: int) -> Figure:
-    """Bits per parameter of each matrix, by layer, a line for each role."""
+def bits_per_parameter(packed: PackedFile, number: int) -> Figure:
+    """Bits per parameter of each matrix by layer, a line for each role."""
     matrices = [tensor for tensor in packed.report.tensors if is_matrix(tensor.shape)]
     values = {tensor.name: _bits(tensor) for tensor in matrices}
     return _by_layer(
@@ -192,8 +195,14 @@ def bits_per_parameter(packed: Packed, number: int) -> Figure:
     )
 
 
-def errors_by_layer(packed: Packed, errors: Sequence[TensorError], number: int) -> Figure | None:
-    """Each matrix' error: measured against the checkpoint, else the loss that its record names."""
+def errors_by_layer(
+    packed: PackedFile, errors: Sequence[TensorError], number: int
+) -> Figure | None:
+    """Error of each matrix by layer, a line for each role.
+
+    It is measured against the checkpoint where `errors` has any, else the loss that the packer
+    recorded; None where there is neither.
+    """
     relative = {
         error.name: error.relative
         for error in errors
@@ -236,7 +245,7 @@ def _by_layer(
     axis: str,
     form: Callable[[float], str],
 ) -> Figure:
-    """A line for each role over the layers; what has no layer stands at layer -1."""
+    """A line for each role over the layers; tensors without a layer stand at layer -1."""
     go = graph_objects()
     places = {name: layer_and_role(name) for name in values}
     roles: dict[str, list[tuple[int, float, str]]] = {}

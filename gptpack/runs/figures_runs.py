@@ -1,20 +1,20 @@
-"""Figures of several runs and files together: size against score, curves of runs, ledgers."""
+"""Sources -> figures of several runs and files: size against score, curves of runs, ledgers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gptpack.escape import plain
 from gptpack.runs.figures import Figure, colours, graph_objects, label, made
-from gptpack.runs.gather import Packed, Source
+from gptpack.runs.gather import PackedFile, Source
 
 MOST_POINTS = 1500
-"""Of a curve of a run; more steps are averaged, in equal numbers."""
+"""Points of a run's curve; of more steps, equal numbers are averaged."""
 MOST_IN_LEGEND = 8
-"""Parts of a ledger; where there are more, the table and the pointer tell them apart."""
+"""Parts of a ledger that a legend names; more are told apart by the table and the pointer."""
 
 
 def rate_distortion(sources: Sequence[Source]) -> Figure | None:
-    """Size against bits per byte: every packed file, and the curves that were searched."""
+    """Size against bits per byte, of every packed file and every curve; None without any."""
     files = [p for s in sources for p in s.packed if "bpb_after" in p.quality]
     curves = [curve for source in sources for curve in source.curves]
     if not files and not curves:
@@ -75,12 +75,12 @@ def rate_distortion(sources: Sequence[Source]) -> Figure | None:
     )
 
 
-def _file_bytes(packed: Packed) -> int:
+def _file_bytes(packed: PackedFile) -> int:
     return packed.report.file_bytes
 
 
-def _origin(packed: Packed) -> str:
-    """What the file was made of, as far as it says."""
+def _origin(packed: PackedFile) -> str:
+    """The checkpoint that the file was made of, or the file's name where it does not say."""
     found = packed.report.pack.get("checkpoint_sha256")
     return found if isinstance(found, str) else packed.name
 
@@ -88,7 +88,7 @@ def _origin(packed: Packed) -> str:
 def thinned(
     entries: Sequence[Mapping[str, Any]], key: str, most: int = MOST_POINTS
 ) -> tuple[list[float], list[float], int]:
-    """Steps, means of `key` over equal numbers of steps, and that number."""
+    """The curve of `key` in at most `most` points: steps, means, and how many steps each is of."""
     have = [entry for entry in entries if key in entry]
     width = max(1, -(-len(have) // most))
     groups = [have[start : start + width] for start in range(0, len(have), width)]
@@ -97,9 +97,9 @@ def thinned(
 
 
 def curve_of_runs(
-    sources: Sequence[Source], key: str, *, id: str, title: str, axis: str
+    sources: Sequence[Source], key: str, id: str, title: str, axis: str
 ) -> Figure | None:
-    """One of the metrics over the steps, a line for each run."""
+    """The metric `key` over the steps, a line for each run; None where no run has it."""
     runs = [source for source in sources if any(key in entry for entry in source.metrics)]
     if not runs:
         return None
@@ -139,8 +139,8 @@ def curve_of_runs(
     )
 
 
-def bytes_ledger(packed: Sequence[Packed]) -> Figure | None:
-    """Bytes of each file by group of tensors, header included."""
+def bytes_ledger(packed: Sequence[PackedFile]) -> Figure | None:
+    """Bytes of each file by group of tensors, header included; None without files."""
     if not packed:
         return None
     parts = {
@@ -163,7 +163,7 @@ def bytes_ledger(packed: Sequence[Packed]) -> Figure | None:
 
 
 def seconds_ledger(sources: Sequence[Source]) -> Figure | None:
-    """Seconds by phase, of training, packing and evaluation."""
+    """Seconds of training, packing and evaluation by phase; None where nothing says any."""
     parts: dict[str, dict[str, float]] = {}
     for source in sources:
         training = dict(source.seconds)
@@ -205,7 +205,7 @@ def _bars(
     axis: str,
     form: Callable[[float], str],
 ) -> Figure:
-    """A bar for each file or run, stacked by part; the table has a column for each."""
+    """A bar for each file or run, stacked by part; in the table, a column for each."""
     go = graph_objects()
     figure = go.Figure()
     colour = colours(order)

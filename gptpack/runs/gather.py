@@ -1,7 +1,7 @@
-"""What runs left, gathered for a report: packed files, metrics, curves, and reports in JSON.
+"""Paths -> `Source`: what runs left for a report, which is packed files, metrics, curves, JSON.
 
-A source is a run's folder, or one of those files. Everything may be missing but not wrong: a file
-that is there and cannot be read is an error.
+A source is a run's folder, or one of those files. Anything may be missing, but a file that is there
+and cannot be read is an error.
 """
 
 import csv
@@ -20,20 +20,21 @@ from gptpack.runs.metrics import read_metrics
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 LONGEST_SECONDS = 1e12
+"""Bound of a time; a longer one is passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """A packed file, and what reports say of it."""
+class PackedFile:
+    """A packed file, and what the reports beside it say of it."""
 
     name: str
     report: InspectReport
     sha256: str
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """By phase: of packing and of evaluation, where a report says so."""
+    """Seconds of packing and of evaluation by phase, where a report says them."""
     sliding_bpb: float | None = None
     checkpoint: Path | None = None
-    """The checkpoint beside it, which may be the one that it was made of."""
+    """The checkpoint beside the file, which may be the one that it was made of."""
 
     @property
     def quality(self) -> dict[str, float]:
@@ -46,26 +47,26 @@ class Curve:
 
     name: str
     points: tuple[Mapping[str, float], ...]
-    """Each has ``bytes``, and ``measured`` or ``predicted`` bits per byte or both."""
+    """Points with ``bytes``, and ``measured`` or ``predicted`` bits per byte or both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One argument of the command."""
+    """What one path has to show."""
 
     name: str
-    packed: tuple[Packed, ...] = ()
+    packed: tuple[PackedFile, ...] = ()
     metrics: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Curve, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of training, by phase."""
+    """Seconds of training by phase."""
 
 
 def gather(paths: Sequence[Path]) -> list[Source]:
     """Read every source; their names differ.
 
     Raises:
-        ConfigError: a path is none of them, or a folder has nothing to show.
+        ConfigError: a path is not there, or is given twice, or a folder has nothing to show.
         GptpackError: a file cannot be read.
     """
     names = _names(paths)
@@ -91,12 +92,12 @@ def _source(path: Path, name: str) -> Source:
         return Source(name=name, metrics=tuple(read_metrics(path)))
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; give a run's folder or a packed file")
-    beside = list(_reports(sorted(path.parent.glob("*.json"))))
+    beside = list(reports(path.parent))
     return Source(name=name, packed=(_packed(path, name, beside),))
 
 
 def _folder(path: Path, name: str) -> Source:
-    beside = list(_reports(sorted(path.glob("*.json"))))
+    beside = list(reports(path))
     metrics = path / METRICS
     found = Source(
         name=name,
@@ -117,9 +118,9 @@ def _folder(path: Path, name: str) -> Source:
     return found
 
 
-def _reports(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The JSON objects among `paths`; others, and what is none, is not ours."""
-    for path in paths:
+def reports(folder: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects in the .json files of a folder; files that hold none are passed over."""
+    for path in sorted(folder.glob("*.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -128,7 +129,7 @@ def _reports(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
             yield values
 
 
-def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> Packed:
+def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> PackedFile:
     """A packed file with the reports that name it."""
     report = inspect(path, decode=True)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -148,7 +149,7 @@ def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> Packed:
         if type(bpb) is float and math.isfinite(bpb):
             sliding = bpb
     checkpoint = path.with_name(CHECKPOINT)
-    return Packed(
+    return PackedFile(
         name=name,
         report=report,
         sha256=sha256,
@@ -165,7 +166,7 @@ def _evaluates(values: Any, weights_sha256: str) -> bool:
 
 
 def _phases(values: Any, prefix: str) -> dict[str, float]:
-    """Seconds by phase, of what a report has under ``seconds``."""
+    """Seconds by phase, from what a report has under ``seconds``."""
     if not isinstance(values, dict):
         return {}
     return {
@@ -176,7 +177,7 @@ def _phases(values: Any, prefix: str) -> dict[str, float]:
 
 
 def _training_seconds(beside: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Of the report of ``gptpack train --json``, if it is there."""
+    """Seconds by phase from the report of ``gptpack train --json``, if it is there."""
     for values in beside:
         if "steps" in values and "compile_seconds" in values:
             phases = {"train": values.get("seconds"), "compile": values["compile_seconds"]}
@@ -185,10 +186,10 @@ def _training_seconds(beside: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def read_curve(path: Path, name: str) -> Curve:
-    """A table of sizes and bits per byte, by its column names.
+    """Read a table of sizes and bits per byte; the names of its columns say which are which.
 
     Raises:
-        DataError: unreadable, no column of bytes, none of bits per byte, or something that is no
+        DataError: it cannot be read, lacks one of the columns, or holds something that is no
             number.
     """
     try:

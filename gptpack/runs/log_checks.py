@@ -1,23 +1,29 @@
-"""What in a training log does not fit together."""
+"""A `LoggedRun` -> what in it does not fit together."""
 
 import math
 import re
 from collections.abc import Iterator
 
-from gptpack.runs.logged import CAP_BYTES, Contradiction, ReferenceLog, difference
+from gptpack.runs.logged import (
+    CAP_BYTES,
+    MOST_SECONDS,
+    TEXT_BYTES,
+    Contradiction,
+    LoggedRun,
+    difference,
+)
 
-EVAL_SECONDS = 600.0
-"""Parameter-golf's limit for evaluation, apart from training."""
-KNOWN_BYTES = {62_021_632: 151_080_363, 40_540_160: 151_078_222, 47_851_520: 151_074_499}
-"""Targets of the contest's validation text and the bytes that they stand for, by tokenizer: 1,024
-pieces, 8,192 pieces, 8,192 pieces with case operations. As its valid logs imply them."""
+KNOWN_BYTES = {62_021_632: TEXT_BYTES, 40_540_160: 151_078_222, 47_851_520: 151_074_499}
+"""Targets of parameter-golf's validation text -> its bytes, as valid logs imply them: for 1,024
+pieces, 8,192 pieces, and 8,192 pieces with case operations."""
 TOLERANCE = 1e-3
-"""Bytes may differ by so much: valid runs by 5e-5, for windows that drop or repeat a tail."""
+"""Relative difference in bytes of one text that is no contradiction; valid runs differ by 5e-5, as
+windows may drop or repeat a tail."""
 CODECS = re.compile(r"int\d|zlib|lzma|zstd|brotli")
 
 
-def contradictions(log: ReferenceLog) -> Iterator[Contradiction]:
-    """Each thing that does not fit; a score under another's label is dropped."""
+def contradictions(log: LoggedRun) -> Iterator[Contradiction]:
+    """Each thing that does not fit; a score that stands under a wrong label is dropped."""
     yield from _labels(log)
     yield from _sizes(log)
     yield from _bytes(log)
@@ -35,14 +41,18 @@ def contradictions(log: ReferenceLog) -> Iterator[Contradiction]:
         yield Contradiction(about="fallback", says=f"{naive} layers were not quantized by GPTQ")
 
 
-def _labels(log: ReferenceLog) -> Iterator[Contradiction]:
-    """A plain label on another metric's figures, or on another way of packing."""
+def _labels(log: LoggedRun) -> Iterator[Contradiction]:
+    """A plain label on another metric's figures, or the label of another way of packing.
+
+    A line that states its context is taken at its word: on a text of one window both scores agree.
+    """
     others = [score for score in log.scores if score.kind in ("sliding", "ttt")]
     words = set(CODECS.findall(log.packing))
     kept = []
     for score in log.scores:
         twin = next((o for o in others if (o.nats, o.bpb) == (score.nats, score.bpb)), None)
-        if score.kind == "plain" and twin is not None and score.digits >= 6:
+        suspect = score.kind == "plain" and score.digits >= 6 and score.context is None
+        if suspect and twin is not None:
             yield Contradiction(about="label", says=f"{score.label} is the figure of {twin.label}")
         else:
             kept.append(score)
@@ -55,7 +65,7 @@ def _labels(log: ReferenceLog) -> Iterator[Contradiction]:
     log.scores = kept
 
 
-def _sizes(log: ReferenceLog) -> Iterator[Contradiction]:
+def _sizes(log: LoggedRun) -> Iterator[Contradiction]:
     model, code, total = (log.sizes.get(name) for name in ("model", "code", "total"))
     if model is not None and code is not None and total is not None and model + code != total:
         yield Contradiction(
@@ -70,17 +80,16 @@ def _sizes(log: ReferenceLog) -> Iterator[Contradiction]:
         )
 
 
-def _bytes(log: ReferenceLog) -> Iterator[Contradiction]:
-    """Loss, bits per byte and targets imply how many bytes the text has."""
+def _bytes(log: LoggedRun) -> Iterator[Contradiction]:
+    """Bytes of text that loss, bits per byte and targets imply, against what is known of them."""
     for score in log.scores:
-        if score.tokens and score.bytes and score.tokens_per_byte:
-            counted = score.bytes * score.tokens_per_byte / score.tokens
-            if abs(counted - 1) > 1e-6 + score.relative_error:
-                yield Contradiction(
-                    about="bytes",
-                    says=f"{score.label}: its loss and bits per byte do not belong to "
-                    f"{score.tokens:,} targets of {score.bytes:,} bytes",
-                )
+        implied = score.implied_bytes
+        if implied and score.bytes and abs(score.bytes / implied - 1) > 1e-6 + score.relative_error:
+            yield Contradiction(
+                about="bytes",
+                says=f"{score.label}: its loss and bits per byte do not belong to "
+                f"{score.tokens:,} targets of {score.bytes:,} bytes",
+            )
     rated = [(score, score.tokens_per_byte) for score in log.scores]
     exact = max((s.digits for s, rate in rated if rate is not None), default=0)
     rates = [(s, rate) for s, rate in rated if rate is not None and s.digits == exact]
@@ -95,17 +104,17 @@ def _bytes(log: ReferenceLog) -> Iterator[Contradiction]:
         else:
             wanted, source = base, f"what {first.label} implies"
         if abs(rate / wanted - 1) > TOLERANCE + score.relative_error + first.relative_error:
-            implied = f"{tokens / rate:,.0f} bytes" if tokens else f"{1 / rate:.4f} bytes a token"
+            found = f"{tokens / rate:,.0f} bytes" if tokens else f"{1 / rate:.4f} bytes a token"
             yield Contradiction(
                 about="bytes",
-                says=f"{score.label}: its figures imply {implied}, "
+                says=f"{score.label}: its figures imply {found}, "
                 f"{wanted / rate - 1:+.2%} against {source}",
             )
 
 
-def _times(log: ReferenceLog) -> Iterator[Contradiction]:
+def _times(log: LoggedRun) -> Iterator[Contradiction]:
     limit, reserved = log.seconds.get("train_limit", 0.0), log.seconds.get("reserved", 0.0)
-    # Training ends with the step that crosses the limit.
+    # training ends with the step that crosses the limit
     step = (log.step_ms or 0.0) / 1000
     if limit and log.train_seconds > limit - reserved + 2 * step + 0.1:
         yield Contradiction(
@@ -122,7 +131,7 @@ def _times(log: ReferenceLog) -> Iterator[Contradiction]:
             )
     packed = [score.seconds or 0.0 for score in log.scores if score.kind != "before"]
     spent = max(sum(packed), log.seconds.get("eval_total", 0.0))
-    if spent > EVAL_SECONDS:
+    if spent > MOST_SECONDS:
         yield Contradiction(
-            about="time", says=f"evaluation took {spent:,.1f} s of {EVAL_SECONDS:,.0f} s"
+            about="time", says=f"evaluation took {spent:,.1f} s of {MOST_SECONDS:,.0f} s"
         )

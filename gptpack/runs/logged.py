@@ -1,13 +1,20 @@
-"""What a training log holds, and its shape in the JSON of `gptpack eval`."""
+"""What the log of one run says, and the same in the shape of the JSON of `gptpack eval`."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 CAP_BYTES = 16_000_000
-"""Parameter-golf's: decimal, code and model together."""
+"""Parameter-golf's limit (decimal) for code and model together."""
+MOST_SECONDS = 600.0
+"""Parameter-golf's limit for training with packing, and again for evaluation."""
+TEXT_BYTES = 151_080_363
+"""Bytes of parameter-golf's validation text with its 1,024 pieces; other tokenizers imply up to
+5e-5 less."""
 
 Kind = Literal["before", "plain", "sliding", "ttt"]
+"""What was scored: the model before packing, or the packed one, plain, with a sliding window, or
+with test-time training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,27 +25,35 @@ class LoggedScore:
     """As it was printed."""
     kind: Kind
     nats: float
-    bpb: float | None
-    """None in logs that know no bytes."""
+    bpb: float
+    """Bits per byte; NaN in logs that know no bytes."""
     seconds: float | None = None
     stride: int | None = None
+    context: int | None = None
     tokens: int | None = None
     bytes: int | None = None
-    """Scored targets and their bytes, in logs that say them (those of `gptpack submission`)."""
+    """Bytes of the `tokens` scored targets; both stand in logs of `gptpack submission` only."""
     digits: int = 0
     """Decimals that were printed."""
 
     @property
     def tokens_per_byte(self) -> float | None:
-        if not self.bpb or not 0 < self.nats < math.inf or not math.isfinite(self.bpb):
+        """The text's tokens per byte, as loss and bits per byte imply them."""
+        if not (0 < self.nats < math.inf and math.isfinite(self.bpb)):
             return None
         rate = self.bpb * math.log(2) / self.nats
         # beyond these, what divides by it is beyond floats
         return rate if 1e-100 < rate < 1e100 else None
 
     @property
+    def implied_bytes(self) -> float | None:
+        """Bytes of the scored targets, as loss and bits per byte imply them."""
+        rate = self.tokens_per_byte
+        return self.tokens / rate if self.tokens and rate else None
+
+    @property
     def relative_error(self) -> float:
-        """How far rounding may have moved the ratio of both figures."""
+        """How far rounding may have moved the ratio of loss and bits per byte."""
         half = 0.5 * 10.0**-self.digits
         return half / self.nats + half / self.bpb if self.nats and self.bpb else math.inf
 
@@ -52,14 +67,21 @@ class Contradiction:
 
 
 @dataclass(slots=True)
-class ReferenceLog:
-    """What a log holds; `logs.read_log` makes one."""
+class LoggedRun:
+    """What a log says of one run; `gptpack.runs.logs` reads it.
+
+    The keys of the dictionaries are those of the tables there; what a log does not say is absent.
+    """
 
     path: str
     facts: dict[str, int] = field(default_factory=dict)
+    """Counts, such as ``seed``, ``parameters`` and ``ranks``."""
+    words: dict[str, str] = field(default_factory=dict)
+    """Versions, device, and the artifact's SHA-256, in logs of `gptpack submission`."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Times other than training's, and limits of time."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """``model``, ``code`` and ``total`` in bytes, of what is packed, as stated."""
+    """``model``, ``code`` and ``total`` in bytes of what is packed, as the log states them."""
     packing: str = ""
     """How the model is packed, in the log's words: ``int8+zlib``."""
     scores: list[LoggedScore] = field(default_factory=list)
@@ -70,12 +92,18 @@ class ReferenceLog:
     contradictions: list[Contradiction] = field(default_factory=list)
 
     def best(self, kind: Kind) -> LoggedScore | None:
-        """The most exact score of a kind, the last of those."""
+        """The score of a kind with the most digits, the last one of those."""
         found = [score for score in self.scores if score.kind == kind]
         return max(reversed(found), key=lambda score: score.digits, default=None)
 
+    @property
+    def decisive(self) -> Kind:
+        """The kind of the score that counts: the last one a run could ask for."""
+        kinds: tuple[Kind, ...] = ("ttt", "sliding", "plain")
+        return next((kind for kind in kinds if self.best(kind)), "plain")
+
     def to_dict(self) -> dict[str, Any]:
-        """In the shape of ``gptpack eval --json``; bytes are implied, not counted."""
+        """The log in the shape of ``gptpack eval --json``; bytes are implied, not counted."""
         named = {kind: self.best(kind) for kind in ("before", "plain", "sliding", "ttt")}
         rows = {kind: self._row(score) for kind, score in named.items()}
         plain, before = named["plain"], named["before"]
@@ -86,9 +114,8 @@ class ReferenceLog:
             "before": rows["before"],
             "plain": rows["plain"] or rows["before"],
             "sliding": rows["sliding"],
-            "ngram": None,
             "ttt": {"ttt": rows["ttt"]} if rows["ttt"] else {},
-            "decisive": next((kind for kind in ("ttt", "sliding", "plain") if rows[kind]), "plain"),
+            "decisive": self.decisive,
             "adaptation": "ttt (as the log names it)" if rows["ttt"] else "none",
             "penalty_bpb": difference(plain, before),
             "sizes": {
@@ -122,7 +149,7 @@ class ReferenceLog:
         if score is None:
             return None
         tokens, rate = score.tokens or self.facts.get("val_tokens"), score.tokens_per_byte
-        # What an `_exact` line leaves out stands in the other one of its kind.
+        # what an `_exact` line leaves out stands in the other line of its kind
         alike = [other for other in self.scores if other.kind == score.kind]
         return {
             "metric": f"{score.label} (log)",
@@ -136,12 +163,11 @@ class ReferenceLog:
         }
 
 
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN."""
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    """`value`, or None where it is NaN or infinite, which JSON has not."""
+    return value if math.isfinite(value) else None
 
 
 def difference(score: LoggedScore | None, other: LoggedScore | None) -> float | None:
-    if score is None or other is None or score.bpb is None or other.bpb is None:
-        return None
-    return _finite(score.bpb - other.bpb)
+    """Bits per byte of `score` above those of `other`, where both are known."""
+    return None if score is None or other is None else _finite(score.bpb - other.bpb)

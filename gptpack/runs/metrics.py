@@ -1,4 +1,4 @@
-"""What a training run wrote down: a JSON line per step."""
+"""A run's metrics.jsonl -> one dictionary of numbers for each step."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; a last line that was cut is left out.
 
     Raises:
-        DataError: unreadable, or a line that is not of a step.
+        DataError: it cannot be read, or a line of it is not a step's.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -33,5 +33,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a value of a line is a number, and one that a float can be."""
+    """Whether a value is a number that fits into a float."""
     return type(value) in (int, float) and abs(value) < 1e300

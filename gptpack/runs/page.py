@@ -1,12 +1,9 @@
-"""The report as one HTML page that fetches nothing: text, tables, figures, and what draws them.
+"""Sources of a report -> one HTML page that fetches nothing: text, tables, figures, and plotly.js.
 
-plotly.js stands in the page deflated (2.0 MB in place of 4.8) and is unpacked by the browser. Every
-figure has its numbers in a table, which is all there is to see without JavaScript.
+Every figure has its numbers in a table, which is all there is to see without JavaScript. Colours of
+text and grid come from the page's style, which knows whether the page is dark.
 """
 
-import base64
-import gzip
-import json
 from collections.abc import Sequence
 from html import escape
 
@@ -26,7 +23,7 @@ from gptpack.runs.figures_runs import (
     rate_distortion,
     seconds_ledger,
 )
-from gptpack.runs.gather import Packed, Source
+from gptpack.runs.gather import PackedFile, Source
 from gptpack.version import VERSION
 
 STYLE = """
@@ -51,85 +48,58 @@ tbody th { position: sticky; left: 0; background: var(--paper); font-weight: nor
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); }
 .side > *, figure { min-width: 0; } figure { margin: 0 0 24px; }
 figcaption p { margin: 2px 0 6px; font-size: 0.9rem; }
-.plot { width: 100%; } summary { cursor: pointer; padding: 4px 0; }
+.plot { width: 100%; } .gridlayer path, .zerolinelayer path { stroke: var(--grid) !important; }
+.xtick text, .ytick text, .xtitle, .ytitle, .legendtext, .cbaxis text, .cbtitle text {
+  fill: var(--ink) !important; } summary { cursor: pointer; padding: 4px 0; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 @media print { details { display: none; } }
 """
 
-SCRIPT = """
-(async () => {
-  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent),
-    (character) => character.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
-  document.head.append(script);
-  const figures = JSON.parse(document.getElementById("figures").textContent);
-  const colours = (layout) => {
-    const style = getComputedStyle(document.documentElement);
-    const value = (name) => style.getPropertyValue(name).trim();
-    const found = { "font.color": value("--ink"), "font.size": 13 };
-    for (const axis of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
-      for (const key of ["gridcolor", "zerolinecolor"]) found[axis + "." + key] = value("--grid");
-      found[axis + ".linecolor"] = value("--line");
-    }
-    return found;
-  };
-  const settings = { responsive: true, displayModeBar: false, displaylogo: false };
-  for (const { id, data, layout } of figures) {
-    await Plotly.newPlot(id, data, layout, settings);
-    await Plotly.relayout(id, colours(layout));
-  }
-  const repaint = () => figures.forEach(({ id, layout }) => Plotly.relayout(id, colours(layout)));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-  document.documentElement.dataset.drawn = figures.length;
-})().catch((error) => {
-  document.documentElement.dataset.failed = String(error);
-  document.getElementById("problem").hidden = false;
-});
-"""
+CURVES = (
+    ("loss_nats", "loss", "Training loss", "nats per token"),
+    ("predicted_bytes", "predicted-bytes", "Expected bytes of the packed file", "bytes"),
+    ("packing_delta", "packing-step", "Delta that would give the target's bytes", "delta"),
+    ("lr_multiplier", "learning-rate", "Learning rate", "multiplier of the recipe's rates"),
+)
+"""Key in a run's metrics, id, title and axis of each curve of training."""
+SETTINGS = {"responsive": True, "displayModeBar": False, "displaylogo": False}
+"""How plotly shows each figure."""
 
 
 def render(
     sources: Sequence[Source], errors: Sequence[Sequence[TensorError]], *, title: str = ""
 ) -> str:
-    """The page.
+    """The HTML of the page.
 
     Args:
-        sources: from `gptpack.runs.gather.gather`.
-        errors: for each packed file of all sources, in order, its errors against its checkpoint;
-            empty where there is none.
-        title: of the page; the sources' names by default.
+        sources: what `gptpack.runs.gather.gather` returns.
+        errors: errors of each packed file of all sources against its checkpoint, in order; empty
+            for a file without one.
+        title: title of the page; the sources' names by default.
 
     Raises:
         MissingDependencyError: plotly is not installed.
     """
     graph_objects()
+    from plotly.offline import get_plotlyjs
+
     packed = [file for source in sources for file in source.packed]
     title = title or ", ".join(source.name for source in sources)
     shared = [
         ("rate", "Size and score", [rate_distortion(sources)]),
-        (
-            "training",
-            "Training",
-            [_loss(sources), _predicted(sources), _packing_step(sources), _rate(sources)],
-        ),
+        ("training", "Training", [curve_of_runs(sources, *curve) for curve in CURVES]),
         ("ledgers", "Ledgers", [bytes_ledger(packed), seconds_ledger(sources)]),
     ]
-    drawn: list[Figure] = []
     sections = []
     if packed:
         files = "".join(
-            _file(file, found, number, drawn)
+            _file(file, found, number)
             for number, (file, found) in enumerate(zip(packed, errors, strict=True))
         )
         sections.append(("files", "Files", f'<div class="side">{files}</div>'))
     for key, heading, figures in shared:
-        present = [figure for figure in figures if figure is not None]
-        if present:
-            drawn += present
-            body = "".join(map(_figure, present))
-            sections.append((key, heading, f'<div class="side">{body}</div>'))
+        if present := "".join(_figure(figure) for figure in figures if figure is not None):
+            sections.append((key, heading, f'<div class="side">{present}</div>'))
     contents = "".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in sections)
     body = "".join(
         f'<section id="{key}"><h2>{heading}</h2>{text}</section>' for key, heading, text in sections
@@ -143,6 +113,7 @@ def render(
 <title>{escape(plain(title))} - gptpack report</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
+<script>{get_plotlyjs()}</script>
 </head>
 <body>
 <header>
@@ -152,74 +123,20 @@ def render(
 </header>
 <main>
 <noscript><p>Figures need JavaScript; their numbers are in the tables below them.</p></noscript>
-<p id="problem" role="alert" hidden>The figures could not be drawn; this browser may be too old.
-Their numbers are in the tables below them.</p>
 {_summary(packed)}
 {body}
 </main>
-<script type="application/json" id="figures">{_data(drawn)}</script>
-<script type="application/gzip;base64" id="plotly">{_plotly()}</script>
-<script>{SCRIPT}</script>
+<script>addEventListener("load", () => dispatchEvent(new Event("resize")))</script>
 </body>
 </html>
 """
 
 
-def _plotly() -> str:
-    """plotly.js, deflated and in base64."""
-    from plotly.offline import get_plotlyjs
-
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
-
-
-def _data(figures: Sequence[Figure]) -> str:
-    """What the script draws, as JSON that ends no element."""
-    values = [{"id": figure.id, **figure.plot} for figure in figures]
-    return json.dumps(values, allow_nan=False).replace("<", "\\u003c")
-
-
-def _loss(sources: Sequence[Source]) -> Figure | None:
-    return curve_of_runs(
-        sources, "loss_nats", id="loss", title="Training loss", axis="nats per token"
-    )
-
-
-def _predicted(sources: Sequence[Source]) -> Figure | None:
-    return curve_of_runs(
-        sources,
-        "predicted_bytes",
-        id="predicted-bytes",
-        title="Bytes that the packed file was expected to have",
-        axis="bytes",
-    )
-
-
-def _packing_step(sources: Sequence[Source]) -> Figure | None:
-    return curve_of_runs(
-        sources,
-        "packing_step",
-        id="packing-step",
-        title="Step at which the packed file would have the target's bytes",
-        axis="delta",
-    )
-
-
-def _rate(sources: Sequence[Source]) -> Figure | None:
-    return curve_of_runs(
-        sources,
-        "lr_multiplier",
-        id="learning-rate",
-        title="Learning rate",
-        axis="multiplier of the recipe's rates",
-    )
-
-
-def _file(packed: Packed, errors: Sequence[TensorError], number: int, drawn: list[Figure]) -> str:
-    """The figures of one file; they are added to `drawn`."""
+def _file(packed: PackedFile, errors: Sequence[TensorError], number: int) -> str:
+    """The figures of one file."""
     figures = [treemap(packed, number), bits_per_parameter(packed, number)]
     if (error := errors_by_layer(packed, errors, number)) is not None:
         figures.append(error)
-    drawn += figures
     missing = "" if error else '<p class="soft">No checkpoint beside the file: no errors.</p>'
     inside = "".join(map(_figure, figures))
     return f"<article><h3>{escape(plain(packed.name))}</h3>{inside}{missing}</article>"
@@ -227,11 +144,16 @@ def _file(packed: Packed, errors: Sequence[TensorError], number: int, drawn: lis
 
 def _figure(figure: Figure) -> str:
     """A figure, its explanation and its numbers."""
+    from plotly.io import to_html
+
     title = escape(figure.title)
+    drawn = to_html(
+        figure.plot, SETTINGS, include_plotlyjs=False, full_html=False, div_id=figure.id
+    )
     return (
         f'<figure aria-labelledby="{figure.id}-title"><figcaption>'
         f'<h3 id="{figure.id}-title">{title}</h3><p>{escape(figure.note)}</p></figcaption>'
-        f'<div class="plot" id="{figure.id}" role="img" aria-label="{title}; numbers below"></div>'
+        f'<div class="plot" role="img" aria-label="{title}; numbers below">{drawn}</div>'
         f"<details><summary>Numbers: {title.lower()}</summary>"
         f"{_table(figure.columns, figure.rows)}</details></figure>"
     )
@@ -251,7 +173,7 @@ def _table(columns: Sequence[str], rows: Rows) -> str:
     )
 
 
-def _summary(packed: Sequence[Packed]) -> str:
+def _summary(packed: Sequence[PackedFile]) -> str:
     """The facts of all files, side by side."""
     if not packed:
         return ""
@@ -289,7 +211,7 @@ def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
 
 
-def _penalty(packed: Packed) -> str:
+def _penalty(packed: PackedFile) -> str:
     quality = packed.quality
     if "bpb_before" not in quality or "bpb_after" not in quality:
         return ""

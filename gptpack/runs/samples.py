@@ -1,24 +1,36 @@
-"""Figures of several runs, out of whatever form they are kept in."""
+"""Files or numbers that a person names -> one figure for each run, and thresholds in their unit."""
 
 import json
 import math
+import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
 from gptpack.runs.logs import parse_log
-from gptpack.runs.stats import Run
 
 METRICS = {"bpb": "bpb", "nats": "nats_per_token"}
-"""Of the last figure that a run asked for: a sliding window, if there is one, and so on."""
+"""Metric -> its key in a row of the result; the row is that of the run's decisive score."""
 
 
-def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[Run]:
-    """One run per number, result of ``gptpack eval --json``, or log; files may list numbers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFigure:
+    """One run's figure."""
+
+    name: str
+    value: float
+    tokens_per_byte: float | None = None
+    """Turns nats per token into bits per byte: ``bpb = nats * tokens_per_byte / ln 2``."""
+
+
+def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[RunFigure]:
+    """The figure of each run in `sources`, in order.
 
     Args:
-        metric: ``bpb`` or ``nats`` of the run's last figure, ``seconds`` of training (or of the
+        sources: numbers, files with a list of numbers, results of ``gptpack eval --json``, or logs.
+        metric: ``bpb`` or ``nats`` of the run's decisive score, ``seconds`` of training (or of the
             whole evaluation), or a dotted path into the JSON such as ``plain.bpb``. Lists of
             numbers are taken as they are.
 
@@ -26,7 +38,7 @@ def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[Run]:
         DataError: a file cannot be read or holds nothing of the kind.
         ConfigError: a run has no such figure, or the runs measured different things.
     """
-    runs: list[Run] = []
+    runs: list[RunFigure] = []
     kinds: dict[str, str] = {}
     seen: set[Path] = set()
     for source in sources:
@@ -47,12 +59,12 @@ def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[Run]:
     return runs
 
 
-def _read(source: str, metric: str) -> Iterator[tuple[Run, str]]:
-    """Runs of one argument, each with what it measured, in words."""
+def _read(source: str, metric: str) -> Iterator[tuple[RunFigure, str]]:
+    """The runs of one argument, each with what it measured, in words."""
     path = Path(source)
     if not path.exists():
         try:
-            yield Run(name=source, value=float(source)), ""
+            yield RunFigure(name=source, value=float(source)), ""
             return
         except ValueError as error:
             raise DataError(f"{source}: no such file, and no number") from error
@@ -74,7 +86,7 @@ def _read(source: str, metric: str) -> Iterator[tuple[Run, str]]:
         if isinstance(entry, dict):
             yield _run(name, entry, metric)
         elif isinstance(entry, int | float) and not isinstance(entry, bool):
-            yield Run(name=name, value=_figure(entry)), ""
+            yield RunFigure(name=name, value=_figure(entry)), ""
         else:
             raise DataError(f"{name}: neither a number nor a result")
 
@@ -86,7 +98,7 @@ def _numbers(text: str) -> list[float] | None:
         return None
 
 
-def _run(name: str, result: dict[str, Any], metric: str) -> tuple[Run, str]:
+def _run(name: str, result: dict[str, Any], metric: str) -> tuple[RunFigure, str]:
     path, kind = _path_of(result, metric)
     value: Any = result
     for key in path:
@@ -94,11 +106,11 @@ def _run(name: str, result: dict[str, Any], metric: str) -> tuple[Run, str]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ConfigError(f"{name}: no figure '{metric}' ({'.'.join(path)})")
     row = result.get(path[0]) if len(path) > 1 else None
-    return Run(name=name, value=_figure(value), tokens_per_byte=_rate(row)), kind
+    return RunFigure(name=name, value=_figure(value), tokens_per_byte=_rate(row)), kind
 
 
 def _path_of(result: dict[str, Any], metric: str) -> tuple[list[str], str]:
-    """Where the figure stands in a result, and what it is, in words."""
+    """The path of the figure in a result, and what it measures, in words."""
     if metric == "seconds":
         seconds = result.get("seconds")
         known = seconds if isinstance(seconds, dict) else {}
@@ -115,7 +127,7 @@ def _path_of(result: dict[str, Any], metric: str) -> tuple[list[str], str]:
 
 
 def _figure(value: float) -> float:
-    """`value` as a float; infinite where it is an integer beyond those."""
+    """`value` as a float; an integer beyond floats becomes infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -123,7 +135,7 @@ def _figure(value: float) -> float:
 
 
 def _rate(row: Any) -> float | None:
-    """Tokens per byte of a row of a result."""
+    """Tokens per byte of the text behind a row of a result, if it has both figures."""
     if not isinstance(row, dict):
         return None
     nats, bpb = row.get("nats_per_token"), row.get("bpb")
@@ -131,3 +143,46 @@ def _rate(row: Any) -> float | None:
         return None
     rate = bpb * math.log(2) / nats
     return rate if 0 < rate < math.inf else None
+
+
+def threshold_below(
+    record: float, margin: float, *, unit: str, metric: str, runs: Sequence[RunFigure]
+) -> float:
+    """The threshold that is `margin` below `record`.
+
+    Args:
+        unit: ``bpb`` or ``nats`` for the margin, or ``same`` as the figures of `metric`.
+
+    Raises:
+        ConfigError: the margin cannot be turned into the unit of the figures.
+    """
+    of_bpb, of_nats = metric.endswith("bpb"), metric.endswith(("nats", "nats_per_token"))
+    if (unit == "bpb" and not of_bpb) or (unit == "nats" and not (of_bpb or of_nats)):
+        raise ConfigError(
+            f"--unit {unit}: a margin in {unit} cannot be taken from a threshold of {metric}; give "
+            "it in the unit of the figures"
+        )
+    return record - (margin_in_bpb(margin, runs) if unit == "nats" and of_bpb else margin)
+
+
+def margin_in_bpb(margin_nats: float, runs: Sequence[RunFigure]) -> float:
+    """A margin in nats per token, in bits per byte of the runs' text.
+
+    Raises:
+        ConfigError: a run does not say its tokens per byte, or they differ.
+    """
+    rates = [run.tokens_per_byte for run in runs]
+    if None in rates:
+        name = runs[rates.index(None)].name
+        raise ConfigError(
+            f"{name} does not say how many tokens a byte has, which turns nats into bits per "
+            "byte; give --tokens-per-byte, or the margin in bpb"
+        )
+    known = [rate for rate in rates if rate is not None]
+    # logs print eight digits of loss and of bits per byte
+    if max(known) - min(known) > 1e-6 * max(known):
+        raise ConfigError(
+            f"the runs have {min(known):.6f} to {max(known):.6f} tokens per byte; "
+            "they were not scored on one text"
+        )
+    return margin_nats * statistics.fmean(known) / math.log(2)

@@ -1,4 +1,7 @@
-"""Adam for all that is no matrix of a block: small tensors whole, large tables by their rows."""
+"""Gradients -> updates by Adam, for all that is no matrix of a block.
+
+Small tensors are updated whole on every rank, large tables by their rows, a part on each rank.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +13,8 @@ from gptpack.training.decay import decay_cautiously
 from gptpack.training.recipe import OptimizerConfig
 
 SHARED_NUMBERS = 2**20
-"""A table of so many numbers or more is updated by its rows, a part on each rank; below, summing
-it with all other small tensors and updating it everywhere costs less than a collective more."""
+"""Numbers from which on a table is updated by its rows. Summing a smaller one with all other small
+tensors and updating it on every rank costs less than a collective more."""
 
 
 class Table:
@@ -42,7 +45,7 @@ class Adam:
         self.small: list[nn.Parameter] = []
         self.tables: dict[str, Table] = {}
         self.owned: dict[str, Tensor] = {}
-        """What this rank updates of each parameter."""
+        """The part of each parameter that this rank updates."""
         self.rates = [lr for parameters, lr in groups if parameters]
         for name, parameter in (pair for parameters, _ in groups for pair in parameters.items()):
             if _shared(parameter, ranks):
@@ -71,9 +74,9 @@ class Adam:
                 "exp_avg_sq": torch.zeros_like(tensor, requires_grad=False),
             }
         self.sums: list[Pending] = []
-        """Gradients on their way in this step."""
+        """Sums of gradients that are on their way in this step."""
         self.rows: list[Pending] = []
-        """Tables whose rows are on their way."""
+        """Tables whose updated rows are on their way."""
 
     def launch_gradients(self) -> None:
         """Begin to sum the gradients over the ranks: one flat buffer, and each large table."""
@@ -94,7 +97,7 @@ class Adam:
                 self.sums.append(part)
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Summed gradients that all ranks have alike, and those of this rank's rows of tables."""
+        """Summed gradients of small tensors, alike on all ranks, and of this rank's table rows."""
         for pending in self.sums:
             pending.wait()
         mine = [table.mine.grad for table in self.tables.values()]
@@ -133,19 +136,19 @@ class Adam:
         return state
 
     def whole(self, name: str, kind: str) -> Tensor:
-        """State of a whole parameter."""
+        """The state of one kind for a whole parameter, gathered from all ranks."""
         kept = self.kept(name)[kind]
         rows = name in self.tables and kept.ndim
         return self.ranks.launch_gather(kept).wait() if rows else kept
 
     def take(self, name: str, kind: str, whole: Tensor) -> None:
-        """Keep this rank's part of `whole`, state of a whole parameter."""
+        """Keep this rank's part of `whole`, the state of one kind for a whole parameter."""
         rows = name in self.tables and whole.ndim
         self.kept(name)[kind].copy_(whole[self.tables[name].rows] if rows else whole)
 
     @torch.no_grad()
     def _decay_cautiously(self, tensors: Sequence[Tensor], amount: float) -> None:
-        """AdamW divides the moment by something positive: its sign is the update's."""
+        """Decay by the sign of the update, which is the moment's: AdamW divides by a positive."""
         weights = [tensor for tensor in tensors if tensor.grad is not None]
         gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
         moments = [self.adamw.state[weight]["exp_avg"] for weight in weights]

@@ -1,4 +1,4 @@
-"""The averaged weights of a run, which are the ones that its checkpoint holds and that get packed.
+"""Weights after each step -> their average, which the checkpoint holds and which gets packed.
 
 An exponential average of every step's weights (EMA), or the plain mean of those after every so many
 steps towards the end (SWA; Izmailov et al. 2018, https://arxiv.org/abs/1803.05407).
@@ -12,7 +12,7 @@ from gptpack.training.schedules import switch_at
 
 
 class Average:
-    """Follows the weights of `model` by the settings of `config`; without any it holds nothing."""
+    """The running average of `model`'s weights that `config` asks for, if it asks for one."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
@@ -20,7 +20,7 @@ class Average:
         self.live = {name: value.detach() for name, value in model.state_dict().items()}
         self.mean = {name: value.clone() for name, value in self.live.items() if self.kept}
         self.samples = 0
-        """How often the weights went into the mean."""
+        """Number of times that weights went into the mean."""
 
     def update(self, step: int, progress: float) -> None:
         """Take in the weights after `step` steps, the last of them made at `progress` of the run.
@@ -36,18 +36,18 @@ class Average:
         torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), weight)
 
     def packed(self) -> dict[str, Tensor] | None:
-        """The mean; None where the last weights are to be packed."""
+        """The averaged weights; None where the last ones are to be packed."""
         return self.mean if self.samples else None
 
     def load(self, mean: dict[str, Tensor], samples: int) -> None:
-        """Go on from the `mean` of so many samples."""
+        """Go on from a `mean` of so many `samples`."""
         self.samples = samples
         for name, value in self.mean.items():
             value.copy_(mean[name])
 
     @property
     def told(self) -> str:
-        """What `packed` is, in words."""
+        """Which weights get packed, in words."""
         if self.config.ema_decay and self.samples:
             return f"exponential average, decay {self.config.ema_decay:g}"
         if self.samples:

@@ -1,7 +1,7 @@
 """Weights, configuration and training state <-> one file, read without running anything in it.
 
-Three kinds of file are accepted: gptpack's own checkpoint, a plain state dict of the reference
-(`final_model.pt`, also with its matrices in banks), and the same as safetensors.
+A file holds a checkpoint of ours or a plain state dict of the reference, as torch.save or
+safetensors write them. Which it is shows in its bytes; its name says nothing.
 """
 
 import pickle
@@ -19,19 +19,12 @@ from torch import Tensor
 from gptpack.atomic import replacing
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.reference import float_tensor, infer_config, unbanked
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity, from_dict, to_dict
 
 VERSION = 1
 _MARK = "gptpack_checkpoint"
-
-BANKS = {
-    "qo_bank": ("attn.c_q.weight", "attn.proj.weight"),
-    "kv_bank": ("attn.c_k.weight", "attn.c_v.weight"),
-    "mlp_up_bank": ("mlp.fc.weight",),
-    "mlp_down_bank": ("mlp.proj.weight",),
-}
-"""Banked matrices of the reference: the layers of the first role, then those of the second."""
 _UNREADABLE = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -44,14 +37,12 @@ _UNREADABLE = (
     TypeError,
     ValueError,
 )
-"""What torch's loader raises on files that are damaged."""
-NEWER_PARTS = ("bigram", "smear", "ve_", "skip_gates", "lambdas", "gate")
-"""Parts of names of tensors that no baseline has."""
+"""Errors that torch's loader raises on damaged files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a checkpoint holds; `weights` are float32 on the CPU."""
+    """Content of a checkpoint; `weights` are float32 on the CPU."""
 
     model: ModelConfig
     weights: Mapping[str, Tensor]
@@ -59,11 +50,11 @@ class Checkpoint:
     recipe: Recipe | None = None
     step: int = 0
     training: Mapping[str, Any] | None = None
-    """State that only resuming needs: raw weights, optimizers, seconds spent."""
+    """State that only a resumed run needs: raw weights, optimizers, seconds spent."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: whoever is interrupted leaves the previous file or none.
+    """Write the file whole: an interrupted write leaves the previous file, or none.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -80,32 +71,45 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     with replacing(path, CheckpointError) as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's word for what the file system refuses
+        except RuntimeError as error:  # torch's error where the file system refuses to write
             raise CheckpointError(
                 f"{path}: cannot write, the disk may be full; choose another directory or free "
                 "some space"
             ) from error
 
 
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a checkpoint, without the settings that recipes had before."""
+    gone = {"training": "qat_start", "compression": "qat"}
+    kept = {
+        table: {key: value for key, value in settings.items() if key != gone.get(table)}
+        for table, settings in values.items()
+    }
+    return from_dict(Recipe, kept)
+
+
 def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
-    """Read a checkpoint; `model` says the shape where the file does not.
+    """Read a checkpoint.
+
+    Args:
+        model: shape of a plain state dict; None infers it. Other files say their own.
 
     Raises:
-        CheckpointError: unreadable, not a checkpoint, or a shape that has to be told.
+        CheckpointError: unreadable, not a checkpoint, or a shape that cannot be inferred.
     """
     content = _read(path)
     if _MARK not in content:
-        weights = _plain_state(path, content)
-        return Checkpoint(model=model or _infer(path, weights), weights=weights)
+        weights = unbanked(path, content)
+        return Checkpoint(model=model or infer_config(path, weights), weights=weights)
     version = content[_MARK]
     if not isinstance(version, int) or version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version!r:.20}, needed {VERSION}")
     try:
         return Checkpoint(
             model=from_dict(ModelConfig, content["model"]),
-            weights={name: _tensor(path, name, t) for name, t in content["weights"].items()},
+            weights={name: float_tensor(path, name, t) for name, t in content["weights"].items()},
             tokenizer=content["tokenizer"] and from_dict(TokenizerIdentity, content["tokenizer"]),
-            recipe=content["recipe"] and from_dict(Recipe, content["recipe"]),
+            recipe=content["recipe"] and _recipe(content["recipe"]),
             step=int(content["step"]),
             training=content["training"],
         )
@@ -115,16 +119,52 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged checkpoint: {error!r}") from error
 
 
+def load_resumable(
+    path: Path, recipe: Recipe, tokenizer: TokenizerIdentity | None
+) -> tuple[Checkpoint, Mapping[str, Any]]:
+    """The checkpoint at `path` and its training state, if it is of this very run.
+
+    Raises:
+        CheckpointError: none, without training state, or of another recipe or tokenizer.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.training is None:
+        raise CheckpointError(f"{path} holds no training state; it cannot be resumed")
+    if checkpoint.tokenizer != tokenizer:
+        raise CheckpointError(
+            f"{path} was trained on tokens of another tokenizer than the one beside these "
+            "shards; resume with the same data"
+        )
+    if checkpoint.recipe != recipe:
+        assert checkpoint.recipe is not None
+        old, new = to_dict(checkpoint.recipe), to_dict(recipe)
+        changed = [
+            f"{table}.{key}"
+            for table, values in new.items()
+            for key in values
+            if values[key] != old[table][key]
+        ]
+        raise CheckpointError(
+            f"{path} belongs to a recipe that differs in {', '.join(changed)}; "
+            "resume with the same recipe"
+        )
+    return checkpoint, checkpoint.training
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
+            # the length of a JSON header, 8 bytes, and its first character; headers are below
+            # 100 MB, so the upper half of the length is 0, which it never is in torch's files
+            if file.read(9)[4:] == b"\0\0\0\0{":
+                return dict(load_file(path))
+            file.seek(0)
             # torch warns of unusual pickle protocols before it refuses them
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # given the path, it would take a name that ends in .safetensors at its word
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot read the checkpoint: {error.strerror or error}"
@@ -138,69 +178,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, needed a state dict")
     return content
-
-
-def _tensor(path: Path, name: Any, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or not isinstance(name, str):
-        found = type(value).__name__
-        raise CheckpointError(f"{path}: '{name}' is a {found}; a state dict holds tensors only")
-    dense = value.layout is torch.strided and not (value.is_meta or value.is_quantized)
-    if value.is_complex() or not dense:
-        raise CheckpointError(
-            f"{path}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
-            "needed real numbers, all of them in the file"
-        )
-    return value.detach().to(torch.float32)
-
-
-def _plain_state(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The reference's state dict under its unbanked names."""
-    prefixes = ("_orig_mod.", "module.")
-    named: dict[str, Tensor] = {}
-    for key, value in content.items():
-        tensor = _tensor(path, key, value)
-        name = key.removeprefix(prefixes[0]).removeprefix(prefixes[1])
-        roles = BANKS.get(name)
-        if roles is None:
-            named[name] = tensor
-            continue
-        if tensor.ndim != 3 or tensor.shape[0] % len(roles):
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, needed {len(roles)} equal "
-                "stacks of matrices"
-            )
-        layers = tensor.shape[0] // len(roles)
-        for index, matrix in enumerate(tensor):
-            named[f"blocks.{index % layers}.{roles[index // layers]}"] = matrix.clone()
-    return named
-
-
-def _infer(path: Path, weights: Mapping[str, Tensor]) -> ModelConfig:
-    """The shape of a baseline checkpoint; anything newer has switches that no shape shows."""
-    try:
-        vocab, width = weights["tok_emb.weight"].shape
-        layers = 1 + max(int(n.split(".")[1]) for n in weights if n.startswith("blocks."))
-        heads = weights["blocks.0.attn.q_gain"].shape[0]
-        kv_width = weights["blocks.0.attn.c_k.weight"].shape[0]
-        mlp_hidden = weights["blocks.0.mlp.fc.weight"].shape[0]
-        newer = [name for name in weights if any(part in name for part in NEWER_PARTS)]
-        if newer:
-            raise CheckpointError(
-                f"{path}: a state dict with {newer[0]} does not show its whole configuration "
-                "(RoPE, XSA, activation); name its recipe with --model"
-            )
-        return ModelConfig(
-            vocab=vocab,
-            layers=layers,
-            width=width,
-            heads=heads,
-            kv_heads=kv_width // (width // heads),
-            mlp_hidden=mlp_hidden,
-            tied_embedding="lm_head.weight" not in weights,
-        )
-    except (LookupError, ValueError, ZeroDivisionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{path}: not a checkpoint of gptpack or of the reference ({error})"
-        ) from error

@@ -1,4 +1,4 @@
-"""Weight decay that is decoupled from the gradients, plain or cautious."""
+"""Weights -> smaller weights: decay that is decoupled from the gradients, plain or cautious."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ def decay_cautiously(
     Chen et al. 2025, https://arxiv.org/abs/2510.12402
 
     Args:
-        updates: what will be subtracted, times anything positive; of the weights' dtype.
-        strict: leave numbers alone whose product with their update is 0. Speedruns do so in Adam
-            (rows of a table that no token had), and not in Muon.
+        updates: what will be subtracted, up to a positive factor; of the weights' dtype.
+        strict: do not decay numbers whose update is 0, such as rows of a table that no token had.
+            Speedruns do so in Adam, and not in Muon.
     """
     shrunk = torch._foreach_mul(list(updates), list(weights))
     torch._foreach_sign_(shrunk)

@@ -23,54 +23,53 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
 from gptpack.ranks import Ranks
 from gptpack.training.averages import Average
-from gptpack.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gptpack.training.checkpoint import Checkpoint, load_resumable, save_checkpoint
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
 from gptpack.training.recipe import Recipe
-from gptpack.training.schedules import Scheduled, scheduled
-from gptpack.values import TokenizerIdentity, to_dict
+from gptpack.training.schedules import Scheduled, draw_seed, scheduled
+from gptpack.values import TokenizerIdentity
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 SAVED = b"PK"
-"""What torch.save begins a file with, and no other file of a run's folder."""
+"""The first bytes of a file that torch.save wrote, and of no other file in a run's folder."""
 MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
-"""Most tokens that go through the model at once when the recipe leaves it open."""
+"""Tokens, at most, that go through the model at once where the recipe leaves it open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What a run came to."""
+class RunResult:
+    """Figures of a run that has ended."""
 
     checkpoint: Path
     parameters: int
     steps: int
     tokens: int
     seconds: float
-    """Training clock: compile time and compile warm-up are not in it."""
+    """Seconds of the training clock, which compilation and its warm-up are not in."""
     compile_seconds: float
+    """Seconds that compilation and its warm-up took before the clock started."""
     loss_nats: float | None
-    """Mean training loss of the last step; None where a finished run was resumed: it had none."""
+    """Mean training loss of the last step; None if a finished run was resumed and made no step."""
     peak_memory_bytes: int
-    """CUDA memory at its peak; 0 on CPU."""
+    """CUDA memory at its peak; 0 on a CPU."""
     attention: str
     kernels: str
-    """Whether Triton kernels ran, and by what (`gptpack.ops.choose_kernels`)."""
+    """Whether Triton kernels ran, and why (`gptpack.ops.choose_kernels`)."""
     weights: str
-    """Which weights the checkpoint holds: the last ones, or which average."""
+    """Which weights the checkpoint holds: the last ones, or an average, in words."""
     predicted_bytes: int | None = None
-    """Of a file packed at `packing_step`, where the run had a target."""
-    packing_step: float | None = None
-    """The step (delta) at which the target should be met."""
-    qat_steps: int = 0
-    """Steps whose passes saw quantized weights."""
+    """Bytes of the file if packed at `packing_delta`; None for a run without a target."""
+    packing_delta: float | None = None
+    """The delta (`gptpack pack --delta`) at which the file should meet the target."""
     look_seconds: float = 0.0
-    """Seconds of the clock that measuring the packer's steps took."""
+    """Seconds of the training clock that measuring the packer's grid took."""
 
 
 class Taken(NamedTuple):
-    """A step that was launched; its tensors may still be on their way."""
+    """An optimizer step that was launched; its tensors may still be on their way."""
 
     step: int
     elapsed: float
@@ -92,7 +91,7 @@ def train(
     compiled: bool | None = None,
     foresight: Foresight | None = None,
     progress: Progress = silent,
-) -> TrainResult:
+) -> RunResult:
     """Train by `recipe` on `shards` and leave ``checkpoint.pt`` and ``metrics.jsonl`` in `output`.
 
     With a limit in steps, a run on one device that is killed and resumed ends with the same bits
@@ -101,7 +100,7 @@ def train(
     Args:
         kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         compiled: use torch.compile; None does so on CUDA only.
-        foresight: who knows the packer; a recipe with a target in bytes needs one.
+        foresight: measures what the packer would do; a recipe with a target in bytes needs one.
 
     Raises:
         BudgetError: the target in bytes is out of reach.
@@ -109,7 +108,10 @@ def train(
         TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
     """
     if recipe.compression.target_bytes and foresight is None:
-        raise ConfigError("compression.target_bytes needs somebody who knows the packer: foresight")
+        raise ConfigError(
+            f"compression.target_bytes={recipe.compression.target_bytes} needs a foresight of what "
+            "the packer would do; pass one (gptpack.train makes it), or set target_bytes=0"
+        )
     check_writable(output / CHECKPOINT, CheckpointError)
     run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels, foresight)
     try:
@@ -174,8 +176,6 @@ class Run:
                 self.optimizers.parameters,
                 recipe.compression,
                 foresight,
-                qat_start=recipe.training.qat_start,
-                seed=recipe.training.seed,
                 world=ranks.world,
                 compiled=self.compiled,
             )
@@ -201,9 +201,9 @@ class Run:
         total = torch.zeros((), device=self.ranks.device)
         for start in range(0, len(inputs), micro):
             if self.dropout is not None:
-                # a resumed run leaves out the same, and no window what another one does
+                # a resumed run leaves out the same, and each window something else
                 window = step * self.sequences + self.share.start + start
-                self.dropout.draw((self.recipe.training.seed * 1_000_003 + window) % 2**63)
+                self.dropout.draw(draw_seed(self.recipe.training.seed, window))
             loss = self.loss(inputs[start : start + micro], targets[start : start + micro])
             weighted = loss * (micro / self.sequences)
             weighted.backward()  # type: ignore[no-untyped-call]
@@ -211,10 +211,10 @@ class Run:
         return total
 
     def update(self, elapsed: float, *, looped: bool | None = None) -> tuple[Tensor, Scheduled]:
-        """One optimizer step; returns its loss and what it was made with.
+        """Make one optimizer step; returns its loss and the settings it was made with.
 
         Args:
-            looped: whether recurrent layers run again, other than the schedule has it.
+            looped: whether recurrent layers run again; None goes by the schedule.
         """
         now = scheduled(self.step, elapsed, self.recipe.training, self.recipe.optimizer)
         if self.pressure is not None:
@@ -226,11 +226,8 @@ class Run:
 
     def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
         self.model.looped = looped
-        if self.pressure is None:
-            part = self.gradients(self.step)
-        else:
-            with self.pressure.seen(now, self.step):
-                part = self.gradients(self.step)
+        part = self.gradients(self.step)
+        if self.pressure is not None:
             self.pressure.press(now)
         loss = self.ranks.launch_sum(part)
         self.optimizers.step(
@@ -266,7 +263,7 @@ class Run:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def until_done(self, progress: Progress) -> TrainResult:
+    def until_done(self, progress: Progress) -> RunResult:
         """Train to the recipe's end, save, and only then return."""
         training = self.recipe.training
         device = self.ranks.device
@@ -284,7 +281,7 @@ class Run:
             while True:
                 # Rank 0's clock is everybody's: the rate, the end and the saves follow it, so no
                 # rank ever disagrees. It goes from host to host before the step is launched, while
-                # the device is at the step before, so that no device waits (distributed.py).
+                # the device is at the step before, so that no device waits (ranks.py).
                 elapsed = self.ranks.first(time.perf_counter() - start)
                 saved = elapsed if saved is None else saved
                 over = bool(training.seconds) and elapsed >= training.clock_seconds
@@ -311,7 +308,7 @@ class Run:
             if metrics is not None:
                 metrics.close()
         progress("train", 1000, 1000)
-        return TrainResult(
+        return RunResult(
             checkpoint=self.path,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             steps=self.step,
@@ -324,17 +321,16 @@ class Run:
             kernels=self.kernels,
             weights=self.average.told,
             predicted_bytes=outlook.file_bytes if outlook is not None else None,
-            packing_step=outlook.delta if outlook is not None else None,
-            qat_steps=self.pressure.fake.steps if self.pressure is not None else 0,
+            packing_delta=outlook.delta if outlook is not None else None,
             look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )
 
     def figures(self) -> dict[str, float | Tensor]:
-        """What the last step writes down besides its loss."""
+        """Figures that the last step writes down besides its loss."""
         return {} if self.pressure is None else self.pressure.figures
 
     def outlook(self) -> Outlook | None:
-        """What the packer will make of the weights in the checkpoint, if the run has a target."""
+        """The packer's outlook for the checkpoint's weights; None without a target."""
         if self.pressure is None:
             return None
         return self.pressure.look({**self.model.state_dict(), **(self.average.packed() or {})})
@@ -374,7 +370,7 @@ class Run:
         Every rank calls this; rank 0 writes.
 
         Raises:
-            TrainingError: weights are not finite, as a loss before the last update need not tell.
+            TrainingError: weights are not finite. The loss, taken before the update, may still be.
         """
         if broken := not_finite(dict(self.model.named_parameters())):
             raise self._diverged(f"after step {self.step} {broken[0]} is not finite")
@@ -405,42 +401,22 @@ class Run:
         """Take up the run of the checkpoint in the output folder.
 
         Raises:
-            CheckpointError: there is none, or it belongs to another recipe.
+            CheckpointError: there is none, or it belongs to another run.
         """
-        checkpoint = load_checkpoint(self.path)
-        if checkpoint.training is None:
-            raise CheckpointError(f"{self.path} holds no training state; it cannot be resumed")
-        if checkpoint.tokenizer != self.tokenizer:
-            raise CheckpointError(
-                f"{self.path} was trained on tokens of another tokenizer than the one beside these "
-                "shards; resume with the same data"
-            )
-        if checkpoint.recipe != self.recipe:
-            assert checkpoint.recipe is not None
-            old, new = to_dict(checkpoint.recipe), to_dict(self.recipe)
-            changed = [
-                f"{table}.{key}"
-                for table, values in new.items()
-                for key in values
-                if values[key] != old[table][key]
-            ]
-            raise CheckpointError(
-                f"{self.path} belongs to a recipe that differs in {', '.join(changed)}; "
-                "resume with the same recipe"
-            )
-        raw = checkpoint.training["raw"] or checkpoint.weights
+        checkpoint, training = load_resumable(self.path, self.recipe, self.tokenizer)
+        raw = training["raw"] or checkpoint.weights
         if problem := state_problem(self.model, raw):
             raise CheckpointError(f"{self.path}: {problem}")
         self.model.load_state_dict(raw)
         try:
-            self.optimizers.load_state(checkpoint.training["optimizers"])
+            self.optimizers.load_state(training["optimizers"])
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
-        if checkpoint.training["raw"]:
-            self.average.load(dict(checkpoint.weights), checkpoint.training["averaged"])
-        if self.pressure is not None and checkpoint.training.get("pressure"):
-            self.pressure.load_state(checkpoint.training["pressure"])
+        if training["raw"]:
+            self.average.load(dict(checkpoint.weights), training["averaged"])
+        if self.pressure is not None and training.get("pressure"):
+            self.pressure.load_state(training["pressure"])
         self.step = checkpoint.step
-        self.spent_seconds = float(checkpoint.training["seconds"])
+        self.spent_seconds = float(training["seconds"])
         if self.ranks.main:
             remove_leftovers(self.path, SAVED)

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains."""
+"""Figures of each step -> ``metrics.jsonl``."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from gptpack.errors import TrainingError
 
 
 class Metrics:
-    """One JSON line per step, flushed as it is written."""
+    """A file with one JSON line per step, flushed as it is written."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Keep the lines up to `step` of a run that is resumed; start anew at step 0.
@@ -23,7 +23,7 @@ class Metrics:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
-                    # what a process that was killed wrote last
+                    # a process that was killed wrote this line, and no further one
                     break
         with replacing(path, TrainingError) as file:
             file.write("".join(kept).encode())

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised before each update, shared out over ranks.
+"""Gradients -> updates by Muon: momentum, orthogonalised, the work shared out over ranks.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; parameter-golf's Parallel Muon
 (#399, #549).
@@ -47,7 +47,7 @@ class Bank:
             self.state["variance"] = like.new_zeros((self.share, *squares))
         self.nothing = like.new_zeros(()).expand(like.shape)
         self.moving: list[int] = []
-        """Which of the matrices have a gradient in this step; the same on every rank."""
+        """Indexes of the matrices that have a gradient in this step; the same on every rank."""
         self.gradient = self.update = Pending(like)
 
     def launch_gradients(self) -> None:
@@ -62,11 +62,11 @@ class Bank:
             matrix.grad = None
 
     def whole(self, kind: str) -> Tensor:
-        """State of all N matrices, ``[N, ...]``."""
+        """The state of one kind for all N matrices, ``[N, ...]``, gathered from all ranks."""
         return self.ranks.launch_gather(self.state[kind]).wait()[: len(self.names)]
 
     def take(self, kind: str, whole: Sequence[Tensor]) -> None:
-        """Keep this rank's share of `whole`, the state of all N matrices."""
+        """Keep this rank's share of `whole`, the state of one kind for all N matrices."""
         mine = whole[self.ranks.rank * self.share :][: self.share]
         self.state[kind].zero_()
         for kept, given in zip(self.state[kind], mine, strict=False):
@@ -111,7 +111,7 @@ class Muon:
         )
 
     def launch_gradients(self) -> None:
-        """Begin to sum the gradients over the ranks; they are gone from the parameters."""
+        """Begin to sum the matrices' gradients over the ranks, and take them from the matrices."""
         for bank in self.banks:
             bank.launch_gradients()
 
@@ -154,13 +154,13 @@ class Muon:
 
 
 def even_out(updates_SRC: Tensor, variance: Tensor, beta2: float) -> Tensor:
-    """Divide rows by the root of a running mean of their squares; every norm stays what it was.
+    """Divide rows by the root of a running mean of their squares; each matrix keeps its norm.
 
-    Columns in place of rows where a matrix is wide. NorMuon, Li et al. 2025,
+    A wide matrix has its columns divided instead. NorMuon, Li et al. 2025,
     https://arxiv.org/abs/2510.05491, as speedruns have it.
 
     Args:
-        variance: the running mean, ``[S, R, 1]``, or ``[S, 1, C]`` for wide matrices; moved on.
+        variance: the running mean, ``[S, R, 1]``, or ``[S, 1, C]`` for wide matrices; updated.
     """
     axis = -1 if variance.shape[-1] == 1 else -2
     squares = updates_SRC.to(variance.dtype).square().mean(axis, keepdim=True)

@@ -1,4 +1,4 @@
-"""Which parameter is trained by what: Muon for the blocks' matrices, Adam for all others.
+"""Gradients of a model -> its next weights: Muon for the blocks' matrices, Adam for all others.
 
 On several ranks a step is, in this order: launch the sums of all gradients; Adam, while the
 matrices' gradients are on their way; orthogonalise the largest matrices first, while what is done
@@ -20,11 +20,11 @@ from gptpack.training.recipe import OptimizerConfig
 
 EMBEDDINGS = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 State = dict[str, dict[str, Tensor]]
-"""Names of parameters -> kinds of state -> tensors of the whole parameter, on the CPU."""
+"""State of whole parameters by name and kind, such as ``exp_avg``, on the CPU."""
 
 
 class Optimizers:
-    """Muon and Adam as one: a step from local gradients, one state whatever the ranks."""
+    """Muon and Adam as one optimizer, whose state is the same for any number of ranks."""
 
     def __init__(
         self, model: GPT, config: OptimizerConfig, ranks: Ranks, *, compiled: bool
@@ -66,7 +66,7 @@ class Optimizers:
 
     @torch.no_grad()
     def _clip(self, limit: float) -> None:
-        """Scale all gradients so that their norm over all parameters is `limit` at most."""
+        """Scale all gradients so that their norm over all parameters is at most `limit`."""
         alike, rows = self.adam.gradients()
         mine = [*rows, *self.muon.gradients()]
         square = torch.nn.utils.get_total_norm(mine).square()
@@ -75,13 +75,13 @@ class Optimizers:
         torch._foreach_mul_([*alike, *mine], (limit / (norm + 1e-6)).clamp(max=1.0))
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor of this rank's state."""
+        """Every tensor of the optimizer state that this rank holds."""
         kept = [bank.state for bank in self.muon.banks]
         kept += [self.adam.kept(name) for name in self.adam.owned]
         return [tensor for state in kept for tensor in state.values()]
 
     def state(self) -> State:
-        """State of all parameters, the same for any number of ranks; empty but on rank 0.
+        """The state of all parameters, the same for any number of ranks; empty except on rank 0.
 
         Every rank calls this.
         """
@@ -100,10 +100,10 @@ class Optimizers:
         return found if self.ranks.main else {}
 
     def load_state(self, state: Any) -> None:
-        """Take up what `state` returned.
+        """Take up a state that `state` returned.
 
         Raises:
-            CheckpointError: it is that of another model or other settings.
+            CheckpointError: the state belongs to another model or to other settings.
         """
         wanted: dict[str, dict[str, tuple[int, ...]]] = {}
         for bank in self.muon.banks:
@@ -131,7 +131,7 @@ class Optimizers:
 
 
 def _roles(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parameter]]:
-    """Matrices of the blocks, embedding tables, the separate head, and everything else."""
+    """Parameters in four groups: matrices of blocks, embeddings, the separate head, the others."""
     roles: list[dict[str, nn.Parameter]] = [{} for _ in range(4)]
     matrices, embeddings, head, scalars = roles
     for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""The nearest orthogonal matrix, approximately, by odd polynomials of the singular values.
+"""Matrices -> their nearest orthogonal ones, approximately, by odd polynomials.
 
 Shape legend: N = matrices of equal shape, R = rows, C = columns.
 """
@@ -9,10 +9,10 @@ from torch import Tensor
 from gptpack.training.recipe import MuonMethod
 
 Quintic = tuple[float, float, float]
-"""(a, b, c) of the map ``s -> a s + b s^3 + c s^5`` of each singular value s."""
+"""Coefficients (a, b, c) of ``s -> a s + b s^3 + c s^5``, which maps each singular value s."""
 
 NEWTON_SCHULZ: Quintic = (3.4445, -4.7750, 2.0315)
-"""The same in every iteration. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/"""
+"""One map for every iteration. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/"""
 
 POLAR_EXPRESS: tuple[Quintic, ...] = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -21,9 +21,9 @@ POLAR_EXPRESS: tuple[Quintic, ...] = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-"""One for each iteration, each the best for where the ones before leave singular values in
-[0.001, 1]. Amsel et al. 2025, https://arxiv.org/abs/2505.16932; as speedruns have them, with a
-margin of 2% for rounding."""
+"""A map for each iteration, the best one for where those before it leave singular values that
+began in [0.001, 1]. Amsel et al. 2025, https://arxiv.org/abs/2505.16932; as speedruns have them,
+with a margin of 2% for rounding."""
 
 ROW_NORM_FLOOR = 1e-7
 

@@ -1,14 +1,15 @@
-"""What a run will take, before it is made: memory, arithmetic, seconds per step, artifact bytes.
+"""A run that has not begun -> what it will take: memory, operations, seconds, bytes of its file.
 
 Memory and arithmetic come from passes over a few tokens of the model itself, so they follow
-whatever the model consists of: what such a pass costs is a polynomial in the number T of tokens,
+whatever the model consists of: the cost of such a pass is a polynomial in the number T of tokens,
 ``constant + linear T + quadratic T^2``, which three lengths determine exactly.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,15 +23,16 @@ from gptpack.training.recipe import Recipe, TrainingConfig
 
 LENGTHS = (16, 32, 64)
 PROBE_TOKENS = 1024
-"""Most tokens of the pass that tells whether whole steps can be timed on a CPU."""
+"""Tokens, at most, of the pass that tells whether whole steps can be timed on a CPU."""
 TIMED_STEPS = 3
 TIMING_SECONDS = 20.0
-"""On a CPU, whole steps are timed if that takes no longer than so."""
+"""Seconds that timing whole steps on a CPU may take; longer ones are estimated."""
 HEADER_BYTES = 1300
-"""An artifact's header is some 600 to 1,300 bytes."""
+"""Bytes of a packed file's header, which has some 600 to 1,300."""
 FLOAT_BYTES = 2
+"""Bytes of a weight that stays a float."""
 MOST_BITS = 16.0
-"""Whatever the budget: finer steps than floats have change nothing."""
+"""Bits that a coded weight takes at most: a grid finer than floats changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Polynomial:
 
     @classmethod
     def through(cls, costs: Sequence[int]) -> "Polynomial":
-        """The one that has these values at `LENGTHS`, whole numbers."""
+        """The polynomial with these values, whole numbers, at `LENGTHS`."""
         first, second, third = costs
         n = LENGTHS[0]
         quadratic = (third - 3 * second + 2 * first) // (6 * n * n)
@@ -53,6 +55,7 @@ class Polynomial:
         )
 
 
+@lru_cache(maxsize=16)
 def training_flops(config: ModelConfig) -> Polynomial:
     """Floating-point operations of forward and backward over one sequence, as torch counts them.
 
@@ -73,15 +76,15 @@ def training_flops(config: ModelConfig) -> Polynomial:
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Of a training step, with attention counted for the pairs that causality leaves (half)."""
+    """Operations of a training step for each token; attention counts half of all pairs (causal)."""
     flops = training_flops(config)
     return flops.linear + flops.quadratic * config.context // 2
 
 
 def saved_bytes(model: GPT) -> Polynomial:
-    """What a forward pass over one sequence keeps for the backward pass, besides the parameters.
+    """Bytes that a forward pass over one sequence keeps for the backward pass, without parameters.
 
-    As the model runs uncompiled, on its device and with its attention. The constant part is the
+    The model runs uncompiled, on its device and with its attention. The constant part is the
     weights in the activations' dtype.
     """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -106,29 +109,23 @@ def saved_bytes(model: GPT) -> Polynomial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes of one rank at the peak of a step."""
+    """Bytes that one rank holds at the peak of a step."""
 
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
     average_bytes: int
-    """Of the averaged weights."""
+    """Bytes of the averaged weights."""
     activations_bytes: int
-    """What the backward pass needs, uncompiled; compiled, 0.78 times that was measured."""
+    """Bytes that the backward pass needs, uncompiled; compiled, 0.78 times that was measured."""
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.average_bytes
-            + self.activations_bytes
-        )
+        return sum(asdict(self).values())
 
 
 def memory(run: Run) -> Memory:
-    """What a step of `run` takes on its device."""
+    """The memory that a step of `run` takes on its device."""
     weights = sum(parameter.nbytes for parameter in run.model.parameters())
     saved, context = saved_bytes(run.model), run.recipe.model.context
     window = saved.linear * context + saved.quadratic * context**2
@@ -143,12 +140,12 @@ def memory(run: Run) -> Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Expected seconds of one step, the mean over a run, and where they are from."""
+    """Expected seconds of a step, the mean over a run, and how they were found."""
 
     seconds: float
     source: str
     timed: bool = False
-    """Whether whole steps were made."""
+    """Whether whole steps were made and timed."""
 
 
 def late_recurrence(recipe: Recipe) -> bool:
@@ -157,7 +154,7 @@ def late_recurrence(recipe: Recipe) -> bool:
 
 
 def mean_seconds(training: TrainingConfig, before: float, after: float) -> float:
-    """Of a step, where it takes `before` seconds until recurrence sets in and `after` from then on.
+    """Mean seconds of a step that takes `before` until recurrence sets in and `after` from then on.
 
     Shares of the run are those of its clock, if that ends it, and of its steps otherwise.
     """
@@ -169,7 +166,7 @@ def mean_seconds(training: TrainingConfig, before: float, after: float) -> float
 
 
 def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
-    """A step's arithmetic on one rank at a rate in floating-point operations per second."""
+    """The time of a step's operations on one rank, at a rate in operations per second."""
     recipe = run.recipe
     tokens = len(run.share) * recipe.model.context
     flops = flops_per_token(recipe.model) * tokens
@@ -186,7 +183,7 @@ def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
 
 
 def time_steps(run: Run) -> StepTime:
-    """Time whole steps of `run`; on a CPU where that is long, take them from a pass over less.
+    """Time whole steps of `run`; where a CPU takes long for them, a pass over fewer tokens.
 
     The run's weights are then those of a run that has begun.
 
@@ -196,7 +193,7 @@ def time_steps(run: Run) -> StepTime:
     try:
         if run.ranks.device.type == "cpu":
             tokens, seconds = _probe(run)
-            # what one rank would time, all must: they meet in every step
+            # if one rank times whole steps, all must: they meet in every one
             seconds = run.ranks.first(seconds)
             flops = training_flops(run.recipe.model)
             rate = (flops.linear * tokens + flops.quadratic * tokens**2 / 2) / seconds
@@ -218,7 +215,7 @@ def time_steps(run: Run) -> StepTime:
 
 
 def _timed(run: Run, *, looped: bool) -> float:
-    """Seconds of a step after a first one."""
+    """Mean seconds of a step, after a first one that is not counted."""
     run.update(0.0, looped=looped)
     run.synchronize()
     start = time.perf_counter()
@@ -229,7 +226,7 @@ def _timed(run: Run, *, looped: bool) -> float:
 
 
 def _probe(run: Run) -> tuple[int, float]:
-    """Tokens of a short pass, and the seconds of its second run."""
+    """Tokens of a short pass, and the seconds that it takes the second time."""
     tokens = min(run.recipe.model.context, PROBE_TOKENS)
     window = torch.zeros(1, tokens, dtype=torch.int64, device=run.ranks.device)
     start = 0.0
@@ -241,7 +238,7 @@ def _probe(run: Run) -> tuple[int, float]:
 
 
 def time_look(run: Run) -> float:
-    """Seconds of one look at the packer, the second one; 0 for a run without a target."""
+    """Seconds of a look at the packer, the second of two; 0 for a run without a target."""
     if run.pressure is None:
         return 0.0
     seconds = 0.0
@@ -254,7 +251,7 @@ def time_look(run: Run) -> float:
 
 
 def expected_steps(run: Run, seconds_per_step: float, *, lost_seconds: float = 0.0) -> int:
-    """Steps until the first of the recipe's limits, where `lost_seconds` of the clock make none."""
+    """Steps until the nearer of the recipe's limits; no step is made in `lost_seconds`."""
     training = run.recipe.training
     if not training.seconds:
         return training.steps
@@ -263,7 +260,7 @@ def expected_steps(run: Run, seconds_per_step: float, *, lost_seconds: float = 0
 
 
 def artifact_bytes(coded: int, kept: int, bits: float) -> int:
-    """Expected bytes of a file with `coded` weights at `bits` each and `kept` ones in floats."""
+    """Expected bytes of a file: `coded` weights at `bits` each, and `kept` ones in floats."""
     return HEADER_BYTES + FLOAT_BYTES * kept + round(coded * bits / 8)
 
 
@@ -271,7 +268,7 @@ def bits_allowed(coded: int, kept: int, budget_bytes: int) -> float:
     """Bits, 16 at most, that each of `coded` weights may take for the file to fit the budget.
 
     Raises:
-        BudgetError: what is kept in floats fills it.
+        BudgetError: the weights in floats and the header fill the budget.
     """
     left = budget_bytes - artifact_bytes(coded, kept, 0.0)
     if left <= 0:

@@ -1,19 +1,20 @@
-"""Compression pressure: training that knows what its weights will cost in the packed file.
+"""Weights and a target in bytes -> gradients that make the packed file meet it.
 
-Now and then somebody looks at what the packer would do (gptpack/quant/steps.py). In between, every
-step estimates the coded bits (rate.py), adds them to the loss at the packer's own exchange rate,
-and moves delta a little towards the one at which the file has the target's bytes.
+A few times in a run the packer itself is asked what it would do with the weights: a *look*, through
+a foresight (gptpack/quant/steps.py). In between, every optimizer step estimates the coded bits
+(rate.py), adds them to the loss at the packer's own exchange rate, and moves delta a little towards
+the one at which the file has the target's bytes.
 
 At delta a weight's rounding costs ``v delta^2 / 2`` nats a token, v the variance of a rounding
-error in steps, and a quarter of that with one bit more: a bit is worth ``ln 2 v delta^2`` nats.
-That is the multiplier. A file that is too large raises delta, which raises the multiplier with its
-square, until coarser steps and cheaper weights together meet the target.
+error in squared spacings, and a quarter of that with one bit more: a bit is worth
+``ln 2 v delta^2`` nats. That is the multiplier. A file that is too large raises delta, which raises
+the multiplier with its square, until a coarser grid and cheaper weights together meet the target.
 """
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -23,28 +24,28 @@ from torch import Tensor, nn
 
 from gptpack.errors import BudgetError, QuantError
 from gptpack.quant.steps import Foresight, Outlook, Steps
-from gptpack.training.fake import FakeQuantizer
 from gptpack.training.rate import Rate
 from gptpack.training.recipe import CompressionConfig
 from gptpack.training.schedules import Scheduled, switch_at
 
 FIRST_DELTA = 1e-3
-"""Where the first look begins; the estimate then finds delta within a few steps."""
+"""Delta at which the first look begins; the estimate then finds the right one in a few moves."""
 FINEST_DELTA = 2e-6
-"""As in gptpack/packing/search.py."""
+"""The smallest delta, as in gptpack/packing/search.py."""
 GAIN = 0.1
-"""Share of a file's excess, in bits a weight, by which log2 delta moves in a step. A weight takes
-one bit less per doubling of delta, so an excess is gone after some twenty steps."""
+"""Share of a file's excess, in bits a weight, by which log2 delta moves in an optimizer step. A
+weight takes one bit less per doubling of delta, so an excess is gone after some twenty steps."""
 LEAST_BITS = 0.3
-"""The estimate ends at 0.25 bit a weight, where all codes are zero."""
+"""Bits a weight below which no target is tried. At 0.25, where all codes are zero, the estimate
+ends."""
 CLOSE = 0.02
-"""Octaves: steps are taken anew where delta has moved further from the one they were made at."""
+"""Octaves that delta may move away from where the grids were made before they are made anew."""
 
 
 class Pressure:
-    """What a run with a target in bytes does besides learning.
+    """The part of a run that works towards its target in bytes.
 
-    Every rank does the same; the gradients that they add make one whole in the sum over ranks.
+    Every rank does the same; the gradients that each adds sum up to one whole over the ranks.
     """
 
     def __init__(
@@ -53,34 +54,29 @@ class Pressure:
         config: CompressionConfig,
         foresight: Foresight,
         *,
-        qat_start: float,
-        seed: int,
         world: int,
         compiled: bool,
     ) -> None:
         self.parameters, self.config, self.foresight = parameters, config, foresight
-        self.start = min(config.start, qat_start)
+        self.start = config.start
         self.world = world
         self.rate = Rate(parameters, compiled=compiled)
-        self.fake = FakeQuantizer(
-            parameters, noise=config.qat == "noise", seed=seed, compiled=compiled
-        )
         self._check_target({name: tuple(p.shape) for name, p in parameters.items()})
         device = next(iter(parameters.values())).device
         self.log2_delta = torch.tensor(math.log2(FIRST_DELTA), device=device)
         self.log2_finest = math.log2(FINEST_DELTA)
         self.outlook: Outlook | None = None
         self.looked = -1
-        """Which of the run's looks was the last."""
+        """Index of the run's last look; -1 before the first."""
         self.look_seconds = 0.0
-        """Of the training clock, in this process."""
+        """Seconds of the training clock that looks took in this process."""
         self.unseen_bits = torch.zeros((), device=device)
-        """What the coder takes beyond the estimate: tables, classes, other shapes than Gaussian."""
+        """Bits of the coder beyond the estimate: tables, classes, shapes that are not Gaussian."""
         self.figures: dict[str, float | Tensor] = {}
-        """What the last step shall write down; tensors may still be on their way."""
+        """Figures of the last step, for its line; tensors may still be on their way."""
 
     def _check_target(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise the `BudgetError` of a target that no weights could meet."""
+        """Raise BudgetError for a target that no weights could meet."""
         coded = set(self.foresight.coded(shapes))
         if not coded:
             return
@@ -96,7 +92,7 @@ class Pressure:
             )
 
     def follow(self, now: Scheduled, model: nn.Module) -> None:
-        """Look at what the packer would do with `model`, if it is time to."""
+        """Look at what the packer would do with `model`, if a look is due."""
         if not switch_at(now.progress, self.start):
             return
         due = int((now.progress - self.start) / (1 - self.start) * self.config.looks)
@@ -110,7 +106,7 @@ class Pressure:
         """Measure the sensitivities anew, and find the delta at which `weights` meet the target.
 
         Raises:
-            BudgetError: no step is coarse enough for it.
+            BudgetError: no delta is large enough for it.
         """
         self.foresight.look(weights)
         for _ in range(4):
@@ -126,7 +122,7 @@ class Pressure:
                     f"{needed:,} bytes or a smaller model"
                 )
             with torch.no_grad():
-                estimate = self._estimate(steps=4)
+                estimate = self._estimate(moves=4)
                 self.unseen_bits = outlook.coded_bits - estimate
                 for _ in range(24):
                     self._move(self._excess(self._estimate()), 1.0)
@@ -135,7 +131,7 @@ class Pressure:
         return outlook
 
     def _at_delta(self) -> Outlook:
-        """The outlook at the present delta, or at the finest whose codes can be stored."""
+        """The outlook at the present delta, or at the smallest one whose codes can be stored."""
         while True:
             try:
                 return self.foresight.at(float(self.log2_delta.exp2()))
@@ -146,17 +142,16 @@ class Pressure:
     def _take(self, outlook: Outlook) -> None:
         self.outlook = outlook
         self.rate.take(outlook)
-        self.fake.take(outlook)
 
-    def _estimate(self, *, steps: int = 1) -> Tensor:
-        """Bits at the present delta, the fit of scales having moved on by so many steps."""
+    def _estimate(self, *, moves: int = 1) -> Tensor:
+        """Bits at the present delta, after so many more moves of the fit."""
         bits = self.log2_delta
-        for _ in range(steps):
+        for _ in range(moves):
             bits = self.rate.bits(self.log2_delta.exp2())
         return bits
 
     def _excess(self, bits: Tensor) -> Tensor:
-        """Bits by which a weight takes more than the target leaves it."""
+        """Bits that each weight takes beyond what the target leaves it."""
         excess: Tensor = (self._bytes(bits) - self.config.target_bytes) * (8 / self.rate.weights)
         return excess
 
@@ -168,14 +163,8 @@ class Pressure:
         moved = self.log2_delta + gain * excess.clamp(-1, 1)
         self.log2_delta = moved.clamp_min(self.log2_finest)
 
-    @contextmanager
-    def seen(self, now: Scheduled, step: int) -> Iterator[None]:
-        """Inside, the model's weights are those that its passes shall see."""
-        with self.fake.seen(step) if now.qat and self.outlook is not None else nullcontext():
-            yield
-
     def press(self, now: Scheduled) -> None:
-        """Add the gradient of the coded bits, and move delta on."""
+        """Add the gradient of the coded bits to the weights' gradients, and move delta on."""
         self.figures = {}
         if self.outlook is None:
             return
@@ -189,14 +178,13 @@ class Pressure:
         with torch.no_grad():
             self.figures = {
                 "predicted_bytes": self._bytes(bits),
-                "packing_step": delta,
+                "packing_delta": delta,
                 "bit_price_nats": multiplier if pressed else 0.0,
-                "qat_steps": self.fake.steps,
             }
             self._move(self._excess(bits), GAIN)
 
     def warm_up(self) -> None:
-        """Compile what the run will need, on steps that are all 1; the state is lost with it."""
+        """Compile what the run will need, on grids of spacing 1; the state before is lost."""
         names = self.foresight.coded(
             {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         )
@@ -212,21 +200,18 @@ class Pressure:
                 bits = self.rate.bits(self.log2_delta.exp2())
             if grad:
                 (0 * bits).backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self.fake.values(0)
         for name in names:
             self.parameters[name].grad = None
         self.rate.prepare(names)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same bits."""
+        """State that a resumed run needs to go on with the same bits."""
         outlook = self.outlook
         return {
             "log2_delta": self.log2_delta.cpu(),
             "unseen_bits": self.unseen_bits.cpu(),
             "log2_finest": self.log2_finest,
             "looked": self.looked,
-            "qat_steps": self.fake.steps,
             "outlook": outlook
             and {
                 "delta": outlook.delta,
@@ -242,12 +227,12 @@ class Pressure:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned."""
+        """Take up a state that `state` returned."""
         device = self.log2_delta.device
         self.log2_delta = state["log2_delta"].to(device)
         self.unseen_bits = state["unseen_bits"].to(device)
         self.log2_finest = state["log2_finest"]
-        self.looked, self.fake.steps = state["looked"], state["qat_steps"]
+        self.looked = state["looked"]
         self.outlook = None
         if state["outlook"] is None:
             return

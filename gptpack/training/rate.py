@@ -1,14 +1,14 @@
-"""What the weights will cost in coded bits, as something that can be trained.
+"""Weights -> the bits that their codes will take, as something that can be trained.
 
 The packer's coder gives each row and column of a matrix a scale, fitted to the squares of its
 codes (gptpack/codec/contexts.py), and codes are nearly Gaussian given both. The estimate is that
-density on the packer's own steps: with y = w / step, n the variance that feedback adds, and 1/12
-that of rounding,
+density on the packer's own grid: with y = w / spacing, n the variance that feedback adds, and
+1/12 that of rounding,
 
     m = y^2 + n + 1/12,        bits = sum of  1/2 log2(2 pi a_r b_c)  +  m / (2 ln 2 a_r b_c),
 
-where a and b are refitted at every step, ``a_r = mean_c m / b_c`` and ``b_c = mean_r m / a_r``. At
-the fit the derivatives with respect to a and b are zero, so that they count as constants.
+where a and b are refitted at every optimizer step, ``a_r = mean_c m / b_c`` and
+``b_c = mean_r m / a_r``. At the fit the derivatives by a and b are zero: both count as constants.
 
 Shape legend: S = matrices of one shape, R = rows (outputs), C = columns (inputs).
 """
@@ -27,22 +27,22 @@ TWELFTH = 1 / 12
 
 @dataclass(slots=True)
 class Stack:
-    """Matrices of one shape, and what the estimate knows of each."""
+    """Matrices of one shape, their grids, and the fit of the estimate."""
 
     names: list[str]
     matrices: list[nn.Parameter]
     row: Tensor
-    """Steps of the rows at a delta of 1, ``[S, R, 1]``."""
+    """Spacings of the rows at a delta of 1, ``[S, R, 1]``."""
     column: Tensor
-    """Steps of the columns ``[S, 1, C]``; times that of the row and delta, the packer's."""
+    """Spacings of the columns, ``[S, 1, C]``; times the row's and delta they are the packer's."""
     noise: Tensor
-    """What feedback adds to the columns, ``[S, 1, C]``."""
+    """Variance that feedback adds to the columns, in squared spacings, ``[S, 1, C]``."""
     scale: Tensor
-    """The fitted b, ``[S, 1, C]``; a follows from it."""
+    """The fitted b of the module's formula, ``[S, 1, C]``; a follows from it."""
 
 
 def stacked(matrices: Mapping[str, nn.Parameter]) -> list[Stack]:
-    """Stacks with all steps and scales 1."""
+    """Stacks of the matrices, all spacings and scales 1."""
     shapes: dict[torch.Size, dict[str, nn.Parameter]] = {}
     for name, matrix in matrices.items():
         shapes.setdefault(matrix.shape, {})[name] = matrix
@@ -69,12 +69,12 @@ def coded_bits(
     stacks: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
     delta: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Bits of all matrices at `delta`, and the scales of columns, fitted anew.
+    """Bits of all matrices at `delta`, and the columns' scales, fitted anew.
 
-    Pure, and without branches on values: torch.compile makes one graph of it.
+    The function is pure and has no branches on values: torch.compile makes one graph of it.
 
     Args:
-        stacks: of each stack the steps of rows and columns, the noise, and the columns' scales.
+        stacks: for each stack the spacings of rows and of columns, the noise, the columns' scales.
     """
     total = delta.new_zeros(())
     scales: list[Tensor] = []
@@ -93,7 +93,7 @@ def coded_bits(
 
 
 class Rate:
-    """`coded_bits` of a model's matrices, on the steps of the last outlook."""
+    """The estimate of a model's coded bits, on the grids of the last outlook."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, compiled: bool) -> None:
         self.parameters = parameters
@@ -105,7 +105,7 @@ class Rate:
         )
 
     def take(self, outlook: Outlook) -> None:
-        """Go by the steps of `outlook`; fitted scales stay as a start."""
+        """Go by the grids of `outlook` from now on; the next fit starts from the last one."""
         if {name for stack in self.stacks for name in stack.names} != set(outlook.steps):
             self.prepare(list(outlook.steps))
         for stack in self.stacks:
@@ -118,12 +118,12 @@ class Rate:
                 stack.noise[index, 0] = torch.from_numpy(steps.noise).to(device)
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Set up for matrices of these names."""
+        """Stack the matrices of these names."""
         self.stacks = stacked({name: self.parameters[name] for name in names})
         self.weights = sum(self.parameters[name].numel() for name in names)
 
     def bits(self, delta: Tensor) -> Tensor:
-        """Differentiable bits of the weights as they are; the fit moves on."""
+        """Bits of the weights as they are now, differentiable; the fit moves on."""
         matrices = [stack.matrices for stack in self.stacks]
         known = [(s.row, s.column, s.noise, s.scale) for s in self.stacks]
         total, scales = self._bits(matrices, known, delta)

@@ -4,6 +4,7 @@ Shape legend: B = sequences, T = positions, S = the last positions, those with a
 H = query heads, G = key/value heads, D = head width.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +24,7 @@ from gptpack.families.golf.layers import Linear, scaled
 from gptpack.families.golf.masks import Mask, attend_masked
 from gptpack.ops import Tables
 
-Backend = Literal["auto", "fa3", "cudnn", "flash", "math", "flex"]
+Backend = Literal["auto", "fa4", "fa3", "cudnn", "flash", "math", "flex"]
 
 FA3_KERNEL = "kernels-community/flash-attn3"
 """Name of FlashAttention-3 on Hugging Face's hub, from where it is fetched if asked for by name."""
@@ -53,7 +54,7 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
     if name not in get_args(Backend):
         raise ConfigError(f"attention backend '{name}': choose {', '.join(get_args(Backend))}")
     cuda = device.type == "cuda"
-    if name in ("cudnn", "fa3", "flex") and not cuda:
+    if name in ("cudnn", "fa4", "fa3", "flex") and not cuda:
         raise MissingDependencyError(f"attention backend '{name}' needs a CUDA device; use auto")
     if cuda and masked:
         if name not in ("auto", "flex"):
@@ -64,6 +65,13 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
         return "flex"
     if name == "flex":
         raise ConfigError("attention backend 'flex' is for model.document_mask; use auto")
+    if name == "fa4":
+        if (found := torch.cuda.get_device_capability(device)) < (9, 0):
+            raise MissingDependencyError(
+                f"attention backend 'fa4': compute capability {found[0]}.{found[1]}, needed 9.0; "
+                "use auto"
+            )
+        flash_attention_4()
     if name == "fa3":
         flash_attention_3()
     if name == "auto":
@@ -117,6 +125,84 @@ def flash_attention_3() -> Callable[..., Any]:
     return found
 
 
+@cache
+def flash_attention_4() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward pass of FlashAttention-4, https://github.com/Dao-AILab/flash-attention.
+
+    ``flash_attn_func`` is an autograd function, which torch.compile(fullgraph=True) does not take;
+    these two are what it calls.
+
+    Raises:
+        MissingDependencyError: the package flash-attn-4 is missing, or does not load.
+    """
+    try:
+        interface: Any = importlib.import_module("flash_attn.cute.interface")
+        return interface._flash_attn_fwd, interface._flash_attn_bwd
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"attention backend 'fa4': {error}; pip install 'gptpack[fa4]', or use auto"
+        ) from error
+    except Exception as error:
+        # another version, or its compiler found no driver
+        raise MissingDependencyError(
+            f"attention backend 'fa4': flash-attn-4 does not load: {error}; use auto"
+        ) from error
+
+
+@torch.library.custom_op(
+    "gptpack::fa4", mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)"
+)
+def fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention like `attend`, and the logarithms of its sums, float32 ``[B, H, S]``."""
+    forward, _ = flash_attention_4()
+    # causal: the last query sees the last key, whatever their numbers are
+    y, sums, *_ = forward(q, k, v, causal=True, return_lse=True)
+    return y, sums
+
+
+@torch.library.custom_op(
+    "gptpack::fa4_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor y, Tensor sums)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def fa4_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; the same bits every time where torch is told to be deterministic."""
+    _, backward = flash_attention_4()
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    same = torch.are_deterministic_algorithms_enabled()
+    out = {"dq": dq, "dk": dk, "dv": dv}
+    backward(q, k, v, y, dy.contiguous(), sums, causal=True, deterministic=same, **out)
+    return dq, dk, dv
+
+
+@fa4.register_fake
+def _(q, k, v):  # type: ignore[no-untyped-def]
+    batch, queries, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
+
+
+@fa4_backward.register_fake
+def _(dy, q, k, v, y, sums):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _gradients(ctx: Any, dy: Tensor, _sums: None) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = torch.ops.gptpack.fa4_backward(dy, *ctx.saved_tensors)
+    return dq, dk, dv
+
+
+fa4.register_autograd(_gradients, setup_context=_keep)
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -131,6 +217,9 @@ def attend(
     causality. `fa3` is the function of FlashAttention-3 where that is the backend, found beforehand
     because torch.compile cannot follow how.
     """
+    if backend == "fa4" and mask is None:
+        y, _ = torch.ops.gptpack.fa4(q, k, v)
+        return y
     if fa3 is not None and mask is None:
         # causal: the last query sees the last key, however many of each there are
         y = fa3(q, k, v, causal=True)

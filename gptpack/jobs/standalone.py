@@ -1,7 +1,8 @@
-"""What a submission's train_gpt.py runs: its artifact -> bits per byte, without click and rich.
+"""What a submission's train_gpt.py runs: its artifact -> bits per byte, printed as a log.
 
-`gptpack.contest.script` makes one file of this module and all that it needs. The lines that it
-prints are the contest's where the contest has one, and `gptpack.contest.logs` reads them back.
+`gptpack.contest.script` makes one file of this module and all that it needs, so it does without
+click and rich, and prints. The lines are the contest's where the contest has them;
+`gptpack.runs.logs` reads them back.
 """
 
 import argparse
@@ -28,11 +29,12 @@ from gptpack.version import VERSION
 
 
 def main(script: str, *, artifact: str, stride: int = 0) -> None:
-    """Evaluate as the command line says and print the log; ends the process on an error.
+    """Evaluate as the command line says and print the log; an error ends the process.
 
     Args:
-        script: the file that runs, whose bytes count; the artifact stands beside it.
-        stride: of the sliding window by default; 0 for none.
+        script: the file that runs, whose bytes count.
+        artifact: name of the artifact that stands beside it.
+        stride: stride of the sliding window by default; 0 for none.
     """
     options = _parser(Path(script).with_name(artifact), stride).parse_args()
     try:
@@ -80,7 +82,7 @@ def _parser(artifact: Path, stride: int) -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any], Any]:
-    """All figures, and the nats of each target of the last pass."""
+    """All figures as JSON has them, and the nats of each target of the last pass."""
     began = time.perf_counter()
     loaded = load_packed(options.artifact, here.device)
     seconds = dict(loaded.seconds)
@@ -132,7 +134,7 @@ def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any],
 
 
 def _print(result: dict[str, Any], script: Path, artifact: Path) -> None:
-    """The log, a figure a line."""
+    """Print the log, one figure on each line."""
     data = artifact.read_bytes()
     code_bytes = script.stat().st_size
     print(

@@ -1,0 +1,128 @@
+"""Text files, or the name of a data set -> tokenizers and shards; shards -> what they hold.
+
+Results are plain: dictionaries, as `gptpack data --json` prints them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from gptpack.data.documents import SEPARATOR, iterate_documents
+from gptpack.data.download import DownloadConfig, download_fineweb
+from gptpack.data.manifest import MANIFEST, load_manifest, verify_manifest
+from gptpack.data.shards import Shard, Split, find_shards, has_shards
+from gptpack.data.tokenize import TokenizeConfig, tokenize_files
+from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from gptpack.errors import DataError
+from gptpack.progress import Progress, silent
+from gptpack.values import to_dict
+
+DEFAULTS = {
+    **to_dict(TokenizerConfig()),
+    **to_dict(TokenizeConfig()),
+    **to_dict(DownloadConfig()),
+}
+"""Values of the settings that are not given, of all functions here."""
+
+
+def make_tokenizer(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    separator: str = SEPARATOR,
+    force: bool = False,
+    progress: Progress = silent,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train a tokenizer on text files; the result has its ``path``, ``vocab`` and ``sha256``.
+
+    Args:
+        separator: stands between the documents of a ``.txt`` file.
+        force: replace a file at `output`.
+        settings: fields of `TokenizerConfig`.
+
+    Raises:
+        DataError: unreadable sources, or `output` exists.
+        TokenizerError: SentencePiece refuses the text or the settings.
+    """
+    if output.exists() and not force:
+        raise DataError(f"{output} exists; choose another name or give --force")
+    config = TokenizerConfig(**settings)
+    documents = (text for source in sources for text in iterate_documents(source, separator))
+    made = train_tokenizer(documents, output, config, progress)
+    return {"path": str(made.path), "vocab": made.vocab, "sha256": made.sha256}
+
+
+def tokenize(
+    train: Sequence[Path],
+    val: Sequence[Path],
+    tokenizer: Path,
+    output: Path,
+    *,
+    progress: Progress = silent,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Turn text files into shards; the result has the ``directory`` and its manifest.
+
+    `settings` are fields of `TokenizeConfig`; for errors see `tokenize_files`.
+    """
+    config = TokenizeConfig(**settings)
+    made = tokenize_files(train, val, Tokenizer.load(tokenizer), output, config, progress)
+    return {"directory": str(output), **to_dict(made)}
+
+
+def download(output: Path, *, progress: Progress = silent, **settings: Any) -> dict[str, Any]:
+    """Fetch published shards; the result has the ``directory``, the ``commit`` and the files.
+
+    `settings` are fields of `DownloadConfig`; for errors see `download_fineweb`.
+    """
+    got = download_fineweb(output, DownloadConfig(**settings), progress)
+    files = {"val": [str(path) for path in got.val], "train": [str(path) for path in got.train]}
+    where = {"directory": str(got.directory), "commit": got.commit}
+    return {**where, "tokenizer": str(got.tokenizer), **files}
+
+
+def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:
+    """Read and check all shards; the result has the ``directory``, and its manifest or ``shards``.
+
+    Raises:
+        DataError: no shards, a malformed one, or others than the manifest states.
+    """
+    if (directory / MANIFEST).exists():
+        manifest = load_manifest(directory)
+        verify_manifest(directory, manifest, progress)
+        return {"directory": str(directory), **to_dict(manifest)}
+    splits = [split for split in get_args(Split) if has_shards(directory, split)]
+    paths = [path for split in splits or ["val"] for path in find_shards(directory, split)]
+    shards = [{"file": path.name, "tokens": len(Shard.open(path).tokens)} for path in paths]
+    return {"directory": str(directory), "shards": shards}
+
+
+def check_scorable(
+    directory: Path,
+    *,
+    vocab: int,
+    bos: int,
+    context: int,
+    stride: int | None = None,
+    limit_tokens: int = 0,
+    tokenizer: Path | None = None,
+) -> None:
+    """Check, before work is put into a model, that val shards can score it.
+
+    Args:
+        stride: also check windows that move by so many targets.
+        limit_tokens: targets that will be scored; 0 is all.
+        tokenizer: the tokenizer's file; None is the one beside the shards.
+
+    Raises:
+        GptpackError: the evaluation would fail; says why.
+    """
+    from gptpack.evaluation.text import Text
+    from gptpack.evaluation.windows import plan_windows
+
+    text = Text.load(
+        directory, vocab=vocab, bos=bos, tokenizer=tokenizer, limit_tokens=limit_tokens
+    )
+    for step in {None, stride}:
+        plan_windows(len(text.tokens), context=context, stride=step, limit_tokens=limit_tokens)

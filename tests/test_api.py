@@ -1,0 +1,136 @@
+"""The public surface: what `import gptpack` offers, as its docstrings and the README use it."""
+
+import dataclasses
+import doctest
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from worlds import corpus
+
+import gptpack
+from gptpack.artifact.reader import decode_artifact
+from gptpack.cli.main import run
+from gptpack.families.golf.gpt import GPT
+
+FUNCTIONS = ["check", "evaluate", "inspect", "load", "pack", "train", "verify"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the examples name: shards, a checkpoint, and a file made of it."""
+    folder = tmp_path_factory.mktemp("api")
+    shutil.copytree(corpus().data, folder / "shards")
+    few = ["training.steps=30", "training.seconds=0"]
+    trained = gptpack.train("tiny", folder / "shards", folder / "run", overrides=few)
+    shutil.copy(trained.checkpoint, folder / "checkpoint.pt")
+    settings = {"data": folder / "shards", "states": 8, "device": "cpu"}
+    gptpack.pack(
+        folder / "checkpoint.pt", budget="100KB", output=folder / "model.gptpack", **settings
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_example_of_each_function_runs(place, monkeypatch, capsys, name):
+    monkeypatch.chdir(place)
+    function = getattr(gptpack, name)
+    (example,) = doctest.DocTestFinder().find(function, name, globs={"gptpack": gptpack})
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0, capsys.readouterr().out
+
+
+def test_the_lines_of_the_readme_load_pack_and_prove(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    exec(compile(code, "README.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert int(first.split()[0]) <= 100_000
+    assert second.startswith("sliding, stride 16")
+
+
+def test_importing_it_loads_no_torch_and_using_headers_neither(place):
+    code = (
+        "import sys, gptpack; gptpack.inspect(sys.argv[1]); gptpack.check(sys.argv[1])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(place / "model.gptpack")]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_every_name_is_there_and_documented():
+    for name in gptpack.__all__:
+        value = getattr(gptpack, name)
+        assert name == "__version__" or inspect.getdoc(value)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gptpack.nothing  # noqa: B018
+
+
+def test_help_on_pack_names_every_setting():
+    said = inspect.getdoc(gptpack.pack)
+    missing = [
+        each.name
+        for each in dataclasses.fields(gptpack.PackRequest)
+        if f"`{each.name}`" not in said
+    ]
+    assert not missing
+
+
+def test_the_library_and_the_command_make_the_same_file(place, tmp_path):
+    made = gptpack.pack(place / "checkpoint.pt", budget="60KB", data=place / "shards", states=8)
+    words = ["--budget", "60KB", "--data", str(place / "shards"), "--states", "8", "--json"]
+    run(["pack", str(place / "checkpoint.pt"), *words, "-o", str(tmp_path / "m.gptpack")])
+    assert (tmp_path / "m.gptpack").read_bytes() == made.data
+    assert made.path is None
+
+
+def test_a_model_in_memory_is_packed_and_proved_like_its_checkpoint(place):
+    loaded = gptpack.load(place / "checkpoint.pt")
+    tokenizer = place / "shards/tokenizer.model"
+    settings = {"bits": 3, "data": place / "shards", "states": 8, "tokenizer": tokenizer}
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    of_module = gptpack.pack(loaded.model, **settings)
+    of_loaded = gptpack.pack(loaded, **settings)
+    assert all(torch.equal(before[n], v) for n, v in loaded.model.state_dict().items())
+    tensors = [decode_artifact(made.data).tensors for made in (of_module, of_loaded)]
+    for one, other in zip(*tensors, strict=True):
+        assert all(np.array_equal(one.arrays[key], other.arrays[key]) for key in one.arrays)
+    assert of_module.before.plain.nats == pytest.approx(of_loaded.before.plain.nats, rel=1e-6)
+    assert of_module.after.plain.nats == of_loaded.after.plain.nats
+    assert of_module.record.checkpoint_sha256 is None
+
+
+def test_progress_goes_to_the_callback_and_nothing_is_printed(place, capfd):
+    phases = []
+    gptpack.pack(
+        place / "checkpoint.pt",
+        bits=2,
+        states=8,
+        calibration="random",
+        calibration_tokens=256,
+        progress=lambda phase, _done, _total: phases.append(phase),
+    )
+    assert {"factor", "search delta"} <= set(phases)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
+    with pytest.raises(gptpack.GptpackError, match="give one of --budget"):
+        gptpack.pack(place / "checkpoint.pt", budget="1MB", bits=3)
+    with pytest.raises(gptpack.GptpackError, match="a packed file; give the checkpoint"):
+        gptpack.pack(place / "model.gptpack", bits=3)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        gptpack.pack(place / "checkpoint.pt", sise="1MB")
+
+
+def test_a_model_without_a_tokenizer_says_how_to_name_one():
+    model = GPT(gptpack.ModelConfig(vocab=64, layers=1, width=16, heads=2, kv_heads=1, context=16))
+    with pytest.raises(gptpack.GptpackError, match="does not say which tokenizer"):
+        gptpack.pack(model, bits=3)
