@@ -21,7 +21,7 @@ def command(tasks: tuple[str, ...], as_json: bool) -> None:
 
     Everything is tried: modules are imported, codecs code, a CUDA device computes. Each TASK that
     is named must be able to run, or the exit status is 4: check, inspect, verify, data, train,
-    pack, eval, download, report, brotli, cuda, triton, fa3.
+    pack, eval, download, report, brotli, cuda, triton, fa3, fa4.
 
     \b
     Examples:

@@ -28,7 +28,10 @@ FLOPS = Finite(min=0, min_open=True, max=1e21)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
 @click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option(
-    "--attention", default="auto", show_default=True, help="auto, fa3, cudnn, flash, math, flex."
+    "--attention",
+    default="auto",
+    show_default=True,
+    help="auto, fa4, fa3, cudnn, flash, math, flex.",
 )
 @click.option("--kernels", default="auto", show_default=True, help="Triton's: auto, on, off.")
 @click.option(

@@ -79,7 +79,7 @@ def train(
             ``"compression.target_bytes=16000000"`` to train for a file of that size.
         resume: go on from the checkpoint in `output`; recipe and data must be the same.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        attention: ``"auto"``, ``"fa3"``, ``"cudnn"``, ``"flash"``, ``"math"`` or ``"flex"``.
+        attention: ``"auto"``, or by name: fa4, fa3, cudnn, flash, math, flex.
         kernels: ``"auto"``, ``"on"`` or ``"off"``: Triton kernels in place of torch's operations.
         compiled: whether torch.compile is used; None compiles on CUDA only.
         validate: whether the checkpoint is scored.
