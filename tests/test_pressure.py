@@ -61,8 +61,8 @@ def outlook_of(names: dict[str, torch.Tensor], seed: int = 0) -> Outlook:
         rows, columns = weight.shape
         row = scale_values(rng.integers(-200, -100, rows).astype(np.int16), per_octave=64)
         column = scale_values(rng.integers(-4, 4, columns).astype(np.int16), per_octave=4)
-        noise, share = rng.random((2, columns), np.float32)
-        steps[name] = Steps(row=row, column=column, noise=noise / 10, share=share)
+        noise = rng.random(columns, np.float32)
+        steps[name] = Steps(row=row, column=column, noise=noise / 10)
     return Outlook(delta=0.25, steps=steps, coded_bits=0.0, other_bytes=0, noise=1 / 12)
 
 
@@ -88,7 +88,6 @@ def test_the_estimate_is_what_the_coder_takes(spread):
         row=np.ones(512, np.float32),
         column=np.ones(256, np.float32),
         noise=np.zeros(256, np.float32),
-        share=np.ones(256, np.float32),
     )
     rate = Rate(parameter, compiled=False)
     rate.take(Outlook(delta=1.0, steps={"w": ones}, coded_bits=0, other_bytes=0, noise=1 / 12))
@@ -164,22 +163,6 @@ def priced(price: float) -> RunResult:
     """A run that pays so much for a bit, most of its time."""
     recipe = aware(f"compression.pressure={price}", "compression.start=0.2", "compression.looks=1")
     return train(recipe, text(), folder(f"priced-{price}"), CPU, foresight=foresight(recipe))
-
-
-def test_an_error_alone_costs_what_the_packers_does_with_feedback():
-    recipe = aware()
-    teller = foresight(recipe)
-    model = GPT(recipe.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    teller.look(model.state_dict())
-    outlook = teller.at(1e-3)
-    for matrix in teller.packer.matrices:
-        steps = outlook.steps[matrix.name]
-        diagonal = matrix.hessian.diagonal() + matrix.factor.damping
-        cost = diagonal * (steps.share * steps.column) ** 2
-        assert cost == pytest.approx((matrix.factor.pivots * steps.column) ** 2, rel=1e-4)
-        assert steps.share.max() <= 1 + 1e-5
 
 
 # runs

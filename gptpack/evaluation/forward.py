@@ -1,15 +1,14 @@
-"""Tokens -> losses or log-probabilities, in batches of fixed shape, compiled where that pays.
+"""Tokens -> losses, in batches of fixed shape, compiled where that pays.
 
 Shape legend:  B = windows of a batch,  T = positions,  S = the last positions, those asked for
-their targets,  V = vocabulary
+their targets
 
 The one method that a model needs is ``token_losses(inputs [B, T], targets [B, S]) -> nats [B, S]``,
-whose targets belong to the last S positions; log-probabilities also need ``hidden(inputs, last=S)``
-and ``logits(hidden)``. So the output head and the softmax run for scored positions alone, and the
-model may leave out of its last layer what only the others would need: at stride 64 and context
-2,048 the head and the losses shrink 32 times, and one layer of eleven becomes nearly free. All else
-is computed anew for each sliding window: from the second layer on, the state of a position depends
-on where its window begins.
+whose targets belong to the last S positions. So the output head and the softmax run for scored
+positions alone, and the model may leave out of its last layer what only the others would need: at
+stride 64 and context 2,048 the head and the losses shrink 32 times, and one layer of eleven becomes
+nearly free. All else is computed anew for each sliding window: from the second layer on, the state
+of a position depends on where its window begins.
 """
 
 from collections import deque
@@ -41,7 +40,7 @@ def batch_tokens_for(device: torch.device, asked: int = 0) -> int:
 
 
 class Forward:
-    """A model as functions of token windows; all passes share one, so that it compiles once.
+    """A model as a function of token windows; all passes share one, so that it compiles once.
 
     Args:
         compiled: ``auto`` compiles on CUDA where enough work has a shape; ``on`` always.
@@ -62,7 +61,7 @@ class Forward:
         self.clock = clock or Clock()
         self.compiled = compiled
         self._compiler = compiler
-        self._functions: dict[str, Callable[..., Tensor]] = {}
+        self._function: Callable[..., Tensor] | None = None
         self._ready: set[tuple[Any, ...]] = set()
         self._queued: deque[torch.cuda.Event] = deque()
 
@@ -74,32 +73,25 @@ class Forward:
 
     def losses(self, inputs: Tensor, targets: Tensor, *, compiled: bool = False) -> Tensor:
         """Nats ``[B, S]`` of `targets` ``[B, S]``, which belong to the last S positions."""
-
-        def run(inputs: Tensor, targets: Tensor) -> Tensor:
-            return cast(Any, self.model).token_losses(inputs, targets)
-
-        found = self._call("losses", run, compiled, inputs, targets)
+        found = (self._compiled_losses if compiled else self._plain_losses)(inputs, targets)
         assert found.shape == targets.shape, (found.shape, targets.shape)
         return found
 
-    def _call(
-        self, name: str, run: Callable[..., Tensor], compiled: bool, *arguments: Tensor
-    ) -> Tensor:
-        """The result of `run`, compiled if asked; the first call of a shape is booked as
-        ``compile``."""
-        if not compiled:
-            return run(*arguments)
-        function = self._functions.get(name)
-        if function is None:
-            function = self._functions[name] = self._compiler(run, fullgraph=True, dynamic=False)
-        key = (name, torch.is_grad_enabled(), *(argument.shape for argument in arguments))
+    def _plain_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return cast(Any, self.model).token_losses(inputs, targets)
+
+    def _compiled_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses by the compiled model; the first call of a shape is booked as ``compile``."""
+        if self._function is None:
+            self._function = self._compiler(self._plain_losses, fullgraph=True, dynamic=False)
+        key = (torch.is_grad_enabled(), inputs.shape, targets.shape)
         if key in self._ready:
-            return function(*arguments)
+            return self._function(inputs, targets)
         with self.clock.phase("compile"):
-            result = function(*arguments)
+            found = self._function(inputs, targets)
             self.synchronize()
         self._ready.add(key)
-        return result
+        return found
 
     def pace(self) -> None:
         """Wait until few batches are queued; call this after each."""

@@ -114,11 +114,4 @@ def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
     before_C = np.square(matrix.weight / scale_RC).mean(0)
     after_C = np.square(dequantize(coded) / scale_RC).mean(0)
     more_C = after_C - before_C - 1 / 12
-    factor = matrix.factor
-    alone_C = np.sqrt(matrix.hessian.diagonal() + factor.damping)
-    return Steps(
-        row=row_R,
-        column=column_C,
-        noise=np.maximum(more_C, 0).astype(np.float32),
-        share=np.where(factor.dead, 1.0, factor.pivots / alone_C).astype(np.float32),
-    )
+    return Steps(row=row_R, column=column_C, noise=np.maximum(more_C, 0).astype(np.float32))

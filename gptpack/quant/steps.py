@@ -25,9 +25,6 @@ class Steps:
     noise: Floats
     """Variance that errors of other columns add to column c before it is rounded, ``[C]``, in
     squared spacings. It takes bits too."""
-    share: Floats
-    """Factor by which an error of column c must be smaller to cost the same where no other column
-    makes up for it, ``[C]``: ``pivot_c / sqrt(H_cc)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

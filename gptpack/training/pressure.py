@@ -192,7 +192,7 @@ class Pressure:
         for name in names:
             rows, columns = self.parameters[name].shape
             one_R, one_C = np.ones(rows, np.float32), np.ones(columns, np.float32)
-            steps[name] = Steps(row=one_R, column=one_C, noise=0 * one_C, share=one_C)
+            steps[name] = Steps(row=one_R, column=one_C, noise=0 * one_C)
         nothing = Outlook(delta=1.0, steps=steps, coded_bits=0.0, other_bytes=0, noise=1 / 12)
         self._take(nothing)
         for grad in (True, False):
