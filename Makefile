@@ -24,7 +24,7 @@ check: $(VENV)/.installed-dev ## lint, format and types
 	$(BIN)/mypy
 
 test: check ## lint, types and every test that needs no GPU
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations=15
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
 
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

@@ -19,9 +19,6 @@ from gptpack.artifact.reader import decode_artifact
 from gptpack.cli.main import run
 from gptpack.families.golf.gpt import GPT
 
-pytestmark = pytest.mark.xdist_group("api")
-"""One worker runs these: they share what takes seconds to make."""
-
 FUNCTIONS = ["check", "evaluate", "inspect", "load", "pack", "train", "verify"]
 
 

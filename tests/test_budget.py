@@ -31,9 +31,6 @@ from gptpack.progress import silent
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 from gptpack.values import TokenizerIdentity
 
-pytestmark = pytest.mark.xdist_group("budget")
-"""One worker runs these: they share what takes seconds to make."""
-
 QUICK = ("--states", "8", "--calibration-tokens", "512", "--eval-tokens", "640")
 CONFIG = ModelConfig(vocab=300, layers=2, width=96, heads=4, kv_heads=2, mlp_hidden=256, context=32)
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=300, bos=1)

@@ -28,9 +28,6 @@ from gptpack.quant.int8 import keep_float
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 from gptpack.values import TokenizerIdentity
 
-pytestmark = pytest.mark.xdist_group("eval")
-"""One worker runs these: they share what takes seconds to make."""
-
 ROOT = Path(__file__).parent.parent
 WORDS = [
     "the",

@@ -45,9 +45,6 @@ from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
 from gptpack.training.recipe import CompressionConfig, Recipe
 
-pytestmark = pytest.mark.xdist_group("pressure")
-"""One worker runs these: they share what takes seconds to make."""
-
 
 def run_of(recipe: Recipe, folder, **more) -> Run:
     more.setdefault("compiled", None)

@@ -14,9 +14,6 @@ from worlds import CPU, TARGET, shards, tiny
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint
 from gptpack.training.loop import train
 
-pytestmark = pytest.mark.xdist_group("ranks")
-"""One worker runs these: they share what takes seconds to make."""
-
 HERE = Path(__file__).parent
 
 

@@ -27,9 +27,6 @@ from gptpack.runs.gather import gather, read_curve
 from gptpack.runs.page import render
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.xdist_group("report")
-"""One worker runs these: they share what takes seconds to make."""
-
 MATRIX = np.ones((8, 8), np.float32)
 STEPS = 3100
 """More than the points of a curve, so that steps are averaged."""

@@ -34,9 +34,6 @@ from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 from gptpack.training.recipe import Recipe, TrainingConfig
 
-pytestmark = pytest.mark.xdist_group("submission")
-"""One worker runs these: they share what takes seconds to make."""
-
 # fmt: off
 EVERYTHING = ["brotli", "click", "constriction", "gptpack", "numba", "plotly", "rich",
               "safetensors", "zstandard"]

@@ -38,9 +38,6 @@ from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import train
 from gptpack.values import TokenizerIdentity
 
-pytestmark = pytest.mark.xdist_group("tuning")
-"""One worker runs these: they share what takes seconds to make."""
-
 SMALL = PackConfig(states=8, codecs=("raw", "range"))
 UNIFORM = dataclasses.replace(SMALL, methods=(("*", "gptq-uniform"),))
 QUICK = ProgressiveConfig(
