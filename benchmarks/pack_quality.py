@@ -28,7 +28,7 @@ import torch
 
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
 from gptpack.data.shards import split_tokens
-from gptpack.evaluation.scoring import evaluate
+from gptpack.evaluation.scoring import score_model
 from gptpack.evaluation.text import Text
 from gptpack.families.language_model import LanguageModel
 from gptpack.jobs.load import load
@@ -87,7 +87,7 @@ class Bench:
 
     def score(self, model: LanguageModel) -> tuple[float, float]:
         """Plain bits per byte, and what one nat per token is in them."""
-        score = evaluate(
+        score = score_model(
             model,
             self.text.tokens,
             self.text.token_bytes,

@@ -22,7 +22,7 @@ from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 from gptpack.errors import AccountingError, ConfigError, LimitError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.reading import Reading
-from gptpack.evaluation.scoring import evaluate, score
+from gptpack.evaluation.scoring import score, score_model
 
 VOCAB = 32
 
@@ -42,7 +42,7 @@ def test_fast_scores_equal_the_slow_twins(
 ) -> None:
     context, stride = shape
     model, tokens = ToyModel(dtype=torch.float64), text(count, seed=1)
-    score = evaluate(
+    score = score_model(
         model,
         tokens,
         toy_bytes(),
@@ -63,7 +63,7 @@ def test_fast_scores_equal_the_slow_twins(
 
 
 def test_bpb_is_the_formula_of_the_reference() -> None:
-    score = evaluate(ToyModel(), text(200), toy_bytes(), context=16)
+    score = score_model(ToyModel(), text(200), toy_bytes(), context=16)
     reference = (score.nats / score.tokens) / math.log(2) * (score.tokens / score.bytes)
     assert score.bpb == pytest.approx(reference, rel=1e-14)
     assert (score.tokens, score.windows, score.tail) == (192, 12, "drop")
@@ -75,8 +75,9 @@ def test_a_stride_equal_to_the_context_scores_like_plain_evaluation_bit_for_bit(
     tail: str | None,
 ) -> None:
     model, tokens = ToyModel(), text(203)
-    plain = evaluate(model, tokens, toy_bytes(), context=16, tail=tail, per_token=True)
-    strided = evaluate(model, tokens, toy_bytes(), context=16, stride=16, tail=tail, per_token=True)
+    plain = score_model(model, tokens, toy_bytes(), context=16, tail=tail, per_token=True)
+    settings = {"context": 16, "tail": tail, "per_token": True}
+    strided = score_model(model, tokens, toy_bytes(), stride=16, **settings)
     assert plain.losses is not None
     assert np.array_equal(plain.losses, strided.losses)
     assert (plain.nats, plain.tokens, plain.bytes) == (strided.nats, strided.tokens, strided.bytes)
@@ -87,7 +88,7 @@ def test_replacing_every_later_token_changes_no_earlier_score(stride: int) -> No
     model, tokens = ToyModel(), text(100)
 
     def losses(of: np.ndarray) -> np.ndarray:
-        score = evaluate(
+        score = score_model(
             model,
             of,
             toy_bytes(),
@@ -111,32 +112,32 @@ def test_replacing_every_later_token_changes_no_earlier_score(stride: int) -> No
 
 def test_a_shorter_stride_changes_scores_but_not_which_targets_and_bytes_count() -> None:
     model, tokens = ToyModel(), text(131)
-    plain = evaluate(model, tokens, toy_bytes(), context=16, tail="score")
-    sliding = evaluate(model, tokens, toy_bytes(), context=16, stride=3, tail="score")
+    plain = score_model(model, tokens, toy_bytes(), context=16, tail="score")
+    sliding = score_model(model, tokens, toy_bytes(), context=16, stride=3, tail="score")
     assert (plain.tokens, plain.bytes) == (sliding.tokens, sliding.bytes) == (130, plain.bytes)
     assert plain.nats != sliding.nats
 
 
 def test_the_batch_size_bounds_what_goes_through_the_model_at_once() -> None:
     model = ToyModel()
-    evaluate(model, text(300), toy_bytes(), context=16, stride=4, batch_tokens=70)
+    score_model(model, text(300), toy_bytes(), context=16, stride=4, batch_tokens=70)
     assert max(rows * length for rows, length in model.shapes) == 64
     model = ToyModel()
-    evaluate(model, text(300), toy_bytes(), context=16, batch_tokens=1)
+    score_model(model, text(300), toy_bytes(), context=16, batch_tokens=1)
     assert set(model.shapes) == {(1, 16)}
 
 
 def test_the_model_is_scored_in_evaluation_mode_and_comes_back_as_it_was() -> None:
     model = ToyModel().train()
-    evaluate(model, text(50), toy_bytes(), context=16)
+    score_model(model, text(50), toy_bytes(), context=16)
     assert not any(model.modes)
     assert model.training
 
 
 def test_a_limit_scores_the_same_losses_as_the_whole_text_does() -> None:
     model, tokens = ToyModel(), text(200)
-    whole = evaluate(model, tokens, toy_bytes(), context=16, stride=4, per_token=True)
-    part = evaluate(
+    whole = score_model(model, tokens, toy_bytes(), context=16, stride=4, per_token=True)
+    part = score_model(
         model, tokens, toy_bytes(), context=16, stride=4, limit_tokens=77, per_token=True
     )
     assert part.tokens == 77
@@ -148,10 +149,10 @@ def test_a_limit_scores_the_same_losses_as_the_whole_text_does() -> None:
 def test_scoring_stops_before_the_model_runs_when_the_audit_found_other_bytes() -> None:
     model, tokens = ToyModel(), text(200)
     right = slow_bytes(toy_bytes(), tokens, 192)
-    assert evaluate(model, tokens, toy_bytes(), context=16, audited_bytes=right).bytes == right
+    assert score_model(model, tokens, toy_bytes(), context=16, audited_bytes=right).bytes == right
     model.shapes.clear()
     with pytest.raises(AccountingError, match=f"charged {right:,} bytes, but .* has {right + 1:,}"):
-        evaluate(model, tokens, toy_bytes(), context=16, audited_bytes=right + 1)
+        score_model(model, tokens, toy_bytes(), context=16, audited_bytes=right + 1)
     assert model.shapes == []
 
 
@@ -162,7 +163,7 @@ def test_masked_documents_score_like_each_alone(stride: int | None) -> None:
     model = tiny_gpt()
     model.use_rope("model", CONTEXT)
     starts = np.flatnonzero(tokens == BOS)
-    masked = evaluate(
+    masked = score_model(
         model,
         tokens,
         byte_table(),
@@ -187,7 +188,7 @@ def test_masked_documents_score_like_each_alone(stride: int | None) -> None:
     assert masked.tokens == len(tokens) - 1
     assert masked.metric.endswith("documents masked")
     assert (masked.documents, masked.rope) == ("masked", "model (unscaled)")
-    packed = evaluate(
+    packed = score_model(
         model, tokens, byte_table(), context=CONTEXT, stride=stride, tail="score", per_token=True
     )
     assert packed.losses is not None
@@ -197,7 +198,7 @@ def test_masked_documents_score_like_each_alone(stride: int | None) -> None:
 def test_a_gpt_that_computes_scored_positions_alone_scores_like_the_slow_twin() -> None:
     model = tiny_gpt()
     tokens = text_of_documents([50, 41], seed=2)
-    found = evaluate(
+    found = score_model(
         model, tokens, byte_table(), context=CONTEXT, stride=3, tail="score", per_token=True
     )
     slow = slow_losses(model, tokens, targets=len(tokens) - 1, context=CONTEXT, stride=3)
@@ -209,7 +210,7 @@ def test_a_cut_window_is_run_whole_so_that_positions_do_not_depend_on_the_texts_
     tokens = text_of_documents([60], seed=2)
 
     def losses(count: int) -> np.ndarray:
-        found = evaluate(
+        found = score_model(
             model, tokens[:count], byte_table(), context=CONTEXT, stride=5, per_token=True
         ).losses
         assert found is not None
@@ -285,24 +286,24 @@ def test_auto_compiles_nothing_on_a_cpu_and_only_large_work_elsewhere() -> None:
 
 def test_text_that_stands_for_no_bytes_is_an_error() -> None:
     with pytest.raises(AccountingError, match="no bytes"):
-        evaluate(ToyModel(), np.zeros(50, np.uint16), toy_bytes(), context=16)
+        score_model(ToyModel(), np.zeros(50, np.uint16), toy_bytes(), context=16)
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     model = ToyModel()
     torch.nn.init.constant_(model.head, float("nan"))
     with pytest.raises(LimitError, match="nan; the model is broken"):
-        evaluate(model, text(50), toy_bytes(), context=16)
+        score_model(model, text(50), toy_bytes(), context=16)
 
 
 def test_a_negative_batch_is_an_error() -> None:
     with pytest.raises(ConfigError, match="batch_tokens=-1"):
-        evaluate(ToyModel(), text(50), toy_bytes(), context=16, batch_tokens=-1)
+        score_model(ToyModel(), text(50), toy_bytes(), context=16, batch_tokens=-1)
 
 
 def test_progress_counts_every_target_up_to_the_total() -> None:
     calls: list[tuple[str, float, float]] = []
-    evaluate(
+    score_model(
         ToyModel(),
         text(101),
         toy_bytes(),
@@ -318,7 +319,7 @@ def test_progress_counts_every_target_up_to_the_total() -> None:
 
 
 def test_the_dictionary_of_a_score_says_what_was_measured() -> None:
-    score = evaluate(ToyModel(), text(101), toy_bytes(), context=16, stride=4)
+    score = score_model(ToyModel(), text(101), toy_bytes(), context=16, stride=4)
     assert score.to_dict()["metric"] == "sliding, stride 4, context 16"
-    assert evaluate(ToyModel(), text(101), toy_bytes(), context=16).metric == "plain, context 16"
+    assert score_model(ToyModel(), text(101), toy_bytes(), context=16).metric == "plain, context 16"
     assert "losses" not in score.to_dict()

@@ -13,7 +13,7 @@ from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score
 
 
-def evaluate(
+def score_model(
     model: nn.Module,
     tokens: Tokens,
     token_bytes: TokenBytes,
@@ -43,7 +43,7 @@ def evaluate(
 
 
 def score(forward: Forward, reading: Reading) -> Score:
-    """Bits per byte of a reading, as `evaluate` gives them; several readings may share a model."""
+    """Bits per byte of a reading; several readings may share the model of a `forward`."""
     plan = reading.plan()
     scorer = reading.scorer(forward, plan)
     scorer.score(np.arange(len(plan)))

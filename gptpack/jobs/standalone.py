@@ -20,7 +20,7 @@ import torch
 
 from gptpack.errors import GptpackError
 from gptpack.evaluation.result import Score
-from gptpack.evaluation.scoring import evaluate
+from gptpack.evaluation.scoring import score_model
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.windows import plan_windows
 from gptpack.jobs.load import load_packed
@@ -106,7 +106,7 @@ def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any],
     audited = text.audited_bytes(targets.values())
     scores: dict[str, Score] = {}
     for name, step in passes.items():
-        scores[name] = evaluate(
+        scores[name] = score_model(
             loaded.model,
             text.tokens,
             text.token_bytes,
