@@ -10,8 +10,9 @@ kernel earns its place if the step is slower without it. `on` at both ends says 
 drifts.
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
-synchronised at both ends. `--profile` adds where the device's time goes, kernel by kernel. Without
-CUDA it runs a few steps of the recipe `tiny`.
+synchronised at both ends. `--by-blocks` compiles one block in place of the whole model, `--profile`
+adds where the device's time goes, kernel by kernel. Without CUDA it runs a few steps of the recipe
+`tiny`.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from by_blocks import by_blocks
 
 from gptpack import ops
 from gptpack.ranks import ranks
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--micro", nargs="+", type=int, default=[0], help="tokens; 0: chosen")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
+    parser.add_argument("--by-blocks", action="store_true", help="compile one block, not the whole")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
@@ -138,6 +141,8 @@ def main() -> None:
             variant = dataclasses.replace(recipe, training=training)
             with taken(kernels) as choice:
                 run = Run(variant, [tokens], Path(folder), here, None, attention, None, choice)
+                if options.by_blocks:
+                    run.loss = by_blocks(run.model)
                 label = kernels if kernels != "auto" else run.kernels.split()[0]
                 measure(run, attention, label, steps=options.steps, rows=options.profile)
             run.batches.close()
