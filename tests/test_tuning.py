@@ -482,6 +482,27 @@ def test_floats_that_tuning_makes_larger_are_tuned_within_the_budget(case, monke
     assert after < divergence(unpacked(chosen.pack(budget, config)), teacher, held_out)
 
 
+def test_no_layer_pays_alone_for_tables_that_tuning_makes_larger(case):
+    """A table of few different floats deflates well, and no more once it is tuned."""
+    weights = {name: value.clone() for name, value in case().model.state_dict().items()}
+    weights["tok_emb.weight"] = weights["tok_emb.weight"].round(decimals=1)
+    model = build(case().model.config, weights, torch.device("cpu")).eval()
+    chosen = dataclasses.replace(case(), model=model)
+    methods = (("*", "gptq-trellis"), ("tok_emb.weight", "float16"))
+    config = dataclasses.replace(SMALL, codecs=("zlib", "range"), methods=methods)
+    budget = len(chosen.pack(config=config, delta=4 * DELTA).assemble()) + 6000
+    tuned = progressively(chosen, chosen.packer(config, budget))
+    assert tuned.notes == ()
+    assert 0.98 * budget < len(tuned.assemble()) <= budget
+    tensors = decode_artifact(tuned.assemble()).tensors
+    spread = {0: [], 1: []}
+    for tensor in tensors:
+        if tensor.method == "trellis":
+            spread[int(tensor.name.split(".")[1])].append(np.abs(tensor.arrays["codes"]).mean())
+    last, first = (np.mean(spread[layer]) for layer in (0, 1))
+    assert 0.4 < last / first < 2.5  # 0.07 where the last group alone pays
+
+
 @pytest.mark.parametrize(("by_layer", "bits"), [(True, 1.5), (False, 3.0)])
 def test_bits_are_the_most_that_a_tuned_file_has(case, by_layer, bits):
     chosen = case("everything")

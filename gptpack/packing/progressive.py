@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptpack.artifact.writer import EncodedSections
+from gptpack.artifact.writer import EncodedSections, encode_sections
 from gptpack.calibration.collect import collect
-from gptpack.errors import QuantError
+from gptpack.errors import BudgetError, QuantError
 from gptpack.families.language_model import LanguageModel
 from gptpack.packing.apart import keep_smallest_float
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
@@ -118,6 +118,8 @@ def pack_progressively(
     groups = student.groups(names) if config.by_layer else [names]
     batch = max(1, 16384 // windows.shape[1])
     goal = goal_of(packer, bits)
+    if search and bits is None and len(groups) > 1:
+        delta = _delta_for_tuned_floats(packer, student, goal.limit, delta, progress)
     coded: dict[str, PackedTensor] = {}
     predicted = loss = 0.0
     position = tuned = 0
@@ -171,6 +173,31 @@ def pack_progressively(
         return _untuned(first)
     encoded, more = finished
     return packer.seal(encoded, delta=delta, predicted_nats=predicted + more)
+
+
+def _delta_for_tuned_floats(
+    packer: Packer, student: LanguageModel, limit: int, delta: float, progress: Progress
+) -> float:
+    """The delta at which the file fits once its floats are as large as tuning will leave them.
+
+    It is `delta`, that of a file before tuning, where floats grow by no more than is held back. If
+    they grow by more, as tables in bfloat16 do, the last group alone would have to make up for it:
+    it cost more than all tuning won (docs/log.md, 2026-11-29).
+    """
+    grown = replace(packer, fixed=dict(packer.fixed))
+    _refresh_floats(grown, student, tuned=False)
+    before, after = (
+        encode_sections(list(each.fixed.values()), packer.config.codecs).stored_bytes
+        if each.fixed
+        else 0
+        for each in (packer, grown)
+    )
+    if after - before <= int(limit * HELD_BACK) + HELD_BACK_BYTES:
+        return delta
+    try:
+        return pack_to_budget(grown, progress=progress).delta
+    except BudgetError:
+        return delta
 
 
 def _matrices(
