@@ -138,9 +138,8 @@ def _count(value: Any, *, least: int) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    if type(value) is int and abs(value) < 1 << 53:
-        return float(value)
-    return value if type(value) is float and math.isfinite(value) else None
+    small = type(value) is int and abs(value) < 1 << 53
+    return float(value) if small or (type(value) is float and math.isfinite(value)) else None
 
 
 def _score(value: Any) -> float | None:
@@ -149,9 +148,7 @@ def _score(value: Any) -> float | None:
 
 def _pairs(value: Any, kind: type) -> tuple[tuple[str, Any], ...] | None:
     """The (string, `kind`) pairs in a list of such pairs; None of anything else."""
-    if not isinstance(value, list):
+    if type(value) is not list or not all(type(item) is list for item in value):
         return None
-    pairs = [item for item in value if isinstance(item, list) and len(item) == 2]
-    if len(pairs) < len(value) or not all(type(a) is str and type(b) is kind for a, b in pairs):
-        return None
-    return tuple((a, b) for a, b in pairs)
+    right = all([*map(type, item)] == [str, kind] for item in value)
+    return tuple((pattern, given) for pattern, given in value) if right else None

@@ -118,7 +118,7 @@ def pack_progressively(
     groups = student.groups(names) if config.by_layer else [names]
     batch = max(1, 16384 // windows.shape[1])
     goal = goal_of(packer, bits)
-    if search and bits is None and len(groups) > 1:
+    if search and bits is None and packer.fixed and len(groups) > 1:
         delta = _delta_for_tuned_floats(packer, student, goal.limit, delta, progress)
     coded: dict[str, PackedTensor] = {}
     predicted = loss = 0.0
@@ -186,11 +186,9 @@ def _delta_for_tuned_floats(
     """
     grown = replace(packer, fixed=dict(packer.fixed))
     _refresh_floats(grown, student, tuned=False)
+    codecs = packer.config.codecs
     before, after = (
-        encode_sections(list(each.fixed.values()), packer.config.codecs).stored_bytes
-        if each.fixed
-        else 0
-        for each in (packer, grown)
+        encode_sections([*each.fixed.values()], codecs).stored_bytes for each in (packer, grown)
     )
     if after - before <= int(limit * HELD_BACK) + HELD_BACK_BYTES:
         return delta
