@@ -69,3 +69,8 @@ class MissingDependencyError(GptpackError):
     """The environment lacks something that was asked for."""
 
     exit_status = 4
+
+
+def error_of(status: int) -> type[GptpackError]:
+    """The error that a command of ours ended with, by its exit status."""
+    return {3: ArtifactError, 4: MissingDependencyError}.get(status, GptpackError)

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
+from gptpack.errors import error_of
 from gptpack.evaluation.result import Evaluation
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-_ERRORS: dict[int, type[GptpackError]] = {3: ArtifactError, 4: MissingDependencyError}
 
 
 class FreshEvaluation:
@@ -37,8 +36,7 @@ class FreshEvaluation:
         errors = self.process.communicate("\n" if self.waits else None)[1]
         said = (errors or "").strip().splitlines()
         if status := self.process.returncode:
-            error = _ERRORS.get(status, GptpackError)
-            raise error(
+            raise error_of(status)(
                 f"{self.path}: evaluation in a fresh process ended with status {status}"
                 + (f": {said[-1]}" if said else "")
             )

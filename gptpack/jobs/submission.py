@@ -26,14 +26,7 @@ from gptpack.contest.folder import (
 )
 from gptpack.contest.logs import RunRecord, submission_log, training_lines
 from gptpack.contest.script import make_script
-from gptpack.errors import (
-    ArtifactError,
-    BudgetError,
-    ConfigError,
-    DataError,
-    GptpackError,
-    MissingDependencyError,
-)
+from gptpack.errors import BudgetError, ConfigError, DataError, error_of
 from gptpack.jobs.fresh import TORCHRUN
 from gptpack.progress import Progress, silent
 from gptpack.runs.gather import CHECKPOINT, METRICS, reports
@@ -228,9 +221,8 @@ def run_script(script: Path, *options: object) -> str:
     )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        errors: dict[int, type[GptpackError]] = {3: ArtifactError, 4: MissingDependencyError}
-        error = errors.get(done.returncode, GptpackError)
-        raise error(f"{script.name} ended with status {done.returncode} and said: {said}")
+        status = done.returncode
+        raise error_of(status)(f"{script.name} ended with status {status} and said: {said}")
     return done.stdout
 
 
