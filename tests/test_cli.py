@@ -117,6 +117,8 @@ def test_what_the_file_system_refuses_is_one_line(failing, capsys):
         (("--bits", "nan"), "'nan' is not a finite number"),
         (("--delta", "inf"), "'inf' is not a finite number"),
         (("--delta", "0"), "0 is not in the range x>0"),
+        (("--step", "3e-4"), "--step is now --delta"),
+        (("--step-factor", "*=2"), "--step-factor is now --delta-factor"),
         (("--budget", "1MB", "--seed", "-1"), "-1 is not in the range"),
         (("--budget", "1MB", "--tune-labels", "1.5"), "1.5 is not in the range"),
         (("--budget", "1MB", "--device", "foo"), "'foo' is not one of"),

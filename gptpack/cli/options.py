@@ -1,6 +1,7 @@
 """Types of options that several commands share: text from the command line -> checked values."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -24,3 +25,13 @@ FINITE = Finite()
 POSITIVE = Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=0)
 SEED = click.IntRange(min=0, max=2**63 - 1)
+
+
+def renamed(old: str, new: str) -> Callable[[Any], Any]:
+    """A decorator: the option `old` is an error that says its `new` name."""
+
+    def refuse(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(f"{old} is now {new}", ctx)
+
+    return click.option(old, hidden=True, expose_value=False, callback=refuse)

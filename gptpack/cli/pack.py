@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from gptpack.cli.console import main_rank, note, print_json, progress_bars
-from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite
+from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite, renamed
 from gptpack.cli.pack_report import print_curve, print_report
 from gptpack.errors import ConfigError
 
@@ -95,6 +95,8 @@ PATH = click.Path(path_type=Path)
     help="About how many bits a weight the curve's points have; the first is searched.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@renamed("--step", "--delta")
+@renamed("--step-factor", "--delta-factor")
 def command(
     checkpoint: Path, curve: Path | None, curve_bits: str, as_json: bool, **settings: Any
 ) -> None:
