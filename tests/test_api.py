@@ -130,6 +130,32 @@ def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
         gptpack.pack(place / "checkpoint.pt", sise="1MB")
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tune": "depp"}, "tune='depp': choose none, floats, deep"),
+        ({"calibration": "text"}, "calibration='text': choose shards, self, random"),
+        ({"device": "gpu"}, "device='gpu': choose auto, cpu, cuda"),
+        ({"bits": -1.0}, r"bits=-1\.0 must be a number above 0"),
+        ({"delta": "3e-4"}, "delta=3e-4 must be a number above 0"),
+        ({"methods": "int8"}, "methods=int8 must be a tuple or list"),
+        ({"stride": 0}, "stride=0 must be a whole number above 0"),
+        ({"seed": -1}, "seed=-1 must be a whole number below"),
+        ({"tune_labels": 2}, "tune_labels=2 must lie in"),
+        ({"states": 7}, "states=7: the trellis has"),
+        ({"budget": "16 apples"}, "write a number and a unit"),
+        ({"budget": 1.5}, "not a whole number of bytes|write a number and a unit"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_before_any_work(settings, said):
+    with pytest.raises(gptpack.GptpackError, match=said):
+        gptpack.pack(
+            "absent.pt",
+            **({"bits": 3} if not settings.keys() & {"bits", "delta", "budget"} else {}),
+            **settings,
+        )
+
+
 def test_a_model_without_a_tokenizer_says_how_to_name_one():
     model = GPT(gptpack.ModelConfig(vocab=64, layers=1, width=16, heads=2, kv_heads=1, context=16))
     with pytest.raises(gptpack.GptpackError, match="does not say which tokenizer"):

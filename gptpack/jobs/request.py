@@ -1,16 +1,26 @@
 """What one asks of a pack, as text or numbers -> one frozen value, checked where it is made."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
 from gptpack.packing.config import PackConfig
-from gptpack.values import parse_size
+from gptpack.values import SHARE, Check, check_fields, parse_size
 
 Calibration = Literal["shards", "self", "random"]
 Tune = Literal["none", "floats", "deep"]
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "calibration": (None, *get_args(Calibration)),
+    "tune": get_args(Tune),
+    "device": ("auto", "cpu", "cuda"),
+}
+SOME: Check = ("be a number above 0", lambda v: v is None or (_number(v) and 0 < v < math.inf))
+COUNT: Check = ("be a whole number below 2^63", lambda v: type(v) is int and 0 <= v < 2**63)
+WIDTH: Check = ("be a whole number above 0", lambda v: v is None or (type(v) is int and v > 0))
+SEVERAL: Check = ("be a tuple or list", lambda v: isinstance(v, tuple | list))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +78,17 @@ class PackRequest:
     """``auto``, ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                named = ", ".join(choice for choice in choices if choice)
+                raise ConfigError(f"{name}={value!r}: choose {named}")
+        check_fields(self, SOME, "bits delta tune_seconds")
+        check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
+        check_fields(self, WIDTH, "stride")
+        check_fields(self, SHARE, "tune_labels")
+        check_fields(self, SEVERAL, "methods delta_factors codecs code")
         if self.tune == "none" and self.tune_seconds:
-            raise ConfigError("--tune-seconds goes with --tune")
-        if not 0 <= self.tune_labels <= 1:
-            raise ConfigError(f"--tune-labels {self.tune_labels} must lie in 0..1")
+            raise ConfigError("tune_seconds (--tune-seconds) goes with tune, floats or deep")
 
     @property
     def config(self) -> PackConfig:
@@ -91,7 +108,9 @@ class PackRequest:
     @property
     def budget_bytes(self) -> int | None:
         """The budget in bytes; None where the file is not made for one."""
-        return parse_size(self.budget) if isinstance(self.budget, str) else self.budget
+        if self.budget is None or type(self.budget) is int:
+            return self.budget
+        return parse_size(str(self.budget))
 
     def code_bytes(self) -> int:
         """Bytes of the files in `code`.
@@ -107,6 +126,10 @@ class PackRequest:
             raise ConfigError(
                 "give one of --budget, such as --budget 16MB, --bits, --delta, and --curve"
             )
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _methods(options: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
