@@ -327,7 +327,7 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "one context of 32"),
         (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "stride=33 must be 1 to"),
         (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
-        (("--bits", "3", "--tune-seconds", "5"), 2, "goes with --tune"),
+        (("--bits", "3", "--tune-seconds", "5"), 2, "goes with tune"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, words, status, said):
