@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptpack.errors import MissingDependencyError
+from gptpack.errors import ConfigError, MissingDependencyError
 
 # torch 2.13 deprecates the names that 2.11 has
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -119,10 +119,13 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that `name` asks for; ``auto`` is this rank's CUDA device, or else the CPU.
 
     Raises:
+        ConfigError: no such device.
         MissingDependencyError: CUDA was asked for by name and is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: choose auto, cpu, cuda")
     if name == "cuda":
         if not torch.cuda.is_available():
             raise MissingDependencyError(

@@ -144,16 +144,57 @@ def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
         ({"tune_labels": 2}, "tune_labels=2 must lie in"),
         ({"states": 7}, "states=7: the trellis has"),
         ({"budget": "16 apples"}, "write a number and a unit"),
-        ({"budget": 1.5}, "not a whole number of bytes|write a number and a unit"),
+        ({"budget": 1.5}, "budget=1.5 must be text such as 16MB"),
+        ({"budget": 0}, "budget=0 must be text such as 16MB"),
+        ({"request": gptpack.PackRequest(bits=3), "seed": 1}, "seed: set them in the request"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_before_any_work(settings, said):
     with pytest.raises(gptpack.GptpackError, match=said):
         gptpack.pack(
             "absent.pt",
-            **({"bits": 3} if not settings.keys() & {"bits", "delta", "budget"} else {}),
+            **({"bits": 3} if not settings.keys() & {"bits", "delta", "budget", "request"} else {}),
             **settings,
         )
+
+
+def test_what_is_altered_in_memory_is_scored_as_it_is(place):
+    loaded = gptpack.load(place / "checkpoint.pt")
+    with torch.no_grad():
+        loaded.model.get_parameter(loaded.model.embedding_name).mul_(0.5)
+    before = gptpack.evaluate(loaded, place / "shards").plain
+    with torch.inference_mode():
+        made = gptpack.pack(loaded, bits=6, states=8, data=place / "shards")
+    assert made.before.plain.bpb == pytest.approx(before.bpb, rel=1e-6)
+    assert made.after.plain.bpb == pytest.approx(before.bpb, rel=1e-2)
+    assert made.after.plain.tokens == before.tokens
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda f: gptpack.pack(torch.nn.Linear(2, 2), bits=3), "a Linear cannot be packed"),
+        (lambda f: gptpack.pack({}, bits=3), "a dict cannot be packed"),
+        (
+            lambda f: gptpack.evaluate(f / "model.gptpack", f / "shards", device="tpu"),
+            "choose auto",
+        ),
+        (
+            lambda f: gptpack.evaluate(f / "model.gptpack", f / "shards", tail="x"),
+            "tail='x': choose",
+        ),
+        (lambda f: gptpack.evaluate(f / "model.gptpack", f / "none"), "no shards named"),
+        (lambda f: gptpack.verify(f / "model.gptpack", f / "model.gptpack"), "a packed file; give"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_error_of_the_family(place, call, said):
+    with pytest.raises(gptpack.GptpackError, match=said):
+        call(place)
+
+
+def test_a_lone_file_of_code_is_one_file(place):
+    result = gptpack.check(place / "model.gptpack", code=place / "checkpoint.pt", data=None)
+    assert result.artifacts[0].code_bytes == (place / "checkpoint.pt").stat().st_size
 
 
 def test_a_model_without_a_tokenizer_says_how_to_name_one():

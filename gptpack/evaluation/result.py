@@ -153,7 +153,7 @@ class Evaluation:
 
     @property
     def best(self) -> Score:
-        """The sliding window where there is one, else plain evaluation."""
+        """The sliding window where there is one, else plain: the score of the model as it is."""
         return self.sliding or self.plain
 
     @property

@@ -77,6 +77,7 @@ class Text:
             ShardError: there are no shards, they are malformed, or ids are not below `vocab`.
             ConfigError: bytes cannot be audited without `source`, or `source` has no use.
         """
+        shards = tuple(find_shards(directory, "val"))
         path = tokenizer or directory / TOKENIZER
         if tokenizer is None and not path.exists():
             raise TokenizerError(
@@ -120,7 +121,6 @@ class Text:
                 "model are audited by decoding them"
             )
         tokens = load_tokens(directory, "val", vocab, limit)
-        shards = tuple(find_shards(directory, "val"))
         return cls(
             tokens, loaded, token_bytes, accounting, shards, source, cut=len(tokens) == limit
         )

@@ -65,13 +65,13 @@ def check(
         GptpackError: measuring failed for a reason that does not lie in the file.
     """
     limits: dict[str, Any] = {
-        "budget": str(budget),
-        "code": tuple(map(str, code)),
+        "budget": str(budget or ""),
+        "code": tuple(map(str, [code] if isinstance(code, str | Path) else code)),
         "max_bpb": max_bpb,
         "max_bpb_rise": max_bpb_rise,
-        "max_bytes_rise": str(max_bytes_rise),
-        "data": str(data),
-        "tokenizer": str(tokenizer),
+        "max_bytes_rise": str(max_bytes_rise or ""),
+        "data": str(data or ""),
+        "tokenizer": str(tokenizer or ""),
         "tokens": tokens,
         "stride": stride,
     }

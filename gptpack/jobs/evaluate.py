@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from gptpack.errors import ConfigError
 from gptpack.evaluation.forward import Compile, Forward
@@ -52,7 +52,8 @@ def evaluate(
     tokens stand for are audited first. Under torchrun every rank calls this and gets the result.
 
     Args:
-        source: a path, or what `load` made of one.
+        source: a path, or what `load` made of one; that is scored on the device where it is, and
+            keeps the attention and the positions that were chosen for it.
         data: folder of shards, of which those of ``val`` are scored.
         tokenizer: its file; None takes ``tokenizer.model`` in `data`.
         text: what the tokens were made from; byte sidecars and tables are audited against it.
@@ -68,6 +69,8 @@ def evaluate(
         time_limit: seconds from the start of the process after which scoring stops; 0 never.
         batch_tokens: most tokens that go through the model at once; 0 chooses by device.
         compiled: whether to use torch.compile; ``auto`` does on CUDA, where it pays.
+        device: ``auto``, ``cpu`` or ``cuda``, for a path.
+        progress: called with phase, done and total as scoring goes on.
         on_ready: called with the device before the source is opened.
 
     Raises:
@@ -86,6 +89,15 @@ def evaluate(
     from gptpack.evaluation.text import Text
     from gptpack.ranks import ranks
 
+    for name, value, known in (
+        ("documents", documents, get_args(Documents)),
+        ("tail", tail, (None, "score", "drop")),
+        ("compiled", compiled, get_args(Compile)),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r}: choose {', '.join(filter(None, known))}")
+    if isinstance(source, Loaded) and model is not None:
+        raise ConfigError("model is for bare state dicts by path; what is loaded has its own")
     settings = named_settings(adaptations)
     with ranks(device) if not isinstance(source, Loaded) else nullcontext(_alone(source)) as here:
         age = process_age()

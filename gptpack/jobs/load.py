@@ -80,14 +80,14 @@ def load(
         True
     """
     path = Path(path)
-    if _is_packed(path):
+    if is_packed(path):
         if model is not None:
             raise ConfigError(f"--model {model} is for bare state dicts; {path} says its own model")
         return load_packed(path, device)
     return _load_checkpoint(path, model, device)
 
 
-def _is_packed(path: Path) -> bool:
+def is_packed(path: Path) -> bool:
     """Whether the file begins as a packed one, or as what became of one on its way here."""
     try:
         with path.open("rb") as file:

@@ -13,6 +13,7 @@ from gptpack.artifact.reader import decode_header
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.artifact.writer import write_atomic
 from gptpack.atomic import check_target
+from gptpack.errors import ConfigError
 from gptpack.evaluation.result import Evaluation
 from gptpack.families.language_model import LanguageModel
 from gptpack.jobs.load import Loaded
@@ -122,6 +123,8 @@ def pack(
         >>> packed.after.plain.bpb - packed.before.plain.bpb < 0.1
         True
     """
+    if request is not None and settings:
+        raise ConfigError(f"{', '.join(settings)}: set them in the request that is given")
     request = PackRequest(**settings) if request is None else request
     request.check_size()
     path = None if request.output is None or request.plan else Path(request.output)

@@ -7,6 +7,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from gptpack.artifact.record import PackRecord
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
 from gptpack.data.batches import Tokens
@@ -95,7 +97,13 @@ def prepared(
     budget = request.budget_bytes
     data = None if request.data is None else Path(request.data)
     seconds, began = dict[str, float](), time.perf_counter()
-    with ranks(request.device) as here, ThreadPoolExecutor(1) as background:
+    with (
+        ranks(request.device) as here,
+        ThreadPoolExecutor(1) as background,
+        # calibration and tuning need gradients, whatever the caller is in
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         loaded = _opened(source, request, here)
         model = loaded.model
         config.check_names(model.state_dict())
@@ -110,7 +118,10 @@ def prepared(
                 tokenizer=None if request.tokenizer is None else Path(request.tokenizer),
             )
         identity = identity_of(loaded, request)
-        proof = Proof(loaded, request, target, here.device)
+        # what a caller hands over may be no longer, or never have been, what the file says
+        same = loaded is not source and loaded.told == request.model
+        own = loaded if same else replace(loaded, path=None)
+        proof = Proof(own, request, target, here.device)
         with proof if here.main else nullcontext():
             record = PackRecord(
                 checkpoint_sha256=loaded.sha256, step=loaded.step if loaded.path else None
@@ -150,6 +161,11 @@ def prepared(
 def _opened(
     source: str | Path | Loaded | LanguageModel, request: PackRequest, here: Ranks
 ) -> Loaded:
+    if not isinstance(source, str | Path | Loaded | LanguageModel):
+        raise ConfigError(
+            f"a {type(source).__name__} cannot be packed; give the path of a checkpoint, what "
+            "gptpack.load made of one, or a gptpack LanguageModel"
+        )
     if isinstance(source, LanguageModel):
         return Loaded(model=source.to(here.device).eval(), kind="checkpoint")
     loaded = source
@@ -159,7 +175,7 @@ def _opened(
         raise CheckpointError(
             f"{loaded.path}: a packed file; give the checkpoint that it was made of"
         )
-    loaded.model.to(here.device)
+    loaded.model.to(here.device).eval()
     return loaded
 
 

@@ -28,7 +28,10 @@ class Proof:
     def __init__(
         self, loaded: Loaded, request: PackRequest, target: Path | None, device: "torch.device"
     ) -> None:
-        """Files are scored next to where `target` will be, or among temporary files."""
+        """Files are scored next to where `target` will be, or among temporary files.
+
+        A `loaded` without a path is scored in this process: no other one could make that model.
+        """
         self.loaded, self.request, self.target = loaded, request, target
         self.data = None if request.data is None or request.plan else Path(request.data)
         self.early = device.type == "cuda"

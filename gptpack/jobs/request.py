@@ -20,6 +20,10 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 SOME: Check = ("be a number above 0", lambda v: v is None or (_number(v) and 0 < v < math.inf))
 COUNT: Check = ("be a whole number below 2^63", lambda v: type(v) is int and 0 <= v < 2**63)
 WIDTH: Check = ("be a whole number above 0", lambda v: v is None or (type(v) is int and v > 0))
+BYTES: Check = (
+    "be text such as 16MB, or a whole number above 0",
+    lambda v: v is None or isinstance(v, str) or (type(v) is int and v > 0),
+)
 SEVERAL: Check = ("be a tuple or list", lambda v: isinstance(v, tuple | list))
 
 
@@ -82,6 +86,7 @@ class PackRequest:
             if (value := getattr(self, name)) not in choices:
                 named = ", ".join(choice for choice in choices if choice)
                 raise ConfigError(f"{name}={value!r}: choose {named}")
+        check_fields(self, BYTES, "budget")
         check_fields(self, SOME, "bits delta tune_seconds")
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
         check_fields(self, WIDTH, "stride")
@@ -108,9 +113,7 @@ class PackRequest:
     @property
     def budget_bytes(self) -> int | None:
         """The budget in bytes; None where the file is not made for one."""
-        if self.budget is None or type(self.budget) is int:
-            return self.budget
-        return parse_size(str(self.budget))
+        return parse_size(self.budget) if isinstance(self.budget, str) else self.budget
 
     def code_bytes(self) -> int:
         """Bytes of the files in `code`.
@@ -124,7 +127,8 @@ class PackRequest:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""
         if sum(given is not None for given in (self.budget, self.bits, self.delta)) != 1:
             raise ConfigError(
-                "give one of --budget, such as --budget 16MB, --bits, --delta, and --curve"
+                "give one of --budget, such as --budget 16MB, --bits and --delta (from Python: "
+                "budget, bits, delta), or --curve"
             )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gptpack.errors import CheckpointError
 from gptpack.escape import plain
 from gptpack.inspection.compare import WeightErrors, Weights, read_weights, weight_errors
 from gptpack.inspection.verify import VerifyReport, report_on_weights
@@ -47,8 +48,10 @@ def checkpoint_errors(files: Sequence[Weights], checkpoint: Path) -> list[Weight
         GptpackError: the checkpoint has other tensors than a file.
         CheckpointError: it is unreadable, or some of its weights are not finite.
     """
-    from gptpack.jobs.load import load
+    from gptpack.jobs.load import is_packed, load
 
+    if is_packed(checkpoint):
+        raise CheckpointError(f"{checkpoint}: a packed file; give the checkpoint it was made of")
     loaded = load(checkpoint, model=files[0].header.model)
     reference = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
     found = []
