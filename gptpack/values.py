@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -94,6 +94,12 @@ def check_fields(config: Any, check: Check, names: str) -> None:
     for name in names.split():
         if not holds(value := getattr(config, name)):
             raise ConfigError(f"{name}={value} must {what}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
+    """Raise the `ConfigError` of a setting that is none of `choices`, of which None has no name."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: choose {', '.join(filter(None, choices))}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

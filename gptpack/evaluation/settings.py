@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptpack.errors import ConfigError
-from gptpack.values import from_dict
+from gptpack.values import BELOW_ONE, NOT_NEGATIVE, check_fields, from_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,8 @@ class SgdSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "epochs", "chunk", "rows")
-        _not_negative(self, "clip", "reset", "freeze")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum} must lie in [0, 1)")
+        check_fields(self, NOT_NEGATIVE, "clip reset freeze")
+        check_fields(self, BELOW_ONE, "momentum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +66,8 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "rank", "lr", "steps", "chunk", "documents")
-        _not_negative(self, "alpha", "decay")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        check_fields(self, NOT_NEGATIVE, "alpha decay")
+        check_fields(self, BELOW_ONE, "beta1 beta2")
         if not all(self.targets.split("+")):
             raise ConfigError(f"targets={self.targets!r}: write names joined by +, such as c_q+c_v")
 
@@ -171,9 +168,3 @@ def _positive(settings: Settings, *names: str) -> None:
             raise ConfigError(f"{name}={value} must be above 0")
         if isinstance(value, int) and value > LARGEST_COUNT:
             raise ConfigError(f"{name}={value} must be at most {LARGEST_COUNT}")
-
-
-def _not_negative(settings: Settings, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) >= 0:
-            raise ConfigError(f"{name}={getattr(settings, name)} must not be negative")

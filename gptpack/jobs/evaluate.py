@@ -13,6 +13,7 @@ from gptpack.evaluation.result import Documents, Evaluation, Score
 from gptpack.evaluation.settings import LoraSettings, SgdSettings, named_settings
 from gptpack.jobs.load import Loaded, load
 from gptpack.progress import Progress, silent
+from gptpack.values import check_choice
 from gptpack.version import VERSION
 
 if TYPE_CHECKING:
@@ -89,13 +90,9 @@ def evaluate(
     from gptpack.evaluation.text import Text
     from gptpack.ranks import ranks
 
-    for name, value, known in (
-        ("documents", documents, get_args(Documents)),
-        ("tail", tail, (None, "score", "drop")),
-        ("compiled", compiled, get_args(Compile)),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name}={value!r}: choose {', '.join(filter(None, known))}")
+    check_choice("documents", documents, get_args(Documents))
+    check_choice("tail", tail, (None, "score", "drop"))
+    check_choice("compiled", compiled, get_args(Compile))
     if isinstance(source, Loaded) and model is not None:
         raise ConfigError("model is for bare state dicts by path; what is loaded has its own")
     settings = named_settings(adaptations)

@@ -16,6 +16,11 @@ from gptpack.evaluation.result import Evaluation
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
+def alone() -> dict[str, str]:
+    """The environment without what torchrun set: of a process that is one rank of its own."""
+    return {name: text for name, text in os.environ.items() if name not in TORCHRUN}
+
+
 class FreshEvaluation:
     """A running ``gptpack eval``; `result` waits for it.
 
@@ -76,10 +81,9 @@ def fresh_evaluation(
         if limit_tokens:
             command += ["--limit-tokens", str(limit_tokens)]
         command += ["--", str(path)]  # whose name may begin with a dash
-        environment = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=alone(),
             stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE if quiet else None,

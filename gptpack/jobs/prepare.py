@@ -161,16 +161,17 @@ def prepared(
 def _opened(
     source: str | Path | Loaded | LanguageModel, request: PackRequest, here: Ranks
 ) -> Loaded:
-    if not isinstance(source, str | Path | Loaded | LanguageModel):
+    if isinstance(source, Loaded):
+        loaded = source
+    elif isinstance(source, LanguageModel):
+        loaded = Loaded(model=source, kind="checkpoint")
+    elif isinstance(source, str | Path):
+        loaded = load(source, model=request.model, device=here.device)
+    else:
         raise ConfigError(
             f"a {type(source).__name__} cannot be packed; give the path of a checkpoint, what "
             "gptpack.load made of one, or a gptpack LanguageModel"
         )
-    if isinstance(source, LanguageModel):
-        return Loaded(model=source.to(here.device).eval(), kind="checkpoint")
-    loaded = source
-    if not isinstance(loaded, Loaded):
-        loaded = load(loaded, model=request.model, device=here.device)
     if loaded.kind != "checkpoint":
         raise CheckpointError(
             f"{loaded.path}: a packed file; give the checkpoint that it was made of"

@@ -49,11 +49,15 @@ class Proof:
             "device": request.device,
         }
 
-    def _start(self, path: Path, data: Path) -> FreshEvaluation:
-        told = self.loaded.told
-        return self.stack.enter_context(
-            fresh_evaluation(path, data, model=told, quiet=True, **self._settings())
-        )
+    def _start(self, path: Path, data: Path, **more: Any) -> FreshEvaluation:
+        settings = {**self._settings(), **more}
+        return self.stack.enter_context(fresh_evaluation(path, data, quiet=True, **settings))
+
+    def _of_model(self, path: Path, data: Path) -> FreshEvaluation:
+        return self._start(path, data, model=self.loaded.told)
+
+    def _of_file(self, data: Path, *, wait: bool) -> FreshEvaluation:
+        return self._start(self.candidate, data, stride=self.request.stride, wait=wait)
 
     def __enter__(self) -> "Proof":
         if self.data is None:
@@ -65,17 +69,9 @@ class Proof:
         self.candidate = self.target.with_name(f".gptpack-{secrets.token_hex(8)}.unproved")
         if self.early:
             if self.loaded.path is not None:
-                self.running = self._start(self.loaded.path, self.data)
+                self.running = self._of_model(self.loaded.path, self.data)
             self.waiting = self._of_file(self.data, wait=True)
         return self
-
-    def _of_file(self, data: Path, *, wait: bool) -> FreshEvaluation:
-        stride = self.request.stride
-        return self.stack.enter_context(
-            fresh_evaluation(
-                self.candidate, data, stride=stride, quiet=True, wait=wait, **self._settings()
-            )
-        )
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
@@ -93,7 +89,7 @@ class Proof:
                 settings.pop("device")
                 self.found = evaluate(self.loaded, data, **settings)
             else:
-                self.running = self.running or self._start(self.loaded.path, data)
+                self.running = self.running or self._of_model(self.loaded.path, data)
                 self.found = self.running.result()
         return self.found
 

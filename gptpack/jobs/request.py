@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
 from gptpack.packing.config import PackConfig
-from gptpack.values import SHARE, Check, check_fields, parse_size
+from gptpack.values import SHARE, Check, check_choice, check_fields, parse_size
 
 Calibration = Literal["shards", "self", "random"]
 Tune = Literal["none", "floats", "deep"]
@@ -83,9 +83,7 @@ class PackRequest:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                named = ", ".join(choice for choice in choices if choice)
-                raise ConfigError(f"{name}={value!r}: choose {named}")
+            check_choice(name, getattr(self, name), choices)
         check_fields(self, BYTES, "budget")
         check_fields(self, SOME, "bits delta tune_seconds")
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")

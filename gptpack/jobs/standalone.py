@@ -6,7 +6,6 @@ click and rich, and prints. The lines are the contest's where the contest has th
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from gptpack.evaluation.result import Score
 from gptpack.evaluation.scoring import score_model
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.windows import plan_windows
-from gptpack.jobs.load import load_packed
+from gptpack.jobs.load import Loaded, load_packed
 from gptpack.ranks import Ranks, ranks
 from gptpack.version import VERSION
 
@@ -39,9 +38,10 @@ def main(script: str, *, artifact: str, stride: int = 0) -> None:
     options = _parser(Path(script).with_name(artifact), stride).parse_args()
     try:
         with ranks(options.device) as here:
-            result, losses = _evaluate(options, here)
+            loaded = load_packed(options.artifact, here.device)
+            result, losses = _evaluate(options, loaded, here)
             if here.main:
-                _print(result, Path(script), options.artifact)
+                _print(result, Path(script), loaded)
                 if options.json:
                     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
                     Path(options.json).write_text(text, encoding="utf-8")
@@ -81,10 +81,11 @@ def _parser(artifact: Path, stride: int) -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any], Any]:
+def _evaluate(
+    options: argparse.Namespace, loaded: Loaded, here: Ranks
+) -> tuple[dict[str, Any], Any]:
     """All figures as JSON has them, and the nats of each target of the last pass."""
-    began = time.perf_counter()
-    loaded = load_packed(options.artifact, here.device)
+    began = time.perf_counter() - sum(loaded.seconds.values())
     seconds = dict(loaded.seconds)
     context = loaded.model.config.context
     text = Text.load(
@@ -133,19 +134,19 @@ def _evaluate(options: argparse.Namespace, here: Ranks) -> tuple[dict[str, Any],
     return result, last.losses
 
 
-def _print(result: dict[str, Any], script: Path, artifact: Path) -> None:
+def _print(result: dict[str, Any], script: Path, loaded: Loaded) -> None:
     """Print the log, one figure on each line."""
-    data = artifact.read_bytes()
+    assert loaded.path is not None
     code_bytes = script.stat().st_size
     print(
         f"gptpack:{VERSION} python:{platform.python_version()} torch:{torch.__version__} "
         f"device:{result['device']} ranks:{result['ranks']}"
     )
-    print(f"artifact:{artifact.name} sha256:{hashlib.sha256(data).hexdigest()}")
+    print(f"artifact:{loaded.path.name} sha256:{loaded.sha256}")
     print(f"model_params:{result['parameters']}")
-    print(f"Serialized model: {len(data)} bytes")
+    print(f"Serialized model: {loaded.file_bytes} bytes")
     print(f"Code size: {code_bytes} bytes")
-    print(f"Total submission size: {len(data) + code_bytes} bytes")
+    print(f"Total submission size: {loaded.file_bytes + code_bytes} bytes")
     print(f"adaptation:{result['adaptation']}")
     for name, score in result["scores"].items():
         print(

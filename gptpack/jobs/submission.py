@@ -1,7 +1,6 @@
 """`gptpack submission make`: runs -> a contest folder whose figures the shipped script printed."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from gptpack.contest.folder import (
 from gptpack.contest.logs import RunRecord, submission_log, training_lines
 from gptpack.contest.script import make_script
 from gptpack.errors import BudgetError, ConfigError, DataError, error_of
-from gptpack.jobs.fresh import TORCHRUN
+from gptpack.jobs.fresh import alone
 from gptpack.progress import Progress, silent
 from gptpack.runs.gather import CHECKPOINT, METRICS, reports
 from gptpack.runs.logged import CAP_BYTES
@@ -209,11 +208,10 @@ def run_script(script: Path, *options: object) -> str:
         GptpackError: the script failed; says what it said.
     """
     command = [sys.executable, "-I", "-c", GUARD, script, *options]
-    environment = {name: text for name, text in os.environ.items() if name not in TORCHRUN}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=script.parent,
-        env=environment,
+        env=alone(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
