@@ -29,6 +29,8 @@ MOST_DIGITS = 18
 """Digits that a size may have; all such sizes fit into 64 bits."""
 MOST_BITS = 63
 """Bits that an integer setting may have, without its sign."""
+MAX_VOCAB = 1 << 20
+"""Largest vocabulary of a tokenizer or a model."""
 
 
 def parse_size(text: str) -> int:
@@ -68,8 +70,8 @@ class TokenizerIdentity:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ConfigError(f"tokenizer sha256 '{self.sha256}' is not 64 hexadecimal digits")
-        if not 1 <= self.vocab <= 65536:
-            raise ConfigError(f"tokenizer vocab={self.vocab} must lie in 1..65536")
+        if not 1 <= self.vocab <= MAX_VOCAB:
+            raise ConfigError(f"tokenizer vocab={self.vocab} must lie in 1..{MAX_VOCAB}")
         if not 0 <= self.bos < self.vocab:
             raise ConfigError(f"tokenizer bos={self.bos} must lie in 0..{self.vocab - 1}")
 

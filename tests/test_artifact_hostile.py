@@ -251,7 +251,7 @@ assert INT8[2] == "int8"
         ("tokenizer.vocab", True, "tokenizer.vocab=True must be int"),
         ("tokenizer.bos", 64, "must lie in 0..63"),
         ("tokenizer.bos", -1, "must lie in 0..63"),
-        ("tokenizer.vocab", 65537, "must lie in 1..65536"),
+        ("tokenizer.vocab", (1 << 20) + 1, "must lie in 1..1048576"),
         ("tokenizer.extra", 0, "object of bos, sha256, vocab"),
         ("tensors", [], "at least one tensor"),
         ("tensors", {}, "at least one tensor"),

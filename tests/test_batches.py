@@ -126,6 +126,16 @@ def test_the_names_of_the_shards_do_not_matter(loader, tmp_path):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
+def test_32_bit_tokens_give_the_windows_that_the_same_tokens_in_16_bits_give(loader):
+    narrow = example(loader, [90, 120, 77])
+    wide = [np.where(shard == BOS, BOS, shard + np.uint32(70_000)) for shard in narrow]
+    for step in range(9):
+        inputs = whole(opened(loader, wide, 8, 6), step, 6)
+        expected = whole(opened(loader, narrow, 8, 6), step, 6)
+        assert torch.equal(inputs, torch.where(expected == BOS, BOS, expected + 70_000))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
 def test_shards_without_a_window_are_refused_with_a_way_out(loader):
     with pytest.raises(DataError, match=r"shorten model.context"):
         opened(loader, [np.ones(3, np.uint16)], 4, 1)

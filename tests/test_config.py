@@ -81,7 +81,7 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"rope_dims": 66}, "at most 64"),
         ({"layers": 0}, "layers=0 must be at least 1"),
         ({"xsa_layers": 10}, "0 to layers=9"),
-        ({"vocab": 65537}, "16-bit"),
+        ({"vocab": (1 << 20) + 1}, "vocab=1048577 must be at most 1048576"),
         ({"logit_softcap": 0.0}, "logit_softcap"),
         ({"bigram_rows": 100}, "go together"),
         ({"bigram_rows": -5, "bigram_width": -5}, "bigram_rows=-5 must not be negative"),

@@ -16,17 +16,25 @@ from gptpack.data.shards import (
     write_shard,
 )
 from gptpack.errors import DataError, ShardError
+from gptpack.values import MAX_VOCAB
 
 in_a_folder = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 token_arrays = hnp.arrays(np.uint16, st.integers(1, 300))
+wide_arrays = hnp.arrays(np.uint32, st.integers(1, 300), elements=st.integers(0, MAX_VOCAB - 1))
 
 
 def reference_bytes(tokens: list[int]) -> bytes:
-    """The format, spelled out."""
+    """The contest's format, spelled out."""
     header = [20240520, 1, len(tokens)] + [0] * 253
     return struct.pack("<256i", *header) + struct.pack(f"<{len(tokens)}H", *tokens)
+
+
+def wide_reference_bytes(tokens: list[int]) -> bytes:
+    """llm.c's format of 32-bit tokens, spelled out."""
+    header = [20240801, 7, len(tokens)] + [0] * 253
+    return struct.pack("<256i", *header) + struct.pack(f"<{len(tokens)}I", *tokens)
 
 
 @in_a_folder
@@ -45,11 +53,44 @@ def test_what_is_written_is_read_back_and_is_the_contests_format(
 
 
 @in_a_folder
-@given(tokens=token_arrays, data=st.data())
-def test_a_cut_or_flipped_shard_has_the_same_count_or_is_refused(
-    tmp_path: Path, tokens: np.ndarray, data: st.DataObject
+@given(tokens=wide_arrays)
+def test_a_vocabulary_above_16_bits_is_written_and_read_in_llm_cs_32_bit_format(
+    tmp_path: Path, tokens: np.ndarray
 ) -> None:
-    whole = bytearray(reference_bytes(tokens.tolist()))
+    path = tmp_path / "a_train_000000.bin"
+    write_shard(path, tokens, vocab=MAX_VOCAB)
+    assert path.read_bytes() == wide_reference_bytes(tokens.tolist())
+    shard = Shard.open(path, MAX_VOCAB)
+    assert isinstance(shard.tokens, np.memmap)
+    assert shard.tokens.dtype == np.uint32
+    assert np.array_equal(shard.tokens, tokens)
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
+def test_the_vocabulary_chooses_the_width_of_a_token(tmp_path: Path, vocab: int, dtype) -> None:
+    write_shard(tmp_path / "a_val_000000.bin", np.array([1, vocab - 1]), vocab=vocab)
+    with ShardWriter(tmp_path, "a", "train", 2, vocab=vocab) as writer:
+        writer.append(np.array([1, 2, vocab - 1], np.uint32))
+    opened = [Shard.open(path, vocab).tokens for path in sorted(tmp_path.iterdir())]
+    assert [tokens.dtype for tokens in opened] == [dtype] * 3
+    assert [tokens.tolist() for tokens in opened] == [[1, 2], [vocab - 1], [1, vocab - 1]]
+
+
+def test_shards_of_both_widths_are_one_stream(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a_val_000000.bin", np.array([1, 65535]))
+    write_shard(tmp_path / "a_val_000001.bin", np.array([2, 65536]), vocab=70_000)
+    assert load_tokens(tmp_path, "val", 70_000).tolist() == [1, 65535, 2, 65536]
+    with pytest.raises(ShardError, match="token 65536 at 1 is not below the vocabulary's 65536"):
+        load_tokens(tmp_path, "val", 65536)
+
+
+@in_a_folder
+@given(tokens=token_arrays, wide=st.booleans(), data=st.data())
+def test_a_cut_or_flipped_shard_has_the_same_count_or_is_refused(
+    tmp_path: Path, tokens: np.ndarray, wide: bool, data: st.DataObject
+) -> None:
+    written = wide_reference_bytes if wide else reference_bytes
+    whole = bytearray(written(tokens.tolist()))
     if data.draw(st.booleans()):
         del whole[data.draw(st.integers(0, len(whole) - 1)) :]
     else:
@@ -83,8 +124,9 @@ def test_any_bytes_are_a_shard_or_refused(tmp_path: Path, data: bytes) -> None:
         (lambda b: b + b"\0\0", r"1032 bytes, but 3 uint16 tokens need 1030"),
         (lambda b: b[:100], r"100 bytes; a shard begins with a header of 1024"),
         (lambda b: b"", r"0 bytes; a shard begins"),
-        (lambda b: b"\0" + b[1:], r"magic number 20240384, but token shards have 20240520"),
-        (lambda b: b[:4] + b"\2" + b[5:], r"shard version 2, but only 1 is known"),
+        (lambda b: b"\0" + b[1:], r"magic number 20240384, but token shards have 20240520 or"),
+        (lambda b: b[:4] + b"\2" + b[5:], r"shard version 2, but only 1 is known of 20240520"),
+        (lambda b: b[:4] + b"\7" + b[5:], r"shard version 7, but only 1 is known of 20240520"),
         (lambda b: b[:8] + b"\4" + b[9:], r"1030 bytes, but 4 uint16 tokens need 1032"),
         (lambda b: b[:8] + b"\xff" * 4 + b[12:], r"states -1 tokens"),
         (lambda b: b[:8] + bytes(4) + b[12:1024], r"states 0 tokens; a shard holds at least 1"),
@@ -93,6 +135,28 @@ def test_any_bytes_are_a_shard_or_refused(tmp_path: Path, data: bytes) -> None:
 def test_each_way_of_being_malformed_is_named(tmp_path: Path, change, reason: str) -> None:
     path = tmp_path / "a_val_000000.bin"
     path.write_bytes(change(reference_bytes([1, 2, 3])))
+    with pytest.raises(ShardError, match=rf"a_val_000000\.bin: .*{reason}"):
+        Shard.open(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b: b[:-2], r"1034 bytes, but 3 uint32 tokens need 1036"),
+        (lambda b: b + bytes(4), r"1040 bytes, but 3 uint32 tokens need 1036"),
+        (lambda b: b[:1023], r"1023 bytes; a shard begins with a header of 1024"),
+        (lambda b: b"\0" + b[1:], r"magic number 20240640, but token shards have .* or 20240801"),
+        (lambda b: b[:4] + b"\1" + b[5:], r"shard version 1, but only 7 is known of 20240801"),
+        (lambda b: b[:8] + b"\xff\xff\xff\x7f" + b[12:], r"but 2147483647 uint32 tokens need"),
+        (lambda b: b[:8] + b"\xff" * 4 + b[12:], r"states -1 tokens"),
+        (lambda b: b[:8] + bytes(4) + b[12:1024], r"states 0 tokens; a shard holds at least 1"),
+    ],
+)
+def test_each_way_of_being_a_malformed_32_bit_shard_is_named(
+    tmp_path: Path, change, reason: str
+) -> None:
+    path = tmp_path / "a_val_000000.bin"
+    path.write_bytes(change(wide_reference_bytes([1, 2, 70_000])))
     with pytest.raises(ShardError, match=rf"a_val_000000\.bin: .*{reason}"):
         Shard.open(path)
 
@@ -110,6 +174,8 @@ def test_tokens_that_no_shard_can_hold_are_refused(tmp_path: Path) -> None:
     for tokens in (np.array([], int), np.array([-1]), np.array([65536]), np.zeros((2, 2), int)):
         with pytest.raises(ShardError, match=r"a\.bin"):
             write_shard(path, tokens)
+    with pytest.raises(ShardError, match=r"ids 3 to 70000; .* hold ids of 0 to 69999"):
+        write_shard(path, np.array([3, 70_000]), vocab=70_000)
     assert not list(tmp_path.iterdir())
 
 
@@ -135,7 +201,7 @@ def test_a_stream_of_tokens_becomes_full_shards_and_a_rest(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], size: int
 ) -> None:
     folder = tmp_path_factory.mktemp("stream")
-    with ShardWriter(folder, "a", "val", size) as writer:
+    with ShardWriter(folder, "a", "val", size, vocab=10) as writer:
         for part in parts:
             writer.append(np.array(part, np.uint16))
     tokens = [token for part in parts for token in part]

@@ -125,7 +125,7 @@ def test_an_id_beyond_the_vocabulary_cannot_be_decoded(tokenizer: Tokenizer) -> 
     "wrong",
     [
         {"vocab": 0},
-        {"vocab": 65537},
+        {"vocab": (1 << 20) + 1},
         {"normalization": "x"},
         {"sample_bytes": -1},
         {"character_coverage": 0.0},

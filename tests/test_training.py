@@ -17,8 +17,9 @@ import torch
 from worlds import CPU, TINY, corpus, invoke, shards, tiny
 
 from gptpack.data.orders import Loader
+from gptpack.data.shards import split_tokens, write_shard
 from gptpack.errors import CheckpointError, ConfigError, GptpackError, TrainingError
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import GPT, build
 from gptpack.jobs import train as jobs
 from gptpack.ranks import ranks
 from gptpack.training import loop
@@ -38,6 +39,18 @@ def test_training_learns_and_writes_one_line_per_step(tmp_path):
     assert losses[-1] < losses[0] - 1
     assert result.loss_nats == losses[-1]
     assert result.tokens == 60 * 96
+
+
+def test_a_vocabulary_above_16_bits_trains_from_its_shards(tmp_path):
+    vocab, ids = 70_000, [1, 65_537, 69_999, 2]
+    write_shard(tmp_path / "x_train_000000.bin", np.resize(ids, 400), vocab=vocab)
+    held = split_tokens(tmp_path, "train", vocab)
+    assert held[0].dtype == np.uint32
+    recipe = tiny(f"model.vocab={vocab}")
+    checkpoint = load_checkpoint(train(recipe, held, tmp_path / "run", CPU).checkpoint)
+    model = build(recipe.model, checkpoint.weights, torch.device("cpu"))
+    logits = model.logits(model.hidden(torch.tensor([ids])))[0]
+    assert set(logits.mean(0).topk(4).indices.tolist()) == set(ids)
 
 
 def test_micro_batches_do_not_change_what_is_learned(tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptpack.atomic import replacing
 from gptpack.calibration.collect import Calibration, collect, finite
-from gptpack.data.batches import Tokens
+from gptpack.data.shards import Tokens
 from gptpack.errors import DataError, GptpackError
 from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent

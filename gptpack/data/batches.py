@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,8 +22,7 @@ from gptpack.data.orders import (
     coprime_shards,
     stream_starts,
 )
-
-Tokens = npt.NDArray[np.uint16]
+from gptpack.data.shards import Tokens
 
 AHEAD_STEPS = 2
 """Batches that are read ahead, so that no step waits for one slow read."""

@@ -33,9 +33,9 @@ from gptpack.data.accounting import (
     TokenArray,
     TokenBytes,
 )
-from gptpack.data.shards import Shard, Split, find_shards, find_sidecars
-from gptpack.data.tokenizer import MAX_VOCAB
+from gptpack.data.shards import Shard, Split, Tokens, find_shards, find_sidecars
 from gptpack.errors import AccountingError, ShardError, TokenizerError
+from gptpack.values import MAX_VOCAB
 
 _NAMES = {
     "base": ("base_bytes",),
@@ -48,7 +48,7 @@ _NAMES = {
 class SidecarBytes(TokenBytes):
     """Bytes of the tokens of one stream, each with a number of its own."""
 
-    of_token: npt.NDArray[np.uint16]
+    of_token: Tokens
     """Bytes of each token, ``[tokens of the stream]``."""
 
     def each(self, tokens: TokenArray, targets: TokenArray) -> npt.NDArray[np.int64]:
@@ -67,7 +67,7 @@ def load_sidecar(directory: str | Path, split: Split, limit: int = 0) -> Sidecar
     Raises:
         ShardError: one is malformed, or has not one entry for each token.
     """
-    parts: list[npt.NDArray[np.uint16]] = []
+    parts: list[Tokens] = []
     held = 0
     pairs = zip(find_shards(directory, split), find_sidecars(directory, split), strict=True)
     for shard, sidecar in pairs:

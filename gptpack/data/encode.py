@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from gptpack.data.accounting import PieceBytes, audit, unknown_tokens
+from gptpack.data.shards import Tokens, layout_for
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import AccountingError, DataError
 
@@ -26,7 +26,7 @@ Document = tuple[str, bytes]
 class Encoded:
     """Tokens of a chunk of documents, each after a BOS, and the chunk's totals."""
 
-    tokens: npt.NDArray[np.uint16]
+    tokens: Tokens
     unknown_tokens: int
     text_bytes: int
     normalized_bytes: int
@@ -54,7 +54,9 @@ class _Worker:
         tokenizer = self.tokenizer
         ids = tokenizer.encode_batch(texts)
         stream = itertools.chain.from_iterable((tokenizer.bos, *document) for document in ids)
-        tokens = np.fromiter(stream, np.uint16, sum(map(len, ids)) + len(ids))
+        tokens = np.fromiter(
+            stream, layout_for(tokenizer.vocab).token, sum(map(len, ids)) + len(ids)
+        )
         accounted = audit(self.token_bytes, tokenizer, tokens)
         unknown = unknown_tokens(tokenizer, tokens)
         normalized = sum(tokenizer.normalized_bytes(texts))

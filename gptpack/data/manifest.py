@@ -9,7 +9,7 @@ from gptpack.atomic import replacing
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.errors import ConfigError, DataError, ShardError
 from gptpack.progress import Progress, silent
-from gptpack.values import NOT_NEGATIVE, check_fields, from_dict, to_dict
+from gptpack.values import MAX_VOCAB, NOT_NEGATIVE, check_fields, from_dict, to_dict
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -92,8 +92,8 @@ class TokenizerEntry:
     def __post_init__(self) -> None:
         _check_file_name(self.file)
         _check_sha256(self.file, self.sha256)
-        if not 1 <= self.vocab <= 1 << 16:
-            raise DataError(f"{self.file}: vocab={self.vocab} must lie in 1..65536")
+        if not 1 <= self.vocab <= MAX_VOCAB:
+            raise DataError(f"{self.file}: vocab={self.vocab} must lie in 1..{MAX_VOCAB}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

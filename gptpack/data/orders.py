@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.data.shards import Tokens
 from gptpack.errors import DataError
 from gptpack.values import NOT_NEGATIVE, POSITIVE, check_fields
 
@@ -188,9 +189,7 @@ class BosAligned:
     its end.
     """
 
-    def __init__(
-        self, shards: Sequence[npt.NDArray[np.uint16]], *, context: int, sequences: int, bos: int
-    ) -> None:
+    def __init__(self, shards: Sequence[Tokens], *, context: int, sequences: int, bos: int) -> None:
         self.sequences = sequences
         starts = stream_starts([len(shard) for shard in shards])
         self.windows = np.concatenate(

@@ -1,7 +1,9 @@
-"""Tokens <-> shards in the contest's format: a 1,024-byte header, then 16-bit tokens.
+"""Tokens <-> shards in llm.c's two formats: a 1,024-byte header, then tokens of 16 or 32 bits.
 
-Header: 256 little-endian int32: magic 20240520, version 1, number of tokens n, zeros. Then n
-little-endian uint16; the file has exactly ``1024 + 2 n`` bytes.
+Header: 256 little-endian int32: magic, version, number of tokens n, zeros. Magic 20240520, version
+1 (the contest's): n little-endian uint16 follow, the file has exactly ``1024 + 2 n`` bytes. Magic
+20240801, version 7: n little-endian uint32 follow, ``1024 + 4 n`` bytes. What is written depends on
+the vocabulary, which up to 65,536 takes 16 bits; what is read, on the header.
 """
 
 import hashlib
@@ -20,13 +22,34 @@ from gptpack.errors import DataError, ShardError
 
 Split = Literal["train", "val"]
 
-MAGIC = 20240520
-VERSION = 1
 HEADER = struct.Struct("<iii1012x")
 """Magic number, version and number of tokens, and padding."""
-TOKEN = np.dtype("<u2")
 MAX_TOKENS = 2**31 - 1
 SCAN_TOKENS = 1 << 22
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+"""Token ids as shards hold them, uint16 or uint32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """One of the two formats: what its header states, and how its tokens lie in the file."""
+
+    magic: int
+    version: int
+    token: np.dtype[np.unsignedinteger[Any]]
+
+
+NARROW = Layout(20240520, 1, np.dtype("<u2"))
+WIDE = Layout(20240801, 7, np.dtype("<u4"))
+LAYOUTS = {layout.magic: layout for layout in (NARROW, WIDE)}
+NARROW_VOCAB = 1 << 16
+"""Largest vocabulary whose shards are `NARROW`."""
+
+
+def layout_for(vocab: int) -> Layout:
+    """The layout in which shards of a vocabulary are written."""
+    return NARROW if vocab <= NARROW_VOCAB else WIDE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +57,7 @@ class Shard:
     """One shard, memory-mapped; `open` makes one."""
 
     path: Path
-    tokens: npt.NDArray[np.uint16]
+    tokens: Tokens
 
     @classmethod
     def open(cls, path: str | Path, vocab: int | None = None) -> "Shard":
@@ -44,8 +67,8 @@ class Shard:
             ShardError: unreadable, malformed or empty file, or an id that is not below `vocab`.
         """
         path = Path(path)
-        count = _checked_count(path)
-        tokens = np.memmap(path, TOKEN, "r", offset=HEADER.size, shape=(count,))
+        layout, count = _checked_header(path)
+        tokens: Tokens = np.memmap(path, layout.token, "r", offset=HEADER.size, shape=(count,))
         if vocab is not None:
             for start in range(0, count, SCAN_TOKENS):
                 part = tokens[start : start + SCAN_TOKENS]
@@ -63,7 +86,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked_count(path: Path) -> int:
+def _checked_header(path: Path) -> tuple[Layout, int]:
+    """Layout and number of tokens of a shard whose header and size agree."""
     try:
         with path.open("rb") as file:
             header = file.read(HEADER.size)
@@ -73,52 +97,64 @@ def _checked_count(path: Path) -> int:
     if len(header) < HEADER.size:
         raise ShardError(f"{path}: {size} bytes; a shard begins with a header of {HEADER.size}")
     magic, version, count = HEADER.unpack(header)
-    if magic != MAGIC:
-        raise ShardError(f"{path}: magic number {magic}, but token shards have {MAGIC}")
-    if version != VERSION:
-        raise ShardError(f"{path}: shard version {version}, but only {VERSION} is known")
+    layout = LAYOUTS.get(magic)
+    if layout is None:
+        known = " or ".join(map(str, LAYOUTS))
+        raise ShardError(f"{path}: magic number {magic}, but token shards have {known}")
+    if version != layout.version:
+        raise ShardError(
+            f"{path}: shard version {version}, but only {layout.version} is known of {magic}"
+        )
     if count < 1:
         raise ShardError(f"{path}: the header states {count} tokens; a shard holds at least 1")
-    expected = HEADER.size + TOKEN.itemsize * count
+    expected = HEADER.size + layout.token.itemsize * count
     if size != expected:
         raise ShardError(
-            f"{path}: {size} bytes, but {count} uint16 tokens need {expected}; write it again"
+            f"{path}: {size} bytes, but {count} {layout.token.name} tokens need {expected}; "
+            "write it again"
         )
-    return int(count)
+    return layout, int(count)
 
 
-def write_shard(path: str | Path, tokens: npt.NDArray[np.integer[Any]]) -> None:
-    """Write `tokens` as one shard, under the final name only when it is complete.
+def write_shard(
+    path: str | Path, tokens: npt.NDArray[np.integer[Any]], *, vocab: int = NARROW_VOCAB
+) -> None:
+    """Write `tokens`, all below `vocab`, as one shard, which has its name when it is complete.
 
     Raises:
-        ShardError: no tokens, too many for the header, or ids that are not 0..65535.
+        ShardError: no tokens, too many for the header, or ids that are not ``0..vocab - 1``.
     """
-    path = Path(path)
+    path, layout = Path(path), layout_for(vocab)
     if not 1 <= tokens.size <= MAX_TOKENS or tokens.ndim != 1:
         raise ShardError(f"{path}: shape {tokens.shape}; a shard holds 1 to {MAX_TOKENS} tokens")
-    if tokens.min() < 0 or tokens.max() > 0xFFFF:
+    if tokens.min() < 0 or tokens.max() >= vocab:
         raise ShardError(
-            f"{path}: ids {tokens.min()} to {tokens.max()}; shards hold ids of 0 to 65535"
+            f"{path}: ids {tokens.min()} to {tokens.max()}; shards of this vocabulary hold ids "
+            f"of 0 to {vocab - 1}"
         )
     with replacing(path, DataError) as file:
-        file.write(HEADER.pack(MAGIC, VERSION, tokens.size))
-        file.write(tokens.astype(TOKEN, copy=False).tobytes())
+        file.write(HEADER.pack(layout.magic, layout.version, tokens.size))
+        file.write(tokens.astype(layout.token, copy=False).tobytes())
 
 
 class ShardWriter:
     """Writes a stream of tokens as shards ``{name}_{split}_{number}.bin`` of `shard_tokens` each.
 
     A context manager; the files are written in place, so `directory` should be a staging one.
+    `vocab` chooses between 16 and 32 bits a token.
     """
 
-    def __init__(self, directory: Path, name: str, split: Split, shard_tokens: int) -> None:
+    def __init__(
+        self, directory: Path, name: str, split: Split, shard_tokens: int, *, vocab: int
+    ) -> None:
         self.paths: list[Path] = []
+        self._layout = layout_for(vocab)
         self._prefix = directory / f"{name}_{split}_"
         self._shard_tokens = shard_tokens
         self._file: BinaryIO | None = None
         self._held = 0
 
-    def append(self, tokens: npt.NDArray[np.uint16]) -> None:
+    def append(self, tokens: Tokens) -> None:
         """Write `tokens` behind those before."""
         while len(tokens):
             if self._file is None:
@@ -127,7 +163,7 @@ class ShardWriter:
                 self._file = path.open("wb")
                 self._file.write(bytes(HEADER.size))
             part = tokens[: self._shard_tokens - self._held]
-            self._file.write(part.astype(TOKEN, copy=False).tobytes())
+            self._file.write(part.astype(self._layout.token, copy=False).tobytes())
             self._held += len(part)
             tokens = tokens[len(part) :]
             if self._held == self._shard_tokens:
@@ -139,7 +175,7 @@ class ShardWriter:
         if file is not None:
             with file:
                 file.seek(0)
-                file.write(HEADER.pack(MAGIC, VERSION, held))
+                file.write(HEADER.pack(self._layout.magic, self._layout.version, held))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -198,15 +234,13 @@ def find_sidecars(directory: str | Path, split: Split) -> list[Path]:
     return [] if missing else beside
 
 
-def split_tokens(
-    directory: str | Path, split: Split, vocab: int, limit: int = 0
-) -> list[npt.NDArray[np.uint16]]:
+def split_tokens(directory: str | Path, split: Split, vocab: int, limit: int = 0) -> list[Tokens]:
     """Mapped tokens of each shard of a split, or of the shards that hold its first `limit`.
 
     Raises:
         ShardError: no shards, a malformed one, or an id that is not below `vocab`.
     """
-    parts: list[npt.NDArray[np.uint16]] = []
+    parts: list[Tokens] = []
     held = 0
     for path in find_shards(directory, split):
         parts.append(Shard.open(path, vocab).tokens)
@@ -216,9 +250,7 @@ def split_tokens(
     return parts
 
 
-def load_tokens(
-    directory: str | Path, split: Split, vocab: int, limit: int = 0
-) -> npt.NDArray[np.uint16]:
+def load_tokens(directory: str | Path, split: Split, vocab: int, limit: int = 0) -> Tokens:
     """All tokens of a split, or its first `limit`; mapped, not read, where one shard has them.
 
     Raises:

@@ -122,7 +122,9 @@ def tokenize_files(
             for split in ("val", "train"):
                 documents = choose(split, _documents(sources[split], split, config, progress))
                 totals = _Totals(seen=seen)
-                with ShardWriter(stage, config.name, split, config.shard_tokens) as writer:
+                with ShardWriter(
+                    stage, config.name, split, config.shard_tokens, vocab=tokenizer.vocab
+                ) as writer:
                     for texts, encoded in encode(_chunks(documents)):
                         totals.add(texts, encoded, keep=split == "val")
                         writer.append(encoded.tokens)

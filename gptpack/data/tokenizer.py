@@ -13,14 +13,12 @@ import sentencepiece
 from gptpack.atomic import replacing
 from gptpack.errors import ConfigError, DataError, TokenizerError
 from gptpack.progress import Progress, silent
-from gptpack.values import NOT_NEGATIVE, TokenizerIdentity, check_fields
+from gptpack.values import MAX_VOCAB, NOT_NEGATIVE, TokenizerIdentity, check_fields
 
 Normalization = Literal["nmt_nfkc", "nfkc", "identity"]
 
 SPACE = "\u2581"
 """Character that stands for a space in SentencePiece's pieces."""
-MAX_VOCAB = 1 << 16
-"""Largest vocabulary, as shards hold 16-bit tokens."""
 SENTENCE_BYTES = 4096
 """Bytes, at most, of the pieces that documents are cut into for the trainer, which skips longer
 ones."""
@@ -44,7 +42,8 @@ class Tokenizer:
         """Read a model file.
 
         Raises:
-            TokenizerError: not a SentencePiece model, no BOS piece, or ids beyond 16 bits.
+            TokenizerError: not a SentencePiece model, no BOS piece, or more than `MAX_VOCAB`
+                pieces.
         """
         path = Path(path)
         try:
@@ -61,7 +60,7 @@ class Tokenizer:
         if vocab < 1:
             raise TokenizerError(f"{path}: not a SentencePiece model ({len(model)} bytes)")
         if vocab > MAX_VOCAB:
-            raise TokenizerError(f"{path}: {vocab} pieces; shards hold ids below {MAX_VOCAB}")
+            raise TokenizerError(f"{path}: {vocab} pieces; gptpack takes {MAX_VOCAB} at most")
         bos = processor.bos_id()
         if bos < 0:
             raise TokenizerError(f"{path}: no BOS piece; documents need one (train with bos_id=1)")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptpack.data.accounting import TokenBytes
-from gptpack.data.batches import Tokens
+from gptpack.data.shards import Tokens
 from gptpack.errors import AccountingError, ConfigError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.result import Score

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gptpack.data.accounting import TokenBytes
-from gptpack.data.batches import Tokens
+from gptpack.data.shards import Tokens
 from gptpack.errors import LimitError
 from gptpack.evaluation.forward import Forward, batch_tokens_for
 from gptpack.evaluation.result import Documents, Score

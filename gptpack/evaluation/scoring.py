@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gptpack.data.accounting import TokenBytes
-from gptpack.data.batches import Tokens
+from gptpack.data.shards import Tokens
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.reading import Reading
 from gptpack.evaluation.result import Score

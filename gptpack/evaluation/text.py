@@ -17,7 +17,7 @@ from gptpack.data.accounting import (
     unknown_tokens,
 )
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import find_shards, find_sidecars, load_tokens
+from gptpack.data.shards import Tokens, find_shards, find_sidecars, load_tokens
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import (
     AccountingError,
@@ -36,7 +36,7 @@ Accounting = Literal["pieces", "sidecar", "table", "ranks"]
 class Text:
     """Validation tokens and how many bytes they stand for; `load` makes one."""
 
-    tokens: npt.NDArray[np.uint16]
+    tokens: Tokens
     vocabulary: "Tokenizer | ByteVocabulary"
     token_bytes: TokenBytes
     accounting: Accounting

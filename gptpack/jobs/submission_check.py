@@ -118,7 +118,7 @@ def _later_tokens(folder: Path, options: list[object], data: Path) -> str | None
         for index, text in enumerate(texts):
             place = Path(temporary) / str(index)
             place.mkdir()
-            write_shard(place / "text_val_000000.bin", text)
+            write_shard(place / "text_val_000000.bin", text, vocab=header.model.vocab)
             output = place / "losses.npy"
             run_script(folder / SCRIPT, *options, "--data", place, "--losses", output)
             losses.append(_written(output, np.load)[:same_until])

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.calibration.text import shard_windows
-from gptpack.data.batches import Tokens
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import split_tokens
+from gptpack.data.shards import Tokens, split_tokens
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import GptpackError
 from gptpack.evaluation.result import Evaluation

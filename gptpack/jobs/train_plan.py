@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptpack.data.batches import Tokens
-from gptpack.data.shards import split_tokens
+from gptpack.data.shards import Tokens, split_tokens
 from gptpack.errors import ConfigError
 from gptpack.jobs.train import packer_foresight
 from gptpack.packing.apart import on_grid
@@ -131,6 +130,6 @@ def _random_shards(settings: Recipe) -> list[Tokens]:
     """One shard to time steps on, with a document in each of its windows."""
     context = settings.model.context
     rng = np.random.default_rng(settings.training.seed & (2**64 - 1))
-    tokens = rng.integers(0, settings.model.vocab, 256 * context + 1).astype(np.uint16)
+    tokens = rng.integers(0, settings.model.vocab, 256 * context + 1).astype(np.uint32)
     tokens[::context] = settings.model.bos
     return [tokens]

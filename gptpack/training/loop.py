@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gptpack.atomic import check_writable, remove_leftovers
-from gptpack.data.batches import Prefetcher, Tokens, open_batches
+from gptpack.data.batches import Prefetcher, open_batches
+from gptpack.data.shards import Tokens
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.families.golf.gpt import GPT
 from gptpack.families.language_model import not_finite, state_problem

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptpack.errors import ConfigError
+from gptpack.values import MAX_VOCAB
 
 Activation = Literal["relu2", "leaky_relu2"]
 
@@ -86,8 +87,8 @@ class ModelConfig:
             )
         if not 0 <= self.xsa_layers <= self.layers:
             raise ConfigError(f"xsa_layers={self.xsa_layers} must be 0 to layers={self.layers}")
-        if self.vocab > 65536:
-            raise ConfigError(f"vocab={self.vocab} does not fit the shards' 16-bit tokens")
+        if self.vocab > MAX_VOCAB:
+            raise ConfigError(f"vocab={self.vocab} must be at most {MAX_VOCAB}")
         for name in ("logit_softcap", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
