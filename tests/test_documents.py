@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import struct
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,92 @@ def test_a_separator_at_the_end_makes_no_document(tmp_path: Path) -> None:
     assert list(iterate_documents(write(tmp_path / "c.txt", b"||x"), "|")) == ["", "", "x"]
 
 
-def test_several_zstd_frames_are_one_text(tmp_path: Path) -> None:
+def skippable(data: bytes) -> bytes:
+    """A zstd frame that stands for no text, RFC 8878 section 3.1.2."""
+    return struct.pack("<II", 0x184D2A53, len(data)) + data
+
+
+GZ, XZ, ZST = (
+    [pack(text) for text in (b"one|t", b"wo|three")] for pack in list(COMPRESS.values())[1:]
+)
+DAMAGED = bytearray(XZ[1])
+DAMAGED[len(DAMAGED) // 2] ^= 16
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".gz", GZ[0] + GZ[1]),
+        (".gz", GZ[0] + gzip.compress(b"") + GZ[1] + bytes(5)),
+        (".xz", XZ[0] + XZ[1]),
+        (".xz", XZ[0] + bytes(4) + XZ[1]),
+        (".xz", XZ[0] + bytes(4096) + lzma.compress(b"") + XZ[1] + bytes(8)),
+        (".zst", ZST[0] + ZST[1]),
+        (".zst", skippable(b"") + ZST[0] + skippable(b"note" * 3000) + ZST[1] + skippable(b"x")),
+    ],
+)
+def test_every_member_stream_and_frame_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes, read_bytes: int
+) -> None:
+    monkeypatch.setattr(documents, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(documents, "ZSTD_READ_BYTES", min(read_bytes, 1 << 12))
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(content)
+    assert list(iterate_documents(path, "|")) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".gz", GZ[0] + b"junk"),
+        (".gz", GZ[0] + GZ[1][:-1]),
+        (".gz", GZ[0] + GZ[1][:-8] + bytes(8)),
+        (".xz", XZ[0] + b"not an xz stream"),
+        (".xz", XZ[0] + b"\0\0\0j"),
+        (".xz", XZ[0] + bytes(3) + XZ[1]),
+        (".xz", XZ[0] + XZ[1] + bytes(6)),
+        (".xz", bytes(4) + XZ[0]),
+        (".xz", XZ[0] + bytes(DAMAGED)),
+        (".xz", XZ[0] + XZ[1][:-1]),
+        (".zst", ZST[0] + b"junk"),
+        (".zst", ZST[0] + bytes(4)),
+        (".zst", ZST[0] + skippable(b"cut")[:-1]),
+        (".zst", ZST[0] + ZST[1][:-1]),
+    ],
+)
+@pytest.mark.parametrize("read_bytes", [1, 1 << 20])
+def test_damage_and_junk_behind_a_whole_part_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes, read_bytes: int
+) -> None:
+    monkeypatch.setattr(documents, "READ_BYTES", read_bytes)
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.txt\{suffix}: corrupt or truncated"):
+        list(iterate_documents(path, "|"))
+
+
+@pytest.mark.parametrize("window_log", [28, 31])
+def test_a_zstd_frame_with_a_long_window_is_read(tmp_path: Path, window_log: int) -> None:
+    settings = zstandard.ZstdCompressionParameters(window_log=window_log, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
     path = tmp_path / "a.txt.zst"
-    path.write_bytes(zstandard.compress(b"one|t") + zstandard.compress(b"wo"))
+    path.write_bytes(packer.compress(b"one|two") + packer.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << window_log
     assert list(iterate_documents(path, "|")) == ["one", "two"]
+
+
+def test_a_window_that_memory_cannot_hold_is_not_called_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "ZSTD_WINDOW_BYTES", 1 << 20)
+    packer = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=21)
+    ).compressobj()
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(packer.compress(b"one|two") + packer.flush())
+    with pytest.raises(DataError, match=r"a\.txt\.zst: too little memory .* a smaller window"):
+        list(iterate_documents(path, "|"))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])

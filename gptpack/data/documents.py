@@ -1,7 +1,9 @@
 """A text file -> its documents, one at a time; the file is never in memory as a whole.
 
 ``.txt`` holds documents between separators, ``.jsonl`` one object with a ``text`` field per line;
-either may be compressed (``.gz``, ``.xz``, ``.zst``). An empty piece before a separator is a
+either may be compressed (``.gz``, ``.xz``, ``.zst``). A compressed file is read to its last byte:
+members, streams and frames one after another, with the padding and the skippable frames that their
+formats allow; anything else in it is an error. An empty piece before a separator is a
 document, which becomes a lone BOS; after the last separator it is none. Blank lines of a ``.jsonl``
 are skipped.
 """
@@ -24,6 +26,12 @@ READ_BYTES = 1 << 20
 ZSTD_READ_BYTES = 1 << 12
 """Bytes given to zstandard at once: it returns all they expand to, up to 2^15 times as much,
 which is 128 MiB."""
+
+ZSTD_WINDOW_BYTES = 1 << 31
+"""Largest window of a frame: that of ``zstd --long=31``, of which memory is taken as text fills
+it."""
+XZ_PADDING_BYTES = 4
+"""Bytes of which zeros between the streams of an ``.xz`` file are a multiple."""
 
 Position = Callable[[int], None]
 """Called with the number of bytes of the (compressed) file that were read so far."""
@@ -136,6 +144,11 @@ def _chunks(path: Path, position: Position | None) -> Iterator[bytes]:
                 yield chunk
                 if position is not None:
                     position(raw.tell())
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: too little memory to decompress {path.suffix} after {done} bytes: {error}; "
+            "write it again with a smaller window or dictionary"
+        ) from error
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(
             f"{path}: corrupt or truncated {path.suffix} after {done} decompressed bytes: {error}"
@@ -152,24 +165,59 @@ def _decompressed(raw: BinaryIO, suffix: str) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=raw) as unzipped:
             yield from _reads(unzipped)
     elif suffix == ".xz":
-        with lzma.LZMAFile(raw) as unpacked:
-            yield from _reads(unpacked)
+        yield from _xz(raw)
     else:
         yield from _reads(raw)
 
 
-def _reads(stream: BinaryIO | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
+def _reads(stream: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
     while chunk := stream.read(READ_BYTES):
         yield chunk
+
+
+def _xz(raw: BinaryIO) -> Iterator[bytes]:
+    # LZMAFile ends without a word at whatever is no further stream, so streams are fed by hand.
+    stream: lzma.LZMADecompressor | None = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    padding = 0
+    while data := raw.read(READ_BYTES):
+        while data:
+            if stream is None:
+                begins = data.lstrip(b"\0")
+                padding += len(data) - len(begins)
+                if not begins:
+                    break
+                _check_padding(padding)
+                data, padding, stream = begins, 0, lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            if chunk := stream.decompress(data, READ_BYTES):
+                yield chunk
+            while not stream.eof and not stream.needs_input:
+                yield stream.decompress(b"", READ_BYTES)
+            data = stream.unused_data
+            if stream.eof:
+                stream = None
+    if stream is not None:
+        raise EOFError("the last stream ends early")
+    _check_padding(padding)
+
+
+def _check_padding(padding: int) -> None:
+    if padding % XZ_PADDING_BYTES:
+        raise EOFError(f"{padding} zeros behind a stream, not a multiple of {XZ_PADDING_BYTES}")
 
 
 def _zstd(raw: BinaryIO) -> Iterator[bytes]:
     # A stream_reader ends without a word where a frame is cut short, so frames are fed by hand.
     frame = None
+    reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
     while data := raw.read(ZSTD_READ_BYTES):
         while data:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            chunk = frame.decompress(data)
+            frame = frame or reader.decompressobj()
+            try:
+                chunk = frame.decompress(data)
+            except zstandard.ZstdError as error:
+                if "memory" in str(error):
+                    raise MemoryError(str(error)) from error
+                raise
             data = b""
             if frame.eof:
                 data, frame = frame.unused_data, None
