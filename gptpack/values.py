@@ -154,6 +154,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if not math.isfinite(value):
             raise ConfigError(f"{path}={value!r} must be a finite number")
         return float(value)
+    if origin is Mapping and isinstance(value, dict):
+        return value
     if hint in (int, str, bool) and type(value) is hint:
         return value
     wanted = (

@@ -134,7 +134,7 @@ def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
     ("settings", "said"),
     [
         ({"tune": "depp"}, "tune='depp': choose none, floats, deep"),
-        ({"calibration": "text"}, "calibration='text': choose shards, self, random"),
+        ({"calibration": "texts"}, "calibration='texts': choose shards, text, self, random"),
         ({"device": "gpu"}, "device='gpu': choose auto, cpu, cuda"),
         ({"bits": -1.0}, r"bits=-1\.0 must be a number above 0"),
         ({"delta": "3e-4"}, "delta=3e-4 must be a number above 0"),

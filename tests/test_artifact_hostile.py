@@ -345,7 +345,7 @@ def test_preambles_are_refused_by_name() -> None:
         (b"PK\3\4" + DATA, "not a gptpack artifact"),
         (DATA[:20], "less than the preamble"),
         (DATA.replace(b"\r\n", b"\n", 1), "line ends were converted"),
-        (seal(raw, rest, raw_bytes=size, version=2), "format version 2, this gptpack reads"),
+        (seal(raw, rest, raw_bytes=size, version=3), "format version 3, this gptpack reads"),
         (seal(raw, rest, raw_bytes=size, flags=2), "flags 0x0002"),
         (seal(raw, rest, raw_bytes=size, file_bytes=5), "the preamble says 5"),
         (seal(raw, rest, raw_bytes=size + 1), "is stored as is"),

@@ -99,7 +99,7 @@ def test_the_command_proves_in_a_fresh_process_what_it_reports(place, tmp_path):
 @pytest.mark.slow
 def test_a_proof_that_was_got_ready_early_is_that_of_the_file(place, tmp_path):
     # a model in memory is scored here, so that the only processes are those of the files
-    loaded = Loaded(model=load(place / "c.pt").model, kind="checkpoint")
+    loaded = Loaded(language_model=load(place / "c.pt").model, kind="checkpoint")
     request = PackRequest(data=place, eval_tokens=640, device="cpu")
     target = tmp_path / "m.gptpack"
     file = pack(place / "c.pt", budget="400KB", methods=("int8",), data=place, plan=True).data
@@ -123,7 +123,10 @@ def test_a_proof_that_was_got_ready_early_is_that_of_the_file(place, tmp_path):
 
 @pytest.mark.parametrize("name", ["m.gptpack", "m" * 240 + ".gptpack"])
 def test_two_proofs_for_one_target_have_files_of_their_own(tmp_path, name):
-    loaded, request = Loaded(model=GPT(CONFIG), kind="checkpoint"), PackRequest(data=tmp_path)
+    loaded, request = (
+        Loaded(language_model=GPT(CONFIG), kind="checkpoint"),
+        PackRequest(data=tmp_path),
+    )
     for _ in range(2):
         with Proof(loaded, request, tmp_path / name, torch.device("cpu")) as proof:
             proof.candidate.write_bytes(b"")

@@ -20,14 +20,22 @@ PACKAGE = ROOT / "gptpack"
 EVERYONE = {"atomic", "errors", "escape", "progress", "values", "version"}
 """What any part may import; these themselves import nothing but each other."""
 
+CONFIGURATIONS = {
+    "families.family",
+    "families.golf.config",
+    "families.modules.config",
+    "families.transformers.config",
+}
+"""What a header says of a model: modules without torch."""
+
 INSIDE: dict[str, set[str]] = {
     "codec": set(),
     "ops": {"kernels"},
     "ranks": set(),
-    "families.golf.config": set(),
+    **dict.fromkeys(CONFIGURATIONS, CONFIGURATIONS),
     "families": {"ops"},
     "quant": {"codec.trellis", "ops"},
-    "artifact": {"codec", "families.golf.config", "quant.types"},
+    "artifact": {"codec", *CONFIGURATIONS, "quant.types"},
     "data": set(),
     "calibration": {"data", "families", "quant.allocation", "ranks"},
     "training": {"data", "families", "ops", "quant.steps", "ranks"},
@@ -68,7 +76,7 @@ OUTSIDE: dict[str, set[str]] = {
     "ops": {*NUMERIC, "triton"},
     "ranks": {"torch"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
-    "families": {*NUMERIC, "kernels"},
+    "families": {*NUMERIC, "kernels", "transformers"},
     "quant": {*NUMERIC, "numba"},
     "training": {*NUMERIC, "safetensors"},
     "artifact": {"numpy"},
@@ -87,7 +95,7 @@ OUTSIDE: dict[str, set[str]] = {
 WITHOUT_TORCH = {
     "artifact",
     "codec",
-    "families.golf.config",
+    *CONFIGURATIONS,
     "gate",
     "inspection",
     "quant.grids",

@@ -6,46 +6,56 @@ header before it is written, so that one place says what is allowed.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gptpack.artifact.layout import (
     LARGEST_DEPTH,
-    LARGEST_DIMENSION,
-    LARGEST_RANK,
-    LONGEST_NAME,
-    SECTION_DIGEST_CHARACTERS,
 )
-from gptpack.artifact.plan import TensorEntry, plan_sections
+from gptpack.artifact.plan import TensorEntry
 from gptpack.artifact.record import PackRecord
-from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
+from gptpack.artifact.tables import (
+    TRANSPOSED,
+    FileEntry,
+    SectionEntry,
+    file_entries,
+    section_entries,
+    short,
+    tensor_entries,
+    tensor_row,
+)
 from gptpack.errors import ArtifactError, ConfigError
-from gptpack.families.golf.config import ModelConfig
-from gptpack.quant.types import METHODS
-from gptpack.values import TokenizerIdentity, from_dict, non_default
+from gptpack.families.family import (
+    FAMILIES,
+    FamilyConfig,
+    config_of,
+    family_of,
+    model_values,
+)
+from gptpack.families.modules.config import ModuleConfig
+from gptpack.values import TokenizerIdentity, from_dict
 
 KEYS = ("model", "pack", "sections", "tensors", "tokenizer", "weights_sha256")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SectionEntry:
-    """A row of the section table; sections follow the header in its order, without gaps."""
-
-    name: str
-    codec: str
-    layout: str
-    stored_bytes: int
-    raw_bytes: int
-    digest: str
+KEYS_2 = ("family", "files", *KEYS)
+"""Keys of a header of version 2."""
+LARGEST_VOCAB_1 = 65536
+"""Most tokens of a model in a file of version 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactHeader:
     """Preamble and header of a file: all that stands before its sections."""
 
-    model: ModelConfig
-    tokenizer: TokenizerIdentity
+    version: int
+    """Version of the format, 1 or 2."""
+    family: str
+    """Name of the model's family, a key of `gptpack.families.family.FAMILIES`."""
+    model: FamilyConfig
+    tokenizer: TokenizerIdentity | None
+    """Which tokenizer the tokens belong to; None where a module's caller named none."""
+    files: tuple[FileEntry, ...]
+    """The files that go with the model, in the order of their section."""
     tensors: tuple[TensorEntry, ...]
     sections: tuple[SectionEntry, ...]
     weights_sha256: str
@@ -56,6 +66,16 @@ class ArtifactHeader:
     """Bytes of the preamble and the stored header; the rest of the file is sections."""
     header_sha256: str
     """The preamble's digest. As the header holds the sections' digests, it names the whole file."""
+
+    @property
+    def tensor_sections(self) -> tuple[SectionEntry, ...]:
+        """The sections of tensors: all but that of files."""
+        return self.sections[:-1] if self.files else self.sections
+
+    @property
+    def files_bytes(self) -> int:
+        """Stored bytes of the files that go with the model."""
+        return self.sections[-1].stored_bytes if self.files else 0
 
     @property
     def record(self) -> PackRecord:
@@ -76,25 +96,38 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("ascii")
 
 
+def version_for(
+    model: FamilyConfig, tensors: Sequence[TensorEntry], files: Sequence[FileEntry]
+) -> int:
+    """The first version of the format that can hold these."""
+    plain = family_of(model) == "golf" and model.vocab <= LARGEST_VOCAB_1 and not files
+    return 1 if plain and not any(TRANSPOSED in t.parameters for t in tensors) else 2
+
+
 def header_json(
     *,
-    model: ModelConfig,
-    tokenizer: TokenizerIdentity,
+    model: FamilyConfig,
+    tokenizer: TokenizerIdentity | None,
     tensors: Sequence[TensorEntry],
     sections: Sequence[SectionEntry],
+    files: Sequence[FileEntry],
     weights_sha256: str,
     pack: Mapping[str, Any],
 ) -> bytes:
     """The raw header of these values; `parse_header` returns them."""
+    family = {"family": family_of(model), "files": [[f.name, f.raw_bytes] for f in files]}
     return canonical_json(
-        {
-            "model": non_default(model),
+        (family if version_for(model, tensors, files) > 1 else {})
+        | {
+            "model": model_values(model),
             "pack": dict(pack),
             "sections": [
                 [s.name, s.codec, s.layout, s.stored_bytes, s.raw_bytes, s.digest] for s in sections
             ],
-            "tensors": [_row(tensor) for tensor in tensors],
-            "tokenizer": {
+            "tensors": [tensor_row(tensor) for tensor in tensors],
+            "tokenizer": None
+            if tokenizer is None
+            else {
                 "bos": tokenizer.bos,
                 "sha256": tokenizer.sha256,
                 "vocab": tokenizer.vocab,
@@ -104,13 +137,8 @@ def header_json(
     )
 
 
-def check_table(tensors: Sequence[TensorEntry]) -> None:
-    """Raise `ArtifactError` if no header can hold this tensor table."""
-    list(_tensors([_row(tensor) for tensor in tensors]))
-
-
 def parse_header(
-    raw: bytes, *, header_bytes: int, file_bytes: int, header_sha256: str
+    raw: bytes, *, version: int, header_bytes: int, file_bytes: int, header_sha256: str
 ) -> ArtifactHeader:
     """Read and check a raw header; the sections it names fill the file exactly.
 
@@ -118,35 +146,36 @@ def parse_header(
         ArtifactError: docs/format.md does not allow such a header.
     """
     values = _load(raw)
-    if type(values) is not dict or tuple(sorted(values)) != KEYS:
-        raise ArtifactError(f"the header must be an object of {', '.join(KEYS)}")
+    keys = KEYS if version == 1 else KEYS_2
+    if type(values) is not dict or tuple(sorted(values)) != keys:
+        raise ArtifactError(f"the header must be an object of {', '.join(keys)}")
+    family = values.get("family", "golf")
+    if type(family) is not str or family not in FAMILIES:
+        raise ArtifactError(f"family {short(family)}, this gptpack knows {', '.join(FAMILIES)}")
     if type(values["pack"]) is not dict:
         raise ArtifactError("the header's pack must be an object")
     weights = values["weights_sha256"]
     if type(weights) is not str or not re.fullmatch("[0-9a-f]{64}", weights):
-        raise ArtifactError(f"weights_sha256 is {_short(weights)}, not 64 hex digits")
-    tensors = tuple(_tensors(values["tensors"]))
+        raise ArtifactError(f"weights_sha256 is {short(weights)}, not 64 hex digits")
+    model = _model(family, values["model"], version)
+    tensors = tuple(tensor_entries(values["tensors"], version=version))
+    files = tuple(file_entries(values.get("files", [])))
     return ArtifactHeader(
-        model=_model(values["model"]),
-        tokenizer=_tokenizer(values["tokenizer"]),
+        version=version,
+        family=family,
+        model=model,
+        tokenizer=_tokenizer(values["tokenizer"], model, version),
+        files=files,
         tensors=tensors,
-        sections=tuple(_sections(values["sections"], tensors, file_bytes - header_bytes)),
+        sections=tuple(
+            section_entries(values["sections"], tensors, files, file_bytes - header_bytes)
+        ),
         weights_sha256=weights,
         pack=values["pack"],
         file_bytes=file_bytes,
         header_bytes=header_bytes,
         header_sha256=header_sha256,
     )
-
-
-def _row(tensor: TensorEntry) -> list[Any]:
-    return [
-        tensor.name,
-        list(tensor.shape),
-        tensor.method,
-        dict(tensor.parameters),
-        dict(tensor.record),
-    ]
 
 
 def _load(raw: bytes) -> Any:
@@ -172,127 +201,38 @@ def _load(raw: bytes) -> Any:
     return values
 
 
-def _model(values: Any) -> ModelConfig:
+def _model(family: str, values: Any, version: int) -> FamilyConfig:
     if type(values) is not dict:
-        raise ArtifactError(f"model is {_short(values)}, must be an object")
+        raise ArtifactError(f"model is {short(values)}, must be an object")
     try:
-        return from_dict(ModelConfig, values, "model")
+        found = config_of(family, values)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ArtifactError(f"the header's model is not one: {_escaped(error)}") from error
+    if version == 1 and found.vocab > LARGEST_VOCAB_1:
+        raise ArtifactError(
+            f"the header's model is not one: vocab={found.vocab}, version 1 holds "
+            f"{LARGEST_VOCAB_1} at most"
+        )
+    return found
 
 
-def _tokenizer(values: Any) -> TokenizerIdentity:
+def _tokenizer(values: Any, model: FamilyConfig, version: int) -> TokenizerIdentity | None:
+    if values is None and isinstance(model, ModuleConfig):
+        return None
     if type(values) is not dict or sorted(values) != ["bos", "sha256", "vocab"]:
         raise ArtifactError("the header's tokenizer must be an object of bos, sha256, vocab")
     try:
-        return from_dict(TokenizerIdentity, values, "tokenizer")
+        found = from_dict(TokenizerIdentity, values, "tokenizer")
     except ConfigError as error:
         raise ArtifactError(f"the header's tokenizer is not one: {_escaped(error)}") from error
-
-
-def _tensors(rows: Any) -> Iterator[TensorEntry]:
-    if type(rows) is not list or not rows:
-        raise ArtifactError("the tensor table must be a list of at least one tensor")
-    seen = set()
-    for row in rows:
-        if type(row) is not list or len(row) != 5:
-            raise ArtifactError(f"tensor row {_short(row)} must have 5 columns")
-        name, shape, method, parameters, record = row
-        if type(name) is not str or not re.fullmatch(rf"[ -~]{{1,{LONGEST_NAME}}}", name):
-            raise ArtifactError(
-                f"tensor name {_short(name)} must be 1 to {LONGEST_NAME} printable ASCII characters"
-            )
-        if name in seen:
-            raise ArtifactError(f"tensor {name} appears twice in the table")
-        seen.add(name)
-        if (
-            type(shape) is not list
-            or len(shape) > LARGEST_RANK
-            or not all(type(n) is int and 1 <= n <= LARGEST_DIMENSION for n in shape)
-        ):
-            raise ArtifactError(
-                f"tensor {name} has shape {_short(shape)}, must be at most {LARGEST_RANK} "
-                "positive integers"
-            )
-        if type(method) is not str or method not in METHODS:
-            raise ArtifactError(
-                f"tensor {name} has method {_short(method)}, this gptpack knows "
-                f"{', '.join(METHODS)}"
-            )
-        ranks = METHODS[method].ranks
-        if ranks is not None and len(shape) not in ranks:
-            raise ArtifactError(f"tensor {name} has rank {len(shape)}, {method} takes {ranks}")
-        if type(parameters) is not dict or not all(
-            type(value) is float or (type(value) is int and abs(value) < 1 << 63)
-            for value in parameters.values()
-        ):
-            raise ArtifactError(f"tensor {name} has parameters that are not 64-bit numbers")
-        if problem := METHODS[method].problem(parameters):
-            raise ArtifactError(f"tensor {name}: {problem}")
-        if type(record) is not dict:
-            raise ArtifactError(f"tensor {name} has a record that is not an object")
-        yield TensorEntry(
-            name=name, shape=tuple(shape), method=method, parameters=parameters, record=record
+    if version == 1 and found.vocab > LARGEST_VOCAB_1:
+        raise ArtifactError(
+            f"the header's tokenizer is not one: vocab={found.vocab}, version 1 holds "
+            f"{LARGEST_VOCAB_1} at most"
         )
-
-
-def _sections(rows: Any, tensors: Sequence[TensorEntry], left: int) -> Iterator[SectionEntry]:
-    """The section table, in which only codecs, layouts, sizes and digests may vary.
-
-    Args:
-        left: bytes of the file after its header, which the sections fill.
-    """
-    plans = plan_sections(tensors)
-    if type(rows) is not list or len(rows) != len(plans):
-        raise ArtifactError(f"the section table must have {len(plans)} rows for these tensors")
-    for plan, row in zip(plans, rows, strict=True):
-        if type(row) is not list or len(row) != 6:
-            raise ArtifactError(f"section row {_short(row)} must have 6 columns")
-        name, codec, layout, stored, raw, digest = row
-        if name != plan.name:
-            raise ArtifactError(f"section {_short(name)} stands where {plan.name} must be")
-        if type(codec) is not str or codec not in SECTION_CODECS:
-            raise ArtifactError(
-                f"section {name} has codec {_short(codec)}, this gptpack knows "
-                f"{', '.join(SECTION_CODECS)}"
-            )
-        if layout not in LAYOUTS:
-            raise ArtifactError(f"section {name} has layout {_short(layout)}, not one of {LAYOUTS}")
-        if type(stored) is not int or not 0 <= stored <= left:
-            raise ArtifactError(f"section {name} takes {_short(stored)} bytes, {left:,} are left")
-        expected = sum(plan.member_bytes)
-        if type(raw) is not int or raw != expected:
-            raise ArtifactError(
-                f"section {name} declares {_short(raw)} raw bytes, its tensors need {expected:,}"
-            )
-        most = most_section_bytes(codec, stored)
-        if raw > most:
-            raise ArtifactError(
-                f"section {name} declares {raw:,} raw bytes, {stored:,} stored bytes may hold "
-                f"{most:,} at most"
-            )
-        if type(digest) is not str or not re.fullmatch(
-            f"[0-9a-f]{{{SECTION_DIGEST_CHARACTERS}}}", digest
-        ):
-            raise ArtifactError(f"section {name} has digest {_short(digest)}")
-        yield SectionEntry(
-            name=name,
-            codec=codec,
-            layout=layout,
-            stored_bytes=stored,
-            raw_bytes=raw,
-            digest=digest,
-        )
-        left -= stored
-    if left:
-        raise ArtifactError(f"{left:,} bytes follow the last section")
+    return found
 
 
 def _escaped(error: Exception) -> str:
     """The start of a message that quotes the file, in printable ASCII characters."""
     return f"{ascii(str(error))[1:-1]:.400}"
-
-
-def _short(value: Any) -> str:
-    """`value` in a few printable ASCII characters: it may be anything, and goes to a terminal."""
-    return f"{value!a:.60}"

@@ -33,6 +33,11 @@ LARGEST_RANK = 4
 LARGEST_DIMENSION = (1 << 48) - 1
 LONGEST_NAME = 200
 
+MOST_FILES = 64
+"""Most files that go with a model."""
+FILES_SECTION = "files"
+"""Name of the section that holds them."""
+
 LFS_POINTER = b"version https://git-lfs.github.com/"
 
 
@@ -45,6 +50,7 @@ def most_header_bytes(stored_bytes: int) -> int:
 class Preamble:
     """The first `PREAMBLE_BYTES` of a file."""
 
+    version: int
     deflated: bool
     stored_header_bytes: int
     raw_header_bytes: int
@@ -59,7 +65,7 @@ class Preamble:
         flags = HEADER_DEFLATED if self.deflated else 0
         fields = FIELDS.pack(
             MAGIC,
-            FORMAT_VERSION,
+            self.version,
             flags,
             self.stored_header_bytes,
             self.raw_header_bytes,
@@ -98,18 +104,17 @@ def read_preamble(start: bytes, file_bytes: int) -> Preamble:
             f"{file_bytes:,} bytes are less than the preamble of {PREAMBLE_BYTES}; get it again"
         )
     _, version, flags, stored, raw, declared = FIELDS.unpack_from(start)
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise ArtifactError(
-            f"format version {version}, this gptpack reads version {FORMAT_VERSION}; "
+            f"format version {version}, this gptpack reads versions 1 to {FORMAT_VERSION}; "
             "use the gptpack that wrote it, or a newer one"
         )
     if flags & ~HEADER_DEFLATED:
-        raise ArtifactError(
-            f"flags {flags:#06x} have bits that version {FORMAT_VERSION} does not know"
-        )
+        raise ArtifactError(f"flags {flags:#06x} have bits that version {version} does not know")
     if declared != file_bytes:
         raise ArtifactError(f"{file_bytes:,} bytes, the preamble says {declared:,}; get it again")
     preamble = Preamble(
+        version=version,
         deflated=bool(flags & HEADER_DEFLATED),
         stored_header_bytes=stored,
         raw_header_bytes=raw,

@@ -8,9 +8,9 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from gptpack.artifact.header import ArtifactHeader, parse_header
 from gptpack.artifact.layout import (
     DIGEST_BYTES,
     FIELDS,
+    FILES_SECTION,
     PREAMBLE_BYTES,
     digest,
     read_preamble,
@@ -25,6 +26,7 @@ from gptpack.artifact.layout import (
 )
 from gptpack.artifact.plan import plan_sections
 from gptpack.artifact.weights import Keep, weights_sha256
+from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import Array, EncodedStream, decode_stream
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.quant.types import PackedTensor
@@ -37,6 +39,8 @@ class Artifact:
     header: ArtifactHeader
     tensors: tuple[PackedTensor, ...]
     """The tensors in the order of the table; their arrays may be read-only."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Name and content of the files that go with the model."""
 
 
 def read_header(path: str | Path) -> ArtifactHeader:
@@ -150,6 +154,7 @@ def _header(file: BinaryIO, file_bytes: int) -> ArtifactHeader:
             )
     return parse_header(
         raw,
+        version=preamble.version,
         header_bytes=preamble.sections_start,
         file_bytes=file_bytes,
         header_sha256=declared.hex(),
@@ -172,7 +177,8 @@ def _artifact(
 ) -> Artifact:
     header = _header(file, file_bytes)
     decoded: list[dict[str, Array]] = [{} for _ in header.tensors]
-    for plan, stream in zip(plan_sections(header.tensors), _streams(file, header), strict=True):
+    streams = _streams(file, header)
+    for plan, stream in zip(plan_sections(header.tensors), streams, strict=False):
         try:
             arrays = decode_stream(stream, plan.slots(header.tensors))
         except GptpackError as error:
@@ -183,6 +189,7 @@ def _artifact(
             ) from error
         for member, array in zip(plan.members, arrays, strict=True):
             decoded[member][plan.array.name] = array
+    files = {name: data for stream in streams for name, data in _files(header, stream)}
     tensors = tuple(
         PackedTensor(
             name=entry.name,
@@ -201,4 +208,17 @@ def _artifact(
                 f"the weights hash to {found[:16]}..., the header says "
                 f"{header.weights_sha256[:16]}...; it was written by a faulty packer"
             )
-    return Artifact(header=header, tensors=tensors)
+    return Artifact(header=header, tensors=tensors, files=files)
+
+
+def _files(header: ArtifactHeader, stream: EncodedStream) -> Iterator[tuple[str, bytes]]:
+    """The files that go with the model, by name, of their section."""
+    codec = next(codec for codec in BYTE_CODECS if codec.name == stream.codec)
+    try:
+        raw = codec.decode(stream.data, sum(entry.raw_bytes for entry in header.files))
+    except GptpackError as error:
+        raise type(error)(f"section {FILES_SECTION}: {error}") from error
+    start = 0
+    for entry in header.files:
+        yield entry.name, raw[start : start + entry.raw_bytes]
+        start += entry.raw_bytes

@@ -12,24 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from gptpack.artifact.header import (
-    SectionEntry,
-    check_table,
-    header_json,
-    parse_header,
-)
+from gptpack.artifact.header import header_json, parse_header, version_for
 from gptpack.artifact.layout import (
+    FILES_SECTION,
     PREAMBLE_BYTES,
     Preamble,
     most_header_bytes,
     section_digest,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
+from gptpack.artifact.tables import FileEntry, SectionEntry, check_table
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
+from gptpack.codec.general import BYTE_CODECS, most_raw_bytes
 from gptpack.codec.sections import codec_names, encode_streams
 from gptpack.errors import ArtifactError
-from gptpack.families.golf.config import ModelConfig
+from gptpack.families.family import FamilyConfig
 from gptpack.quant.types import METHODS, PackedTensor
 from gptpack.values import TokenizerIdentity
 
@@ -42,19 +40,61 @@ class EncodedSections:
     sections: tuple[SectionEntry, ...]
     data: tuple[bytes, ...]
     weights_sha256: str
+    files: tuple[FileEntry, ...] = ()
 
     @property
     def stored_bytes(self) -> int:
         return sum(len(stored) for stored in self.data)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedFiles:
+    """The section of the files that go with a model; there is none where there are none."""
+
+    files: tuple[FileEntry, ...] = ()
+    sections: tuple[SectionEntry, ...] = ()
+    data: tuple[bytes, ...] = ()
+
+
+def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:
+    """All `files` in one section, in the order of their names, by the codec that is smallest."""
+    if not files:
+        return EncodedFiles()
+    raw = b"".join(files[name] for name in sorted(files))
+    codecs = [codec for codec in BYTE_CODECS if codec.name != "brotli"]
+    tried = [(codec.encode(raw), codec.name) for codec in codecs]
+    readable = [pair for pair in tried if len(raw) <= most_raw_bytes(len(pair[0]))]
+    data, codec = min(readable, key=lambda pair: len(pair[0]))
+    section = SectionEntry(
+        name=FILES_SECTION,
+        codec=codec,
+        layout="row",
+        stored_bytes=len(data),
+        raw_bytes=len(raw),
+        digest=section_digest(data),
+    )
+    return EncodedFiles(
+        files=tuple(FileEntry(name=n, raw_bytes=len(files[n])) for n in sorted(files)),
+        sections=(section,),
+        data=(data,),
+    )
+
+
+NO_FILES = EncodedFiles()
+
+
 def encode_sections(
-    tensors: Sequence[PackedTensor], codecs: Sequence[str] | str = "auto", *, draft: bool = False
+    tensors: Sequence[PackedTensor],
+    codecs: Sequence[str] | str = "auto",
+    *,
+    files: EncodedFiles = NO_FILES,
+    draft: bool = False,
 ) -> EncodedSections:
     """The tensors' arrays as sections, each by the smallest of `codecs` and their layouts.
 
     Args:
         codecs: names of codecs, one of them, or ``auto`` (`gptpack.codec.sections.AUTO`).
+        files: the section of files, which `encode_files` made once.
         draft: for sizes only: zeros stand for the codes, and the weights are not hashed.
 
     Raises:
@@ -73,18 +113,22 @@ def encode_sections(
     streams = encode_streams(contents, names, draft=draft)
     return EncodedSections(
         tensors=entries,
-        sections=tuple(
-            SectionEntry(
-                name=plan.name,
-                codec=stream.codec,
-                layout=stream.layout,
-                stored_bytes=len(stream.data),
-                raw_bytes=sum(plan.member_bytes),
-                digest=section_digest(stream.data),
-            )
-            for plan, stream in zip(plans, streams, strict=True)
+        sections=(
+            *(
+                SectionEntry(
+                    name=plan.name,
+                    codec=stream.codec,
+                    layout=stream.layout,
+                    stored_bytes=len(stream.data),
+                    raw_bytes=sum(plan.member_bytes),
+                    digest=section_digest(stream.data),
+                )
+                for plan, stream in zip(plans, streams, strict=True)
+            ),
+            *files.sections,
         ),
-        data=tuple(stream.data for stream in streams),
+        files=files.files,
+        data=(*(stream.data for stream in streams), *files.data),
         weights_sha256=weights_sha256([] if draft else tensors),
     )
 
@@ -92,8 +136,8 @@ def encode_sections(
 def assemble(
     encoded: EncodedSections,
     *,
-    model: ModelConfig,
-    tokenizer: TokenizerIdentity,
+    model: FamilyConfig,
+    tokenizer: TokenizerIdentity | None,
     pack: Mapping[str, Any],
 ) -> bytes:
     """The file's bytes: preamble, header, and the sections as they are.
@@ -108,8 +152,8 @@ def assemble(
 def assembled_bytes(
     encoded: EncodedSections,
     *,
-    model: ModelConfig,
-    tokenizer: TokenizerIdentity,
+    model: FamilyConfig,
+    tokenizer: TokenizerIdentity | None,
     pack: Mapping[str, Any],
 ) -> int:
     """Bytes that `assemble` makes of the same arguments; no section is copied."""
@@ -128,8 +172,8 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 def _front(
     encoded: EncodedSections,
-    model: ModelConfig,
-    tokenizer: TokenizerIdentity,
+    model: FamilyConfig,
+    tokenizer: TokenizerIdentity | None,
     pack: Mapping[str, Any],
 ) -> bytes:
     """Preamble and stored header."""
@@ -138,13 +182,16 @@ def _front(
         tokenizer=tokenizer,
         tensors=encoded.tensors,
         sections=encoded.sections,
+        files=encoded.files,
         weights_sha256=encoded.weights_sha256,
         pack=pack,
     )
     deflated = zlib.compress(raw, 9)
     smaller = len(deflated) < len(raw) <= most_header_bytes(len(deflated))
     stored = deflated if smaller else raw
+    version = version_for(model, encoded.tensors, encoded.files)
     preamble = Preamble(
+        version=version,
         deflated=smaller,
         stored_header_bytes=len(stored),
         raw_header_bytes=len(raw),
@@ -158,6 +205,7 @@ def _front(
     start = preamble.to_bytes(stored)
     parse_header(
         raw,
+        version=version,
         header_bytes=preamble.sections_start,
         file_bytes=preamble.file_bytes,
         header_sha256=start[-32:].hex(),

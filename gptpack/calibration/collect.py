@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.errors import CheckpointError
-from gptpack.families.language_model import LanguageModel
+from gptpack.families.language_model import LanguageModel, most_logits
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
@@ -146,7 +146,9 @@ def output_fisher(
     vocab, width = _weight(model.embedding).shape
     layers = {name: layer.module for name, layer in model.layers().items() if name != head}
     sizes = {name: _weight(module).shape[0] for name, module in layers.items()}
+    others = {n: m for n, m in model.lookups().items() if n != model.embedding_name}
     sizes |= {head: vocab, EMBEDDED: width}
+    sizes |= {name: _weight(module).shape[1] for name, module in others.items()}
     sums = {name: torch.zeros(size, device=device) for name, size in sizes.items()}
 
     def add(name: str, squares: Tensor) -> None:
@@ -166,6 +168,9 @@ def output_fisher(
         for name, module in layers.items():
             hooks.callback(module.register_forward_hook(watch(name)).remove)
         hooks.callback(model.embedding.register_forward_hook(watch(EMBEDDED)).remove)
+        for name, module in others.items():
+            hooks.callback(module.register_forward_hook(watch(name)).remove)
+        batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             hidden = model.hidden(tokens)
@@ -218,13 +223,15 @@ def collect(
         for name, layer in model.layers().items()
     }
     found |= _tables(model, found, windows)
-    used_R = _use(windows, model.config.vocab)
-    embedding = Sensitivity(hessian=np.diag(rows[EMBEDDED]), row_weight=used_R)
+    for name, used in _rows_looked_up(model, windows).items():
+        key = EMBEDDED if name == model.embedding_name else name
+        channels = rows[key] * model.lookup_gain(name) ** 2
+        found[name] = Sensitivity(hessian=np.diag(channels), row_weight=used)
+    embedding = found[model.embedding_name]
     head = model.head_name
     if head == model.embedding_name:
         output = Sensitivity(hessian=moment[head], row_weight=rows[head])
-        embedding = _together(embedding, output)
-    found[model.embedding_name] = embedding
+        found[head] = _together(embedding, output)
     return Calibration(sensitivities=found, hessian_tokens=tokens, fisher_tokens=fisher_tokens)
 
 
@@ -233,6 +240,30 @@ def _use(ids: Tensor, rows: int) -> npt.NDArray[np.float32]:
     counts = torch.bincount(ids.flatten().cpu(), minlength=rows)
     used: npt.NDArray[np.float32] = (counts / ids.numel()).numpy()
     return used
+
+
+def _rows_looked_up(model: LanguageModel, windows: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    """Times that each row of each of the model's lookups is used, per token, ``[R]``.
+
+    Those of the token embedding are counted in all `windows`; any other's in the first window, as
+    it looks up places, which are the same in each.
+    """
+    found = {model.embedding_name: _use(windows, model.config.vocab)}
+    others = {n: m for n, m in model.lookups().items() if n not in found}
+    if not others:
+        return found
+
+    def count(name: str, module: nn.Module, ids: Tensor) -> None:
+        found[name] = _use(ids, _weight(module).shape[0])
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, module in others.items():
+            hook = module.register_forward_pre_hook(
+                lambda own, inputs, name=name: count(name, own, inputs[0])
+            )
+            hooks.callback(hook.remove)
+        model.hidden(windows[:1].to(model.device))
+    return found
 
 
 def _tables(

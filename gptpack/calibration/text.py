@@ -27,7 +27,7 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
 
-TextSource = Literal["shards", "self", "random"]
+TextSource = Literal["shards", "text", "self", "random"]
 Array = npt.NDArray[Any]
 
 TOKENS = {"cuda": 524288, "cpu": 65536}
@@ -65,23 +65,30 @@ def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed:
 
 
 def self_generated(
-    model: LanguageModel, *, windows: int, context: int, seed: int, progress: Progress = silent
+    model: LanguageModel,
+    *,
+    windows: int,
+    context: int,
+    seed: int,
+    start: Sequence[int] = (),
+    progress: Progress = silent,
 ) -> Tensor:
-    """`windows` texts that `model` samples from itself, each from BOS, ``[N, T]``.
+    """`windows` texts that `model` samples from itself, each from `start` or BOS, ``[N, T]``.
 
     Raises:
         CheckpointError: the model's outputs are not finite.
     """
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    tokens = torch.full((windows, 1), model.config.bos, dtype=torch.int64, device=device)
+    begin = torch.tensor([start or (model.config.bos,)], dtype=torch.int64, device=device)
+    parts = [begin[:, :context].expand(windows, -1)]
+    read = model.reader()
     with torch.no_grad():
-        for length in range(1, context):
-            logits = finite(model.logits(model.hidden(tokens)[:, -1])) / TEMPERATURE
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            tokens = torch.cat((tokens, drawn), 1)
+        for length in range(parts[0].shape[1], context):
+            logits = finite(read(parts[-1])) / TEMPERATURE
+            parts.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
             progress("write calibration text", length + 1, context)
-    return tokens.cpu()
+    return torch.cat(parts, 1).cpu()
 
 
 def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tensor:
@@ -97,12 +104,14 @@ def calibration_text(
     *,
     tokens: int = 0,
     seed: int = 0,
+    start: Sequence[int] = (),
     progress: Progress = silent,
 ) -> Tensor:
     """Windows ``[N, T]`` of the model's context from `source`, about `tokens` in all.
 
     Args:
-        shards: training tokens, for the source ``shards``.
+        shards: training tokens, for the sources ``shards`` and ``text``.
+        start: tokens that a text of the model's own begins with; none is BOS.
         tokens: 0 takes `TOKENS` of the model's device, or what there is of shards.
 
     Raises:
@@ -111,13 +120,15 @@ def calibration_text(
     """
     context = model.config.context
     count = max(1, (tokens or TOKENS[model.device.type]) // context)
-    if source == "shards":
+    if source in ("shards", "text"):
         if not tokens:
             held = sum(len(shard) // context for shard in shards)
             count = min(count, max(1, held))
         return shard_windows(shards, windows=count, context=context, seed=seed)
     if source == "self":
-        return self_generated(model, windows=count, context=context, seed=seed, progress=progress)
+        return self_generated(
+            model, windows=count, context=context, seed=seed, start=start, progress=progress
+        )
     return random_tokens(model.config.vocab, windows=count, context=context, seed=seed)
 
 
@@ -153,7 +164,7 @@ def calibrate(
     if cache is not None:
         said = f"2 {fisher_windows} {seed} {ranks.device.type} {ranks.world} {model.config}"
         key = hashlib.sha256(said.encode())
-        for name, value in model.state_dict().items():
+        for name, value in model.weights().items():
             key.update(name.encode())
             key.update(value.cpu().numpy().tobytes())
         key.update(windows.numpy().tobytes())

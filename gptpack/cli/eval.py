@@ -14,13 +14,19 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("path", metavar="FILE", type=PATH)
-@click.option("--data", required=True, type=PATH, help="Folder of shards; val is scored.")
+@click.option("--data", type=PATH, help="Folder of shards; val is scored.")
 @click.option(
     "--tokenizer",
     type=PATH,
     help="SentencePiece model, .tiktoken ranks, or .npz/.json byte table. [default: in --data]",
 )
-@click.option("--text", type=PATH, help="What the tokens were made from, to audit a byte table.")
+@click.option(
+    "--text",
+    type=PATH,
+    multiple=True,
+    help="Text file to score, by the model's own tokenizer; repeatable. With --data: what the "
+    "tokens were made from, to audit a byte table.",
+)
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
 @click.option(
     "--stride",

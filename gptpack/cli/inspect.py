@@ -1,8 +1,5 @@
 """`gptpack inspect`: a packed file -> tables of what it holds, without torch."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import click
 
 from gptpack.cli.console import print_json, print_table
@@ -41,13 +38,15 @@ def _print(report: InspectReport) -> None:
     print_table(
         ["identity", ""],
         [
-            ["model", _model_line(report.model)],
+            ["model", _model_line(report)],
             ["header sha256", report.header_sha256],
             ["weights sha256", report.weights_sha256],
-            ["tokenizer sha256", report.tokenizer.sha256],
-            ["tokenizer", f"vocab {report.tokenizer.vocab:,}, bos {report.tokenizer.bos}"],
+            *_tokenizer_rows(report),
         ],
     )
+    if report.files:
+        names = ", ".join(f"{name} ({size:,})" for name, size in report.files.items())
+        click.echo(f"files: {names}; coded {report.files_bytes:,} bytes")
     click.echo()
     rows = [
         [
@@ -102,6 +101,19 @@ def _print(report: InspectReport) -> None:
         )
 
 
+def _tokenizer_rows(report: InspectReport) -> list[list[str]]:
+    found = report.tokenizer
+    if found is None:
+        return []
+    said = f"vocab {found.vocab:,}, bos {found.bos}"
+    return [["tokenizer sha256", found.sha256], ["tokenizer", said]]
+
+
+def _vocab(report: InspectReport) -> int:
+    found: int = report.model.get("vocab") or report.model["values"].get("vocab_size", 0)
+    return found
+
+
 def _budget_line(report: InspectReport) -> str:
     if report.budget_bytes is None or report.headroom_bytes is None:
         return f"file {report.file_bytes:,} bytes; the file names no budget"
@@ -114,7 +126,12 @@ def _budget_line(report: InspectReport) -> str:
     return f"budget {report.budget_bytes:,}, file {report.file_bytes:,}{code}, {left} bytes"
 
 
-def _model_line(model: Mapping[str, Any]) -> str:
+def _model_line(report: InspectReport) -> str:
+    model = report.model
+    if report.family != "golf":
+        kind = plain(model["values"].get("model_type", ""), 40)
+        size = f"vocab {_vocab(report):,}, context {model['context']:,}"
+        return f"{report.family} {kind}, {size}".replace(" ,", ",")
     return (
         f"{model['layers']:,} layers, width {model['width']:,}, heads {model['heads']:,} "
         f"({model['kv_heads']:,} kv), vocab {model['vocab']:,}, context {model['context']:,}"

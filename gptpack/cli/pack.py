@@ -20,6 +20,13 @@ PATH = click.Path(path_type=Path)
 @click.option("--delta", type=POSITIVE, help="Instead: this delta, whatever the file takes.")
 @click.option("--output", "-o", type=PATH, help="[default: the checkpoint's name, .gptpack]")
 @click.option("--data", type=PATH, help="Folder of shards: train calibrates, val proves.")
+@click.option(
+    "--text",
+    type=PATH,
+    multiple=True,
+    help="Text file that calibrates and tunes, by the model's own tokenizer; repeatable.",
+)
+@click.option("--eval-text", type=PATH, multiple=True, help="Text file that proves; repeatable.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
 @click.option(
@@ -55,8 +62,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--tune-seconds", type=POSITIVE, help="Most seconds of --tune; else it has steps.")
 @click.option(
     "--calibration",
-    type=click.Choice(["shards", "self", "random"]),
-    help="Text for the Hessians. [default: shards if --data has train, else self]",
+    type=click.Choice(["shards", "text", "self", "random"]),
+    help="Text for the Hessians. [default: train shards or --text if there, else self]",
 )
 @click.option(
     "--calibration-tokens", type=COUNT, default=0, help="0: 524,288 on CUDA, 65,536 on CPU."

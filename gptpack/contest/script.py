@@ -23,9 +23,11 @@ LEFT_OUT = (
     "gptpack.data.byte_tables",
     "gptpack.data.documents",
     "gptpack.families.golf.flash4",
+    "gptpack.families.transformers.folder",
+    "gptpack.families.transformers.texts",
 )
-"""Modules for tokenizers other than SentencePiece's, and for a kernel of training: 5 KB of the
-small form that a submission has no use for."""
+"""Modules for tokenizers other than SentencePiece's, a kernel of training, and models of other
+families: a submission has no use for them."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
     "constriction": "constriction>=0.4.2",

@@ -62,6 +62,28 @@ class LanguageModel(nn.Module):
         return self.get_submodule(self.embedding_name.removesuffix(".weight"))
 
     @property
+    def module(self) -> nn.Module:
+        """The module that users know: the model itself, or what it wraps."""
+        return self
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """Names of the weights that the module has as ``[C, R]``, and this model as ``[R, C]``."""
+        return frozenset()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state by name, in its own order; of several names of one tensor, the first."""
+        found: dict[str, Tensor] = {}
+        seen = set()
+        for name, value in self.state_dict().items():
+            place = (value.data_ptr(), value.shape, value.stride())
+            if value.numel() and not value.is_meta and place in seen:
+                continue
+            seen.add(place)
+            found[name] = value
+        return found
+
+    @property
     def device(self) -> torch.device:
         """The device that the weights are on."""
         weight = self.embedding.weight
@@ -96,7 +118,28 @@ class LanguageModel(nn.Module):
 
     @abstractmethod
     def tables(self) -> Sequence[Table]:
-        """Embeddings beside that of the tokens."""
+        """Embeddings beside that of the tokens, which a linear layer projects."""
+
+    def lookups(self) -> Mapping[str, nn.Module]:
+        """Embeddings that nothing projects, the tokens' among them, by their weight's name."""
+        return {self.embedding_name: self.embedding}
+
+    def lookup_gain(self, name: str) -> float:
+        """How many times its row an embedding of `lookups` gives out."""
+        return 1.0
+
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        """A function that takes the next tokens ``[B, n]`` of B texts, as often as it is called.
+
+        It returns the float32 logits ``[B, V]`` of what follows, after all that it was given.
+        """
+        texts: list[Tensor] = []
+
+        def read(tokens: Tensor) -> Tensor:
+            texts.append(tokens)
+            return self.logits(self.hidden(torch.cat(texts, 1))[:, -1])
+
+        return read
 
     @abstractmethod
     def groups(self, names: Sequence[str]) -> list[list[str]]:
@@ -120,9 +163,16 @@ class LanguageModel(nn.Module):
         """
 
 
-def state_problem(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+def most_logits(device: torch.device) -> int:
+    """Most logits to make at once: as float32 a sixteenth of a GPU's memory, or 1 GiB."""
+    if device.type != "cuda":
+        return 1 << 28
+    return max(1 << 28, torch.cuda.get_device_properties(device).total_memory // 64)
+
+
+def state_problem(model: LanguageModel, weights: Mapping[str, Tensor]) -> str:
     """How `weights` differ from a state of `model`, in one line; empty if they do not."""
-    wanted = model.state_dict()
+    wanted = model.weights()
     problems = []
     if missing := sorted(wanted.keys() - weights.keys()):
         problems.append(f"missing {_some(missing)}")

@@ -18,7 +18,6 @@ from gptpack.artifact.reader import read_header
 from gptpack.artifact.record import PackRecord
 from gptpack.errors import GptpackError
 from gptpack.values import TokenizerIdentity, to_dict
-from gptpack.version import FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,13 @@ class InspectReport:
     """Bytes that the budget leaves after file and code; negative when over."""
     parameters: int
     model: Mapping[str, Any]
-    tokenizer: TokenizerIdentity
+    family: str
+    """Name of the model's family: golf, transformers or module."""
+    tokenizer: TokenizerIdentity | None
+    files: Mapping[str, int]
+    """Bytes of each file that goes with the model, by name."""
+    files_bytes: int
+    """Bytes that those files take up, coded."""
     pack: Mapping[str, Any]
     groups: tuple[GroupReport, ...]
     sections: tuple[SectionReport, ...]
@@ -104,7 +109,8 @@ def inspect(path: str | Path, *, decode: bool = False) -> InspectReport:
     Only the header is read, so damage to a section is not seen; `verify` sees all.
 
         >>> report = gptpack.inspect("model.gptpack")
-        >>> report.header_bytes + sum(t.stored_bytes for t in report.tensors) == report.file_bytes
+        >>> coded = report.files_bytes + sum(t.stored_bytes for t in report.tensors)
+        >>> report.header_bytes + coded == report.file_bytes
         True
 
     Args:
@@ -149,7 +155,7 @@ def report_on(
     code = _count(header.pack, "code_bytes")
     return InspectReport(
         path=path,
-        format_version=FORMAT_VERSION,
+        format_version=header.version,
         file_bytes=header.file_bytes,
         header_bytes=header.header_bytes,
         header_sha256=header.header_sha256,
@@ -159,7 +165,10 @@ def report_on(
         headroom_bytes=None if budget is None else budget - header.file_bytes - (code or 0),
         parameters=sum(tensor.parameters for tensor in tensors),
         model=to_dict(header.model),
+        family=header.family,
         tokenizer=header.tokenizer,
+        files={file.name: file.raw_bytes for file in header.files},
+        files_bytes=header.files_bytes,
         pack=header.pack,
         groups=tuple(_groups(tensors, header.file_bytes)),
         sections=tuple(
@@ -182,7 +191,7 @@ def tensor_bytes(header: ArtifactHeader) -> list[int]:
     The boundary between two tensors of a section falls on the byte below its exact place.
     """
     shares = [0] * len(header.tensors)
-    for plan, section in zip(plan_sections(header.tensors), header.sections, strict=True):
+    for plan, section in zip(plan_sections(header.tensors), header.tensor_sections, strict=True):
         raw = start = 0
         for member, size in zip(plan.members, plan.member_bytes, strict=True):
             raw += size

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptpack.artifact.header import SectionEntry
 from gptpack.artifact.plan import SectionPlan, plan_sections
 from gptpack.artifact.reader import Artifact, decode_artifact, read_sections
+from gptpack.artifact.tables import SectionEntry
 from gptpack.codec.sections import Array
 from gptpack.codec.trellis import parities_of
 
@@ -28,7 +28,7 @@ def measured_bytes(data: bytes) -> list[int]:
     shares = [0] * len(header.tensors)
     streams = read_sections(data, header)
     plans = plan_sections(header.tensors)
-    for plan, section, stream in zip(plans, header.sections, streams, strict=True):
+    for plan, section, stream in zip(plans, header.tensor_sections, streams, strict=False):
         weights = _weights(artifact, plan, section, stream.data)
         stops = np.rint(np.cumsum(weights) / max(sum(weights), 1e-9) * section.stored_bytes)
         stops[-1] = section.stored_bytes

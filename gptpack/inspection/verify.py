@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptpack.artifact.header import SectionEntry
+from gptpack.artifact.tables import SectionEntry
 from gptpack.inspection.compare import WeightErrors, Weights, value_sha256
 
 

@@ -84,7 +84,7 @@ def make_curve(
         raise ConfigError("--curve takes no --budget, --bits or --delta; give one of the four")
     if request.plan:
         raise ConfigError("--plan writes no --curve; give one of them")
-    _check_writes(path, plotted=request.data is not None)
+    _check_writes(path, plotted=request.data is not None or bool(request.eval_text))
     notes: list[str] = []
     points: list[Point] = []
     delta, reached = 0.0, 0.0
@@ -135,7 +135,7 @@ def _write(points: list[Point], path: Path, notes: list[str]) -> Path | None:
     with replacing(path) as file:
         file.write(text.getvalue().encode())
     if points[0].bpb_before is None:
-        notes.append("no plot: nothing was measured (give --data)")
+        notes.append("no plot: nothing was measured (give --data or --eval-text)")
         return None
     try:
         from matplotlib.figure import Figure

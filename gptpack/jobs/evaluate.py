@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gptpack.errors import ConfigError
 from gptpack.evaluation.forward import Compile, Forward
@@ -19,8 +19,10 @@ from gptpack.version import VERSION
 if TYPE_CHECKING:
     import torch
 
+    from gptpack.evaluation.plain_text import PlainText
     from gptpack.evaluation.settings import Settings
     from gptpack.evaluation.text import Text
+    from gptpack.evaluation.windows import Indices
     from gptpack.families.golf.config import ModelConfig
     from gptpack.families.language_model import LanguageModel
     from gptpack.ranks import Ranks
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     source: str | Path | Loaded,
-    data: str | Path,
+    data: str | Path | None = None,
     *,
     tokenizer: str | Path | None = None,
-    text: str | Path | None = None,
+    text: "str | Path | Sequence[str | Path] | None" = None,
     model: "str | ModelConfig | None" = None,
     stride: int | None = None,
     context: int = 0,
@@ -55,9 +57,11 @@ def evaluate(
     Args:
         source: a path, or what `load` made of one; that is scored on the device where it is, and
             keeps the attention and the positions that were chosen for it.
-        data: folder of shards, of which those of ``val`` are scored.
+        data: folder of shards, of which those of ``val`` are scored; None scores `text` itself, by
+            the tokenizer that came with the model.
         tokenizer: its file; None takes ``tokenizer.model`` in `data`.
-        text: what the tokens were made from; byte sidecars and tables are audited against it.
+        text: files of text. Beside `data`, the one that its tokens were made from: byte sidecars
+            and tables are audited against it.
         model: recipe whose ``[model]`` a bare state dict has; see `load`.
         stride: also score a sliding window that moves by so many tokens.
         context: tokens of a window; 0 takes the model's.
@@ -87,6 +91,7 @@ def evaluate(
         (True, True)
     """
     from gptpack.evaluation.clock import Clock, process_age
+    from gptpack.evaluation.plain_text import PlainText
     from gptpack.evaluation.text import Text
     from gptpack.ranks import ranks
 
@@ -96,6 +101,12 @@ def evaluate(
     if isinstance(source, Loaded) and model is not None:
         raise ConfigError("model is for bare state dicts by path; what is loaded has its own")
     settings = named_settings(adaptations)
+    given = () if text is None else (text,) if isinstance(text, str | Path) else tuple(text)
+    texts = tuple(map(Path, given))
+    if data is None and not texts:
+        raise ConfigError("nothing to score: give --data with val shards, or --text with files")
+    if data is not None and len(texts) > 1:
+        raise ConfigError("--text beside --data is the one file that its tokens were made from")
     with ranks(device) if not isinstance(source, Loaded) else nullcontext(_alone(source)) as here:
         age = process_age()
         if on_ready is not None:
@@ -107,46 +118,72 @@ def evaluate(
             loaded = load(source, model=model, device=here.device)
             for phase, seconds in loaded.seconds.items():
                 clock.add(phase, seconds)
-        config = loaded.model.config
+        config = loaded.language_model.config
         window = context or config.context
         if stride is not None and stride > window:
             raise ConfigError(f"--stride {stride} must not be above the context of {window}")
-        attention = loaded.model.use_attention("auto")
-        positions = loaded.model.use_rope(rope, window)
-        _check(loaded.model, settings, window)
+        attention = loaded.language_model.use_attention("auto")
+        positions = loaded.language_model.use_rope(rope, window)
+        _check(loaded.language_model, settings, window)
         with clock.phase("audit"):
             progress("audit", 0, 0)
-            scored = Text.load(
-                Path(data),
-                vocab=config.vocab,
-                tokenizer=None if tokenizer is None else Path(tokenizer),
-                sha256=loaded.tokenizer.sha256 if loaded.tokenizer else None,
-                bos=config.bos,
-                source=None if text is None else Path(text),
-                limit_tokens=limit_tokens,
-            )
+            scored: Text | PlainText
+            if data is None:
+                scored = _plain_text(loaded, texts, limit_tokens, tokenizer)
+            else:
+                scored = Text.load(
+                    Path(data),
+                    vocab=config.vocab,
+                    tokenizer=None if tokenizer is None else Path(tokenizer),
+                    sha256=loaded.tokenizer_identity.sha256 if loaded.tokenizer_identity else None,
+                    bos=config.bos,
+                    source=texts[0] if texts else None,
+                    limit_tokens=limit_tokens,
+                )
             base = Reading(
                 tokens=scored.tokens,
                 token_bytes=scored.token_bytes,
                 context=window,
                 tail=tail,
-                documents=scored.documents if documents == "masked" else None,
+                documents=_documents(scored) if documents == "masked" else None,
                 limit_tokens=limit_tokens,
                 batch_tokens=batch_tokens,
                 rope=positions,
                 progress=progress,
             )
             readings = _audited(scored, _readings(base, stride, settings, scored))
-        forward = Forward(loaded.model, here.device, compiled=compiled, clock=clock)
+        forward = Forward(loaded.language_model, here.device, compiled=compiled, clock=clock)
         scores = _score(forward, readings, settings)
         return _result(loaded, scored, scores, forward, here, attention)
+
+
+def _plain_text(
+    loaded: Loaded, texts: Sequence[Path], limit_tokens: int, tokenizer: str | Path | None
+) -> "PlainText":
+    """The text of files, by the tokenizer that came with the model."""
+    from gptpack.evaluation.plain_text import PlainText
+
+    if loaded.tokenizer is None or tokenizer is not None:
+        raise ConfigError(
+            f"{loaded.path}: text is scored by the tokenizer that comes with a Hugging Face model; "
+            "this one needs --data with shards"
+        )
+    return PlainText.load(texts, loaded.tokenizer, limit_tokens)
+
+
+def _documents(text: "Text | PlainText") -> "Indices":
+    from gptpack.evaluation.text import Text
+
+    if not isinstance(text, Text):
+        raise ConfigError("--documents masked needs shards, whose tokens say where documents begin")
+    return text.documents
 
 
 def _alone(loaded: Loaded) -> "Ranks":
     """The one rank of an evaluation of a model that is in memory already."""
     from gptpack.ranks import Ranks
 
-    return Ranks(0, 1, loaded.model.device)
+    return Ranks(0, 1, loaded.language_model.device)
 
 
 def wait_for_file(device: "torch.device") -> None:
@@ -179,7 +216,7 @@ def _check(model: "LanguageModel", settings: "Mapping[str, Settings]", context: 
 
 
 def _readings(
-    base: Reading, stride: int | None, settings: "Mapping[str, Settings]", text: "Text"
+    base: Reading, stride: int | None, settings: "Mapping[str, Settings]", text: "Text | PlainText"
 ) -> dict[str, Reading]:
     """What is read for each score."""
     readings = {"plain": replace(base, phase="plain")}
@@ -189,12 +226,12 @@ def _readings(
         reading = replace(base, stride=stride, phase=name)
         if isinstance(setting, LoraSettings):
             # its plan has its own stride, and no tail to drop
-            reading = replace(reading, stride=setting.chunk, tail=None, documents=text.documents)
+            reading = replace(reading, stride=setting.chunk, tail=None, documents=_documents(text))
         readings[name] = reading
     return readings
 
 
-def _audited(text: "Text", readings: Mapping[str, Reading]) -> dict[str, Reading]:
+def _audited(text: "Text | PlainText", readings: Mapping[str, Reading]) -> dict[str, Reading]:
     """The readings, each with the bytes that the audit found for its targets."""
     targets = {name: reading.plan().targets for name, reading in readings.items()}
     found = text.audited_bytes(targets.values())
@@ -228,15 +265,13 @@ def _score(
 
 def _result(
     loaded: Loaded,
-    text: "Text",
+    text: "Text | PlainText",
     scores: Mapping[str, Score],
     forward: Forward,
     here: "Ranks",
     attention: str,
 ) -> Evaluation:
     import torch
-
-    from gptpack.data.shards import file_sha256
 
     quality = loaded.record.quality if loaded.record else None
     recorded = None
@@ -245,7 +280,6 @@ def _result(
         recorded = {"bpb": quality.bpb_after}
         recorded |= {name: count for name, count in counts.items() if count is not None}
     cuda = here.device.type == "cuda"
-    vocabulary = text.vocabulary
     return Evaluation(
         source=loaded.kind,
         path=str(loaded.path),
@@ -254,18 +288,7 @@ def _result(
         weights_sha256=loaded.weights_sha256,
         scores=scores,
         recorded=recorded,
-        unknown_tokens=text.unknown_tokens(max(s.planned_tokens for s in scores.values())),
-        tokenizer={
-            "path": str(vocabulary.path),
-            "sha256": vocabulary.sha256,
-            "vocab": vocabulary.vocab,
-            "checked": loaded.tokenizer is not None,
-        },
-        accounting={
-            "kind": text.accounting,
-            "audited_against": str(text.source) if text.source else "what the tokens decode to",
-        },
-        shards=tuple({"file": s.name, "sha256": file_sha256(s)} for s in text.shards),
+        **_described(loaded, text, max(s.planned_tokens for s in scores.values())),
         seconds=forward.clock.ledger(),
         time_limit_seconds=forward.clock.limit_seconds or None,
         device={
@@ -276,3 +299,38 @@ def _result(
         },
         versions={"gptpack": VERSION, "torch": str(torch.__version__)},
     )
+
+
+def _described(loaded: Loaded, text: "Text | PlainText", targets: int) -> dict[str, Any]:
+    """What an evaluation says of its text and its tokenizer."""
+    from gptpack.data.shards import file_sha256
+    from gptpack.evaluation.text import Text
+
+    if not isinstance(text, Text):
+        identity = loaded.tokenizer_identity
+        assert identity is not None
+        return {
+            "tokenizer": {
+                "path": str(loaded.path),
+                "sha256": identity.sha256,
+                "vocab": identity.vocab,
+                "checked": True,
+            },
+            "accounting": {"kind": "text", "audited_against": text.accounting},
+            "shards": tuple({"file": f.name, "sha256": file_sha256(f)} for f in text.files),
+        }
+    vocabulary = text.vocabulary
+    return {
+        "unknown_tokens": text.unknown_tokens(targets),
+        "tokenizer": {
+            "path": str(vocabulary.path),
+            "sha256": vocabulary.sha256,
+            "vocab": vocabulary.vocab,
+            "checked": loaded.tokenizer_identity is not None,
+        },
+        "accounting": {
+            "kind": text.accounting,
+            "audited_against": str(text.source) if text.source else "what the tokens decode to",
+        },
+        "shards": tuple({"file": s.name, "sha256": file_sha256(s)} for s in text.shards),
+    }

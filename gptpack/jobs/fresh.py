@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,9 @@ class FreshEvaluation:
 @contextmanager
 def fresh_evaluation(
     path: Path,
-    data: Path,
+    data: Path | None,
     *,
+    text: Sequence[str | Path] = (),
     tokenizer: Path | None = None,
     model: str | None = None,
     stride: int | None = None,
@@ -63,12 +64,16 @@ def fresh_evaluation(
 ) -> Iterator[FreshEvaluation]:
     """Start ``gptpack eval PATH --data DATA ...``; it ends with the block at the latest.
 
+    Without `data` it scores the files of `text`.
+
     With `wait` it only gets ready until its result is asked for, and there need not be a PATH yet.
     Whatever torchrun set in the environment is left out: the process is one rank of its own.
     """
     with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
         output = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "gptpack", "eval", "--data", str(data)]
+        command = [sys.executable, "-m", "gptpack", "eval"]
+        command += ["--data", str(data)] if data is not None else []
+        command += [part for each in text for part in ("--text", str(each))]
         command += ["--device", device, "--output", str(output)]
         if tokenizer is not None:
             command += ["--tokenizer", str(tokenizer)]
@@ -100,7 +105,7 @@ def fresh_evaluation(
                     stream.close()
 
 
-def evaluate_in_fresh_process(path: Path, data: Path, **settings: Any) -> Evaluation:
+def evaluate_in_fresh_process(path: Path, data: Path | None, **settings: Any) -> Evaluation:
     """What ``gptpack eval PATH --data DATA`` finds; settings and errors as above."""
     with fresh_evaluation(path, data, **settings) as running:
         return running.result()

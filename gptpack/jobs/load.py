@@ -1,4 +1,4 @@
-"""A path -> the model of that checkpoint or packed file, built, checked and hashed once."""
+"""A path -> the model of that checkpoint, folder or packed file, built, checked and hashed once."""
 
 import time
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from gptpack.artifact.record import PackRecord
 from gptpack.data.shards import file_sha256
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
+from gptpack.families.transformers.config import TransformersConfig
 from gptpack.values import TokenizerIdentity
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from gptpack.artifact.header import ArtifactHeader
     from gptpack.families.language_model import LanguageModel
+    from gptpack.families.transformers.texts import TextTokenizer
 
 LARGEST_EXCESS = 4
 """A model is not even allocated if its matrices have so many times the weights of the file."""
@@ -28,16 +31,21 @@ LARGEST_EXCESS = 4
 class Loaded:
     """A model in memory, in evaluation mode, and what its file says of it."""
 
-    model: "LanguageModel"
+    language_model: "LanguageModel"
+    """The model as packing and evaluation see it."""
     kind: Literal["artifact", "checkpoint"]
     """``artifact`` is a packed file."""
     path: Path | None = None
-    """The file; None where the model was made in memory."""
+    """The file or folder; None where the model was made in memory."""
     file_bytes: int = 0
     sha256: str | None = None
-    """SHA-256 of the file, in hexadecimal."""
-    tokenizer: TokenizerIdentity | None = None
+    """SHA-256 of the file, in hexadecimal; of a folder, that of all files it was made of."""
+    tokenizer_identity: TokenizerIdentity | None = None
     """Which tokenizer the tokens belong to; None where a checkpoint does not say."""
+    tokenizer: "TextTokenizer | None" = None
+    """The tokenizer that came with the model; None where none did."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Name and content of the files that go with the model, such as those of its tokenizer."""
     record: PackRecord | None = None
     """What the packer wrote into the header of a packed file."""
     weights_sha256: str | None = None
@@ -49,6 +57,11 @@ class Loaded:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock time of ``decode`` (read, decode, verify) and of ``build`` (the model)."""
 
+    @property
+    def model(self) -> "torch.nn.Module":
+        """The module: for a Hugging Face model, transformers' own class."""
+        return self.language_model.module
+
 
 def load(
     path: str | Path,
@@ -56,10 +69,11 @@ def load(
     model: str | ModelConfig | None = None,
     device: "torch.device | str" = "cpu",
 ) -> Loaded:
-    """The model of the checkpoint or packed file at `path`, which its first bytes tell apart.
+    """The model of the checkpoint, Hugging Face folder, GGUF or packed file at `path`.
 
-    All checksums of a packed file are verified, that of its float32 weights too, and no model is
-    allocated that the file's tensors could not fill. Nothing in a file is run.
+    The first bytes tell files apart. All checksums of a packed file are verified, that of its
+    float32 weights too, and no model is allocated that the file's tensors could not fill. Nothing
+    in a file is run, and nothing is downloaded.
 
     Args:
         model: what a bare state dict does not say: a recipe, by file or name, whose ``[model]`` it
@@ -70,31 +84,42 @@ def load(
         CheckpointError: no checkpoint, or its tensors are not those of its model.
         ConfigError: `model` is given, and the file says its own.
         ArtifactError: a packed file that is corrupt or hostile.
-        MissingDependencyError: the codec of a section is not installed.
+        MissingDependencyError: the codec of a section, or transformers, is not installed.
 
     Example:
         >>> loaded = gptpack.load("model.gptpack")
-        >>> loaded.kind, loaded.record.method, loaded.tokenizer.vocab <= loaded.model.config.vocab
-        ('artifact', 'gptq-trellis', True)
+        >>> loaded.kind, loaded.record.method, type(loaded.model).__name__
+        ('artifact', 'gptq-trellis', 'GPT')
         >>> gptpack.load("checkpoint.pt").sha256 == loaded.record.checkpoint_sha256
         True
     """
     path = Path(path)
-    if is_packed(path):
-        if model is not None:
-            raise ConfigError(f"--model {model} is for bare state dicts; {path} says its own model")
+    packed, foreign = is_packed(path), is_transformers(path)
+    if model is not None and (packed or foreign):
+        raise ConfigError(f"--model {model} is for bare state dicts; {path} says its own model")
+    if packed:
         return load_packed(path, device)
-    return _load_checkpoint(path, model, device)
+    return _load_transformers(path, device) if foreign else _load_checkpoint(path, model, device)
 
 
 def is_packed(path: Path) -> bool:
     """Whether the file begins as a packed one, or as what became of one on its way here."""
+    start = _start(path, len(LFS_POINTER))
+    return start is not None and (not start or start.startswith((MAGIC[:6], LFS_POINTER)))
+
+
+def is_transformers(path: Path) -> bool:
+    """Whether this is a folder with a ``config.json``, or a GGUF file."""
+    return (path / "config.json").is_file() or _start(path, 4) == b"GGUF"
+
+
+def _start(path: Path, count: int) -> bytes | None:
+    """The first bytes of a file; None of what is none, of which its reader says more."""
     try:
         with path.open("rb") as file:
-            start = file.read(len(LFS_POINTER))
+            return file.read(count)
     except (OSError, ValueError):
-        return False  # the checkpoint's reader says why
-    return not start or start.startswith((MAGIC[:6], LFS_POINTER))
+        return None
 
 
 def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
@@ -102,12 +127,50 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
     import torch
 
     from gptpack.artifact.reader import read_artifact
+    from gptpack.artifact.tables import TRANSPOSED
 
     began = time.perf_counter()
     values: dict[str, npt.NDArray[np.float32]] = {}
-    header = read_artifact(path, verify_weights=True, keep=values.__setitem__).header
+    artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
+    header = artifact.header
     sha256 = file_sha256(path)
     decoded = time.perf_counter()
+    weights = {name: torch.from_numpy(made) for name, made in values.items()}
+    for entry in header.tensors:
+        if TRANSPOSED in entry.parameters and header.version > 1:
+            weights[entry.name] = weights[entry.name].T.contiguous()
+    tokenizer = None
+    if isinstance(header.model, TransformersConfig):
+        from gptpack.families.transformers.folder import build
+        from gptpack.families.transformers.texts import tokenizer_of
+
+        try:
+            model: LanguageModel = build(header.model, weights, ArtifactError)
+            tokenizer = tokenizer_of(artifact.files)
+        except GptpackError as error:
+            raise type(error)(f"{path}: {error}") from error
+    else:
+        _check_room(path, header)
+        assert isinstance(header.model, ModelConfig)
+        model = _built(path, header.model, weights, ArtifactError)
+    return Loaded(
+        language_model=model.to(device).eval(),
+        kind="artifact",
+        path=path,
+        file_bytes=header.file_bytes,
+        sha256=sha256,
+        tokenizer_identity=header.tokenizer,
+        tokenizer=tokenizer,
+        files=artifact.files,
+        record=header.record,
+        weights_sha256=header.weights_sha256,
+        seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
+    )
+
+
+def _check_room(path: Path, header: "ArtifactHeader") -> None:
+    """Refuse a golf model of a shape that the file's tensors could not fill."""
+    assert isinstance(header.model, ModelConfig)
     needed = header.model.least_weights()
     held = sum(tensor.numel for tensor in header.tensors)
     if header.model.layers > len(header.tensors):
@@ -120,18 +183,27 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
             f"{path}: a model of this shape has {needed:,} weights in its matrices alone, but the "
             f"file holds {held:,}"
         )
-    weights = {name: torch.from_numpy(made) for name, made in values.items()}
-    model = _built(path, header.model, weights, device, ArtifactError)
+
+
+def _load_transformers(path: Path, device: "torch.device | str") -> Loaded:
+    from gptpack.families.transformers.folder import read_source
+
+    began = time.perf_counter()
+    source = read_source(path)
+    config = source.model.config
+    identity = None
+    if source.tokenizer is not None:
+        identity = source.tokenizer.identity(config.vocab, config.bos)
     return Loaded(
-        model=model,
-        kind="artifact",
+        language_model=source.model.to(device).eval(),
+        kind="checkpoint",
         path=path,
-        file_bytes=header.file_bytes,
-        sha256=sha256,
-        tokenizer=header.tokenizer,
-        record=header.record,
-        weights_sha256=header.weights_sha256,
-        seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
+        file_bytes=source.file_bytes,
+        sha256=source.sha256,
+        tokenizer_identity=identity,
+        tokenizer=source.tokenizer,
+        files=source.files,
+        seconds={"build": time.perf_counter() - began},
     )
 
 
@@ -149,14 +221,14 @@ def _load_checkpoint(
         raise ConfigError(f"--model {told} is for bare state dicts; {path} says its own model")
     sha256 = file_sha256(path)
     decoded = time.perf_counter()
-    built = _built(path, checkpoint.model, checkpoint.weights, device, CheckpointError)
+    built = _built(path, checkpoint.model, checkpoint.weights, CheckpointError)
     return Loaded(
-        model=built,
+        language_model=built.to(device).eval(),
         kind="checkpoint",
         path=path,
         file_bytes=path.stat().st_size,
         sha256=sha256,
-        tokenizer=checkpoint.tokenizer,
+        tokenizer_identity=checkpoint.tokenizer,
         step=checkpoint.step,
         told=told if isinstance(told, str) else None,
         seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
@@ -167,7 +239,6 @@ def _built(
     path: Path,
     config: ModelConfig,
     weights: "Mapping[str, torch.Tensor]",
-    device: "torch.device | str",
     error: type[GptpackError],
 ) -> "LanguageModel":
     """The model of these weights; what keeps them from being its weights is an `error`."""
@@ -178,4 +249,4 @@ def _built(
     if problem := state_problem(model, weights):
         raise error(f"{path}: its tensors are not those of its model: {problem}")
     model.load_state_dict(weights)
-    return model.to(device).eval()
+    return model

@@ -102,11 +102,12 @@ def pack(
         settings: the fields of `PackRequest`, which says more of each. How large: one of `budget`
             (bytes, or such as ``"16MB"``), `bits` (most coded bits a weight) and `delta`. Where:
             `output` (None writes no file; the bytes are in the result). What of: `data` (folder
-            of shards), `tokenizer`, `model` (recipe of a bare state dict), `code` (files that
-            count too). How: `methods`, `delta_factors`, `states`, `codecs`, `strict`. Calibrated
-            on: `calibration`, `calibration_tokens`, `seed`. Tuned: `tune` (``"none"``,
-            ``"floats"``, ``"deep"``), `tune_labels`, `tune_seconds`. Proved on: `eval_tokens`,
-            `stride`. And `device`, and `plan`, which writes and proves nothing.
+            of shards), or `text` and `eval_text` (files of text), `tokenizer`, `model` (recipe of a
+            bare state dict), `code` (files that count too). How: `methods`, `delta_factors`,
+            `states`, `codecs`, `strict`. Calibrated on: `calibration`, `calibration_tokens`,
+            `seed`. Tuned: `tune` (``"none"``, ``"floats"``, ``"deep"``), `tune_labels`,
+            `tune_seconds`. Proved on: `eval_tokens`, `stride`. And `device`, and `plan`, which
+            writes and proves nothing.
 
     Raises:
         BudgetError: nothing fits; names a budget, or bits, that work. No file is written.

@@ -1,7 +1,7 @@
 """A source and a request -> a model that is calibrated and taken apart, ready to be fitted."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,17 +10,26 @@ from pathlib import Path
 import torch
 
 from gptpack.artifact.record import PackRecord
-from gptpack.calibration.text import calibrate, calibration_text, shard_windows
+from gptpack.calibration.text import (
+    TOKENS,
+    TextSource,
+    calibrate,
+    calibration_text,
+    shard_windows,
+)
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens, has_shards, split_tokens
 from gptpack.data.tokenizer import Tokenizer
-from gptpack.errors import CheckpointError, ConfigError, TokenizerError
+from gptpack.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from gptpack.evaluation.plain_text import stream
 from gptpack.families.language_model import LanguageModel
+from gptpack.families.wrapped import Wrapped
 from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
 from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
 from gptpack.packing.apart import take_apart
+from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
@@ -28,6 +37,9 @@ from gptpack.progress import Progress
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks, ranks
 from gptpack.values import TokenizerIdentity
+
+TUNING_TOKENS = 1 << 24
+"""Most tokens of text that tuning takes in: 8,192 windows of 2,048."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +50,8 @@ class Prepared:
     request: PackRequest
     packer: Packer
     sensitivities: Mapping[str, Sensitivity]
+    training: Sequence[Tokens]
+    """Text that may be trained on, as tokens; none where there is none."""
     proof: Proof
     ranks: Ranks
     progress: Progress
@@ -55,13 +69,14 @@ class Prepared:
         request, model = self.request, self.model
         if request.tune == "none":
             return pack_to_budget(self.packer, delta=delta, bits=bits, progress=self.progress)
-        if request.data is None or not self.packer.matrices:
-            raise ConfigError("--tune needs --data with train shards and a gptq-trellis method")
+        if not self.packer.matrices:
+            raise ConfigError("--tune needs a gptq-trellis or gptq-uniform method")
+        if not self.training:
+            raise ConfigError("--tune needs text: --data with train shards, or --text")
         context = model.config.context
-        shards = split_tokens(request.data, "train", model.config.vocab)
-        most = sum(len(shard) // context for shard in shards)
+        most = sum(len(shard) // context for shard in self.training)
         windows = shard_windows(
-            shards, windows=max(1, min(8192, most)), context=context, seed=request.seed + 1
+            self.training, windows=max(1, min(8192, most)), context=context, seed=request.seed + 1
         )
         return pack_progressively(
             self.packer,
@@ -104,8 +119,9 @@ def prepared(
         torch.enable_grad(),
     ):
         loaded = _opened(source, request, here)
-        model = loaded.model
-        config.check_names(model.state_dict())
+        model = loaded.language_model
+        config.check_names(model.weights())
+        _check_texts(loaded, request)
         if data is not None and not request.plan:
             check_scorable(
                 data,
@@ -125,11 +141,12 @@ def prepared(
             record = PackRecord(
                 checkpoint_sha256=loaded.sha256, step=loaded.step if loaded.path else None
             )
+            training = _training(loaded, request, config)
             sensitivities: Mapping[str, Sensitivity] = {}
             if config.calibrated:
                 cache = loaded.path.parent if loaded.path and not request.plan else None
                 record, sensitivities = _calibrated(
-                    model, request, here, record, cache, background, progress
+                    loaded, request, training, here, record, cache, background, progress
                 )
                 seconds["calibrate"] = time.perf_counter() - began
                 began = time.perf_counter()
@@ -138,10 +155,11 @@ def prepared(
                 identity,
                 config,
                 sensitivities,
+                files=loaded.files,
                 budget_bytes=UNLIMITED if budget is None else budget,
                 code_bytes=code_bytes,
                 record=record,
-                proved=data is not None,
+                proved=data is not None or bool(request.eval_text),
                 progress=progress,
             )
             yield Prepared(
@@ -149,6 +167,7 @@ def prepared(
                 request=request,
                 packer=packer,
                 sensitivities=sensitivities,
+                training=training,
                 proof=proof,
                 ranks=here,
                 progress=progress,
@@ -163,7 +182,7 @@ def _opened(
     if isinstance(source, Loaded):
         loaded = source
     elif isinstance(source, LanguageModel):
-        loaded = Loaded(model=source, kind="checkpoint")
+        loaded = Loaded(language_model=source, kind="checkpoint")
     elif isinstance(source, str | Path):
         loaded = load(source, model=request.model, device=here.device)
     else:
@@ -175,13 +194,59 @@ def _opened(
         raise CheckpointError(
             f"{loaded.path}: a packed file; give the checkpoint that it was made of"
         )
-    loaded.model.to(here.device).eval()
+    model = loaded.language_model.to(here.device).eval()
+    if isinstance(model, Wrapped):
+        model.compute_dtype = torch.bfloat16
     return loaded
 
 
+def _check_texts(loaded: Loaded, request: PackRequest) -> None:
+    """Refuse text where it has no use, and the same file for both of its uses."""
+    if not (request.text or request.eval_text):
+        return
+    if request.data is not None:
+        raise ConfigError("--data and --text: give one of them")
+    if loaded.tokenizer is None:
+        raise ConfigError(
+            "--text and --eval-text are for models that bring their tokenizer, as Hugging Face's "
+            "do; give --data with shards"
+        )
+    both = {Path(p).resolve() for p in request.text} & {
+        Path(p).resolve() for p in request.eval_text
+    }
+    if both:
+        raise ConfigError(
+            f"{min(both)}: --text and --eval-text must be different files, or the proof would be "
+            "made on text that the codes were fitted to"
+        )
+
+
+def _training(loaded: Loaded, request: PackRequest, config: PackConfig) -> Sequence[Tokens]:
+    """Text that Hessians and tuning may see, as tokens."""
+    model = loaded.language_model
+    if request.text and loaded.tokenizer is not None:
+        context = model.config.context
+        least = request.calibration_tokens or TOKENS[model.device.type]
+        if request.tune != "none":
+            least = max(least, TUNING_TOKENS)
+        tokens = stream([Path(path) for path in request.text], loaded.tokenizer, least + context)
+        if len(tokens) < context:
+            raise DataError(
+                f"--text: {len(tokens):,} tokens, fewer than the model's window of {context:,}; "
+                "give more text"
+            )
+        return [tokens]
+    there = request.data is not None and has_shards(Path(request.data), "train")
+    wanted = config.calibrated and request.calibration in (None, "shards")
+    if request.data is None or not (request.tune != "none" or (there and wanted)):
+        return []
+    return split_tokens(request.data, "train", model.config.vocab)
+
+
 def _calibrated(
-    model: LanguageModel,
+    loaded: Loaded,
     request: PackRequest,
+    training: Sequence[Tokens],
     here: Ranks,
     record: PackRecord,
     cache: Path | None,
@@ -193,20 +258,21 @@ def _calibrated(
     Args:
         background: writes Hessians, for which nobody waits.
     """
+    model = loaded.language_model
     model.use_attention("auto")
-    there = request.data is not None and has_shards(Path(request.data), "train")
-    source = request.calibration or ("shards" if there else "self")
-    if source == "shards" and request.data is None:
-        raise ConfigError("--calibration shards needs --data with train shards")
-    shards: list[Tokens] = []
-    if source == "shards" and request.data is not None:
-        shards = split_tokens(request.data, "train", model.config.vocab)
+    there: TextSource = "text" if request.text else "shards"
+    source: TextSource = request.calibration or (there if training else "self")
+    if source in ("shards", "text") and (source != there or not training):
+        needed = "--data with train shards" if source == "shards" else "--text"
+        raise ConfigError(f"--calibration {source} needs {needed}")
+    start = loaded.tokenizer.chat_start() if loaded.tokenizer and source == "self" else None
     windows = calibration_text(
         model,
         source,
-        shards,
+        training,
         tokens=request.calibration_tokens,
         seed=request.seed,
+        start=() if start is None else start.tolist(),
         progress=progress,
     )
     found = calibrate(
@@ -222,16 +288,18 @@ def _calibrated(
     return record, found.sensitivities
 
 
-def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity:
+def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity | None:
     """The model's tokenizer: the checkpoint's word first, then the file that was given.
 
     Raises:
         TokenizerError: nobody says which, the words differ, or it has more pieces than the model.
     """
-    known, vocab = loaded.tokenizer, loaded.model.config.vocab
+    known, vocab = loaded.tokenizer_identity, loaded.language_model.config.vocab
     path = Path(request.tokenizer) if request.tokenizer is not None else None
     if path is None and known is not None:
         return known
+    if path is None and isinstance(loaded.language_model, Wrapped):
+        return None
     if path is None and request.data is not None:
         path = Path(request.data) / TOKENIZER
     if path is None:

@@ -33,7 +33,8 @@ class Proof:
         A `loaded` without a path is scored in this process: no other one could make that model.
         """
         self.loaded, self.request, self.target = loaded, request, target
-        self.data = None if request.data is None or request.plan else Path(request.data)
+        self.data = None if request.data is None else Path(request.data)
+        self.wanted = not request.plan and bool(self.data or request.eval_text)
         self.early = device.type == "cuda"
         self.stack = ExitStack()
         self.candidate = Path()
@@ -44,23 +45,24 @@ class Proof:
     def _settings(self) -> dict[str, Any]:
         request = self.request
         return {
+            "text": () if self.data else request.eval_text,
             "tokenizer": request.tokenizer,
             "limit_tokens": request.eval_tokens,
             "device": request.device,
         }
 
-    def _start(self, path: Path, data: Path, **more: Any) -> FreshEvaluation:
+    def _start(self, path: Path, **more: Any) -> FreshEvaluation:
         settings = {**self._settings(), **more}
-        return self.stack.enter_context(fresh_evaluation(path, data, quiet=True, **settings))
+        return self.stack.enter_context(fresh_evaluation(path, self.data, quiet=True, **settings))
 
-    def _of_model(self, path: Path, data: Path) -> FreshEvaluation:
-        return self._start(path, data, model=self.loaded.told)
+    def _of_model(self, path: Path) -> FreshEvaluation:
+        return self._start(path, model=self.loaded.told)
 
-    def _of_file(self, data: Path, *, wait: bool) -> FreshEvaluation:
-        return self._start(self.candidate, data, stride=self.request.stride, wait=wait)
+    def _of_file(self, *, wait: bool) -> FreshEvaluation:
+        return self._start(self.candidate, stride=self.request.stride, wait=wait)
 
     def __enter__(self) -> "Proof":
-        if self.data is None:
+        if not self.wanted:
             return self
         if self.target is None:
             folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="gptpack-"))
@@ -69,14 +71,14 @@ class Proof:
         self.candidate = self.target.with_name(f".gptpack-{secrets.token_hex(8)}.unproved")
         if self.early:
             if self.loaded.path is not None:
-                self.running = self._of_model(self.loaded.path, self.data)
-            self.waiting = self._of_file(self.data, wait=True)
+                self.running = self._of_model(self.loaded.path)
+            self.waiting = self._of_file(wait=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def before(self, data: Path, progress: Progress) -> Evaluation:
+    def before(self, progress: Progress) -> Evaluation:
         """What the unpacked model scores; one that is in memory alone is scored in this process.
 
         Raises:
@@ -87,9 +89,9 @@ class Proof:
             if self.loaded.path is None:
                 settings = self._settings()
                 settings.pop("device")
-                self.found = evaluate(self.loaded, data, **settings)
+                self.found = evaluate(self.loaded, self.data, **settings)
             else:
-                self.running = self.running or self._of_model(self.loaded.path, data)
+                self.running = self.running or self._of_model(self.loaded.path)
                 self.found = self.running.result()
         return self.found
 
@@ -98,15 +100,15 @@ class Proof:
 
         None where there is no text to prove it on.
         """
-        if self.data is None:
+        if not self.wanted:
             return None
-        before = self.before(self.data, progress)
+        before = self.before(progress)
         candidate = self.candidate
         made = [folder for folder in candidate.parents if not folder.exists()]
         try:
             write_atomic(candidate, file)
             progress("score the file", 0, 0)
-            after = (self.waiting or self._of_file(self.data, wait=False)).result()
+            after = (self.waiting or self._of_file(wait=False)).result()
             self.waiting = None
         finally:
             with suppress(OSError):

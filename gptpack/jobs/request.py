@@ -10,7 +10,7 @@ from gptpack.errors import ConfigError
 from gptpack.packing.config import PackConfig
 from gptpack.values import SHARE, Check, check_choice, check_fields, parse_size
 
-Calibration = Literal["shards", "self", "random"]
+Calibration = Literal["shards", "text", "self", "random"]
 Tune = Literal["none", "floats", "deep"]
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "calibration": (None, *get_args(Calibration)),
@@ -41,6 +41,11 @@ class PackRequest:
     """Where the file goes; None writes nothing."""
     data: str | Path | None = None
     """Folder of shards: those of train calibrate and tune, those of val prove."""
+    text: tuple[str | Path, ...] = ()
+    """Files of text that calibrate and tune, by the tokenizer that came with the model; never those
+    that prove."""
+    eval_text: tuple[str | Path, ...] = ()
+    """Files of text that prove, by that tokenizer."""
     tokenizer: str | Path | None = None
     """The tokenizer's file; None takes what the checkpoint says, else the one in `data`."""
     model: str | None = None
@@ -59,8 +64,9 @@ class PackRequest:
     code: tuple[str | Path, ...] = ()
     """Files whose bytes count into the budget too."""
     calibration: Calibration | None = None
-    """Text for the Hessians: training shards, text that the model writes itself, or random tokens.
-    None takes shards where `data` has those of train, else the model's own text."""
+    """Text for the Hessians: training shards, `text`, text that the model writes itself, or random
+    tokens. None takes shards where `data` has those of train, `text` where it is given, else the
+    model's own."""
     calibration_tokens: int = 0
     """Tokens of that text; 0 takes 524,288 on CUDA and 65,536 on a CPU."""
     seed: int = 0
@@ -89,7 +95,7 @@ class PackRequest:
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
         check_fields(self, WIDTH, "stride")
         check_fields(self, SHARE, "tune_labels")
-        check_fields(self, SEVERAL, "methods delta_factors codecs code")
+        check_fields(self, SEVERAL, "methods delta_factors codecs code text eval_text")
         if self.tune == "none" and self.tune_seconds:
             raise ConfigError("tune_seconds (--tune-seconds) goes with tune, floats or deep")
 

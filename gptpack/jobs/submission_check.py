@@ -105,7 +105,7 @@ def _later_tokens(folder: Path, options: list[object], data: Path) -> str | None
     header = read_header(folder / ARTIFACT)
     context = header.model.context
     tokens = load_tokens(data, "val", header.model.vocab, 0)
-    places = _exchange(np.asarray(tokens), header.tokenizer.bos, context)
+    places = _exchange(np.asarray(tokens), header.model.bos, context)
     if places is None:
         return None
     begin, cut, other = places

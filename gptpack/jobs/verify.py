@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gptpack.errors import CheckpointError
 from gptpack.escape import plain
+from gptpack.families.golf.config import ModelConfig
 from gptpack.inspection.compare import WeightErrors, Weights, read_weights, weight_errors
 from gptpack.inspection.verify import VerifyReport, report_on_weights
 from gptpack.progress import Progress, silent
@@ -52,8 +53,9 @@ def checkpoint_errors(files: Sequence[Weights], checkpoint: Path) -> list[Weight
 
     if is_packed(checkpoint):
         raise CheckpointError(f"{checkpoint}: a packed file; give the checkpoint it was made of")
-    loaded = load(checkpoint, model=files[0].header.model)
-    reference = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
+    told = files[0].header.model if files[0].header.family == "golf" else None
+    loaded = load(checkpoint, model=told if isinstance(told, ModelConfig) else None)
+    reference = {name: tensor.numpy() for name, tensor in loaded.language_model.weights().items()}
     found = []
     for file in files:
         made_of = file.header.record.checkpoint_sha256

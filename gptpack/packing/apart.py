@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.artifact.record import PackRecord
+from gptpack.artifact.writer import encode_files
 from gptpack.errors import CheckpointError, QuantError
 from gptpack.families.language_model import LanguageModel, not_finite
 from gptpack.packing.config import GRIDS, PackConfig
@@ -31,10 +32,11 @@ Float32 = npt.NDArray[np.float32]
 
 def take_apart(
     model: LanguageModel,
-    tokenizer: TokenizerIdentity,
+    tokenizer: TokenizerIdentity | None,
     config: PackConfig,
     sensitivities: Mapping[str, Sensitivity],
     *,
+    files: Mapping[str, bytes] | None = None,
     budget_bytes: int = UNLIMITED,
     code_bytes: int = 0,
     record: PackRecord = PackRecord(),  # noqa: B008, frozen
@@ -46,6 +48,7 @@ def take_apart(
     Args:
         sensitivities: by weight name. A matrix that needs one and has none falls back to int8 rows,
             with a note, or raises where `config` is strict.
+        files: name and content of files that go with the model.
         code_bytes: bytes of code that count towards the same budget.
         record: provenance for the header, such as the checkpoint's hash.
         proved: whether the file will be scored, so that its header needs room for the figures.
@@ -62,6 +65,8 @@ def take_apart(
         tokenizer=tokenizer,
         config=config,
         order=list(weights),
+        transposed=model.transposed,
+        files=encode_files(files or {}),
         budget_bytes=budget_bytes,
         code_bytes=code_bytes,
         record=replace(
@@ -110,7 +115,7 @@ def finite_weights(model: LanguageModel) -> dict[str, Float32]:
     Raises:
         CheckpointError: some are not finite; names them.
     """
-    weights = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().float().cpu() for name, value in model.weights().items()}
     if broken := not_finite(weights):
         raise CheckpointError(f"the model has weights that are not finite: {', '.join(broken[:4])}")
     return {name: value.numpy() for name, value in weights.items()}

@@ -6,11 +6,19 @@ file; the caller does.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from gptpack.artifact.record import PackRecord, Quality
-from gptpack.artifact.writer import EncodedSections, assemble, assembled_bytes, encode_sections
+from gptpack.artifact.tables import TRANSPOSED
+from gptpack.artifact.writer import (
+    NO_FILES,
+    EncodedFiles,
+    EncodedSections,
+    assemble,
+    assembled_bytes,
+    encode_sections,
+)
 from gptpack.errors import BudgetError, QuantError
+from gptpack.families.family import FamilyConfig
 from gptpack.packing.config import PackConfig
 from gptpack.quant.allocation import Matrix, quantize_matrices
 from gptpack.quant.types import PackedTensor
@@ -29,9 +37,8 @@ class CodedFile:
     """A file that is complete but for what is measured of it; `assemble` makes the bytes."""
 
     encoded: EncodedSections
-    model: Any
-    """The family's configuration."""
-    tokenizer: TokenizerIdentity
+    model: FamilyConfig
+    tokenizer: TokenizerIdentity | None
     record: PackRecord
     budget_bytes: int
     code_bytes: int
@@ -94,12 +101,16 @@ def grid_bits(encoded: EncodedSections) -> float | None:
 class Packer:
     """A model taken apart: matrices for grids of one delta, and the tensors beside them."""
 
-    model: Any
-    """The family's configuration, for the header."""
-    tokenizer: TokenizerIdentity
+    model: FamilyConfig
+    """The model's configuration, for the header."""
+    tokenizer: TokenizerIdentity | None
     config: PackConfig
     order: list[str]
     """Names of all tensors in the order of the table."""
+    transposed: frozenset[str] = frozenset()
+    """Names of the tensors whose transpose the model's state has."""
+    files: EncodedFiles = NO_FILES
+    """Files that go with the model, coded."""
     matrices: list[Matrix] = field(default_factory=list)
     states: dict[str, int] = field(default_factory=dict)
     """States of each matrix' trellis by name; 1 for a plain uniform grid."""
@@ -129,7 +140,13 @@ class Packer:
 
     def tensors(self, coded: Mapping[str, PackedTensor]) -> list[PackedTensor]:
         """All tensors in the order of the table."""
-        return [coded[name] if name in coded else self.fixed[name] for name in self.order]
+        found = [coded[name] if name in coded else self.fixed[name] for name in self.order]
+        return [
+            replace(t, parameters={**t.parameters, TRANSPOSED: 1})
+            if t.name in self.transposed
+            else t
+            for t in found
+        ]
 
     def quantize(self, delta: float) -> tuple[dict[str, PackedTensor], float]:
         """Every matrix on its grid at `delta`, and the predicted rise of the loss, nats per token.
@@ -155,11 +172,13 @@ class Packer:
 
     def encode(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
         """The sections of all tensors, of which those on grids are `coded`."""
-        return encode_sections(self.tensors(coded), self.config.codecs)
+        return encode_sections(self.tensors(coded), self.config.codecs, files=self.files)
 
     def draft(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
         """Sections as large as `encode` makes them or a few bytes larger, with no codes in them."""
-        return encode_sections(self.tensors(coded), self.config.codecs, draft=True)
+        return encode_sections(
+            self.tensors(coded), self.config.codecs, files=self.files, draft=True
+        )
 
     def seal(
         self, encoded: EncodedSections, *, delta: float | None, predicted_nats: float

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gptpack.errors import ConfigError
-from gptpack.families.language_model import LanguageModel
+from gptpack.families.language_model import LanguageModel, most_logits
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks
 
@@ -90,6 +90,11 @@ def freeze(student: LanguageModel, values: Mapping[str, Tensor]) -> None:
         )
 
 
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix or table; else it is a vector, scalar, or a row of each."""
+    return name.endswith(".weight") and parameter.ndim > 1
+
+
 def gain_name(name: str) -> str:
     """Name of the parameter that holds the gains of a frozen weight."""
     return f"{name.removesuffix('.weight')}.{GAINS}"
@@ -133,12 +138,13 @@ def tune(
     device = student.device
     batch = max(1, config.tokens // windows.shape[1])
     share = ranks.share(batch)
+    at_once = max(1, most_logits(device) // (student.config.vocab * windows.shape[1]))
     vectors: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name not in fixed)
         if name not in fixed:
-            (matrices if name.endswith(".weight") else vectors).append(parameter)
+            (matrices if is_matrix(name, parameter) else vectors).append(parameter)
     groups = [
         {"params": vectors, "base": config.scale_lr},
         {"params": matrices, "base": config.matrix_lr},
@@ -160,11 +166,13 @@ def tune(
             rise = min(1.0, (step + 1) / max(1, config.warmup))
             group["lr"] = group["base"] * rise * (1 - done)
         rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
-        tokens = windows[rows].to(device)
-        logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
-        loss = _loss(logits, tokens, teacher, config.labels) / (batch * tokens.shape[1])
-        loss.backward()  # type: ignore[no-untyped-call]
-        total = loss.detach().clone()
+        total = torch.zeros((), device=device)
+        for part in torch.split(rows, at_once):
+            tokens = windows[part].to(device)
+            logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
+            loss = _loss(logits, tokens, teacher, config.labels) / (batch * tokens.shape[1])
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         ranks.sum([*(p.grad for p in student.parameters() if p.grad is not None), total])
         adam.step()
         adam.zero_grad(set_to_none=True)

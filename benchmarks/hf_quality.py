@@ -1,0 +1,99 @@
+"""A Hugging Face folder and texts -> bytes and rise of its files at several deltas, tuned or not.
+
+    python benchmarks/hf_quality.py FOLDER --text train.txt --eval-text a.txt --eval-text b.txt \
+        --delta 6e-5 --delta 1.2e-4 --tune none --tune floats
+
+Each file is written, read back, and scored like any other. `bytes` are those of the whole file,
+`without tokenizer` those of all but the files that came with the model.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gptpack.artifact.reader import decode_header
+from gptpack.jobs import prepare
+from gptpack.jobs.evaluate import evaluate
+from gptpack.jobs.load import Loaded, load, load_packed
+from gptpack.jobs.prepare import prepared
+from gptpack.jobs.request import PackRequest
+from gptpack.packing.progressive import ProgressiveConfig
+
+STARTED = time.perf_counter()
+
+
+def scores(loaded: Loaded, texts: list[Path]) -> list[float]:
+    loaded.language_model.compute_dtype = None
+    return [evaluate(loaded, text=text).plain.bpb for text in texts]
+
+
+def show(phase: str, done: int, total: int) -> None:
+    if phase.startswith("tune") and done % 50 == 0:
+        print(f"{phase}: {done}/{total}, {time.perf_counter() - STARTED:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--text", type=Path, action="append", required=True)
+    parser.add_argument("--eval-text", type=Path, action="append", required=True)
+    parser.add_argument("--delta", type=float, action="append", required=True)
+    parser.add_argument("--tune", action="append", choices=("none", "floats", "deep"))
+    parser.add_argument("--calibration-tokens", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="steps of tuning after the last group")
+    parser.add_argument("--group-steps", type=int, help="steps of tuning after each other group")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")
+    options = parser.parse_args()
+    request = PackRequest(
+        delta=options.delta[0],
+        text=tuple(options.text),
+        calibration_tokens=options.calibration_tokens,
+        tune="floats" if set(options.tune or ()) - {"none"} else "none",
+        device=options.device,
+    )
+    rows = []
+    given = {"final_steps": options.steps, "group_steps": options.group_steps}
+    steps = {name: count for name, count in given.items() if count is not None}
+    prepare.ProgressiveConfig = partial(ProgressiveConfig, **steps)  # type: ignore[misc]
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        loaded = load(options.folder)
+        with prepared(loaded, request, None, show) as ready:
+            before = scores(loaded, options.eval_text)
+            loaded.language_model.compute_dtype = torch.bfloat16
+            print(f"prepared in {time.perf_counter() - began:.0f} s {ready.seconds}, bpb {before}")
+            for tune in options.tune or ["none"]:
+                asked = dataclasses.replace(request, tune=tune)
+                for delta in options.delta:
+                    began = time.perf_counter()
+                    coded = dataclasses.replace(ready, request=asked).fit(delta=delta)
+                    data = coded.assemble()
+                    seconds = time.perf_counter() - began
+                    path = Path(folder) / "file.gptpack"
+                    path.write_bytes(data)
+                    after = scores(load_packed(path, ready.ranks.device), options.eval_text)
+                    header = decode_header(data)
+                    row = {
+                        "tune": tune,
+                        "delta": delta,
+                        "bytes": len(data),
+                        "without tokenizer": len(data) - header.files_bytes,
+                        "rise": [a - b for a, b in zip(after, before, strict=True)],
+                        "bpb": after,
+                        "seconds": seconds,
+                    }
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+    if options.output is not None:
+        options.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

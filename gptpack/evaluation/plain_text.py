@@ -1,0 +1,114 @@
+"""Text files and a model's own tokenizer -> tokens, and the bytes of text that each stands for.
+
+Documents are joined by a blank line into one text, which is tokenized as a whole. Each byte of it
+is charged to one token; special tokens stand for none.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpack.data.accounting import TokenBytes
+from gptpack.data.documents import iterate_documents
+from gptpack.errors import AccountingError, DataError
+
+BETWEEN = "\n\n"
+"""Text between two documents."""
+
+DOCUMENTS = 256
+"""Documents that are tokenized at once, side by side."""
+
+Integers = npt.NDArray[np.int64]
+
+
+class SpellingTokenizer(Protocol):
+    """A tokenizer that knows the bytes of its tokens."""
+
+    begins_with: int | None
+
+    def encode(self, texts: Sequence[str]) -> list[Integers]: ...
+
+    def encode_with_bytes(self, text: str) -> tuple[Integers, Integers]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _EachToken(TokenBytes):
+    """Bytes of the tokens of one text, each with a number of its own."""
+
+    of_token: Integers
+
+    def each(self, tokens: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Integers:
+        del tokens
+        return self.of_token[targets + 1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainText:
+    """A text that is scored as it was written; `load` makes one."""
+
+    tokens: npt.NDArray[np.uint32]
+    token_bytes: _EachToken
+    files: tuple[Path, ...]
+    sha256: str
+    """SHA-256 of the text, in hexadecimal."""
+    accounting: str = "the text itself"
+
+    @classmethod
+    def load(
+        cls, paths: Sequence[Path], tokenizer: SpellingTokenizer, limit_tokens: int = 0
+    ) -> "PlainText":
+        """The text of the files at `paths` (``.txt``, ``.jsonl``, compressed or not).
+
+        Args:
+            limit_tokens: keep the first so many targets; 0 keeps all.
+
+        Raises:
+            AccountingError: the tokens do not stand for the bytes of the text.
+            DataError: a file cannot be read, or there are not two tokens of text.
+        """
+        text = joined(paths)
+        ids, each = tokenizer.encode_with_bytes(text)
+        if int(each.sum()) != len(text.encode()):
+            raise AccountingError(
+                f"the tokens stand for {int(each.sum()):,} bytes, the text has "
+                f"{len(text.encode()):,}; bits per byte would be wrong"
+            )
+        if tokenizer.begins_with is not None:
+            ids = np.concatenate(([tokenizer.begins_with], ids))
+            each = np.concatenate(([0], each))
+        if len(ids) < 2:
+            raise DataError(f"{', '.join(map(str, paths))}: no text to score")
+        if limit_tokens:
+            ids, each = ids[: limit_tokens + 1], each[: limit_tokens + 1]
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return cls(ids.astype(np.uint32), _EachToken(each), tuple(paths), digest)
+
+    def audited_bytes(self, targets: Iterable[int]) -> dict[int, int]:
+        """Bytes of the first n targets for each n of `targets`."""
+        return {n: self.token_bytes.charged(self.tokens, 0, n) for n in targets}
+
+
+def joined(paths: Sequence[Path]) -> str:
+    """The documents of text files as one text."""
+    return BETWEEN.join(document for path in paths for document in iterate_documents(path))
+
+
+def stream(
+    paths: Sequence[Path], tokenizer: SpellingTokenizer, least: int
+) -> npt.NDArray[np.uint32]:
+    """At least the first `least` tokens of the files' documents, or all that there are.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    parts: list[Integers] = []
+    documents = (text + BETWEEN for path in paths for text in iterate_documents(path))
+    while sum(map(len, parts)) < least and (batch := list(islice(documents, DOCUMENTS))):
+        parts += tokenizer.encode(batch)
+    return np.concatenate(parts).astype(np.uint32) if parts else np.zeros(0, np.uint32)

@@ -1,0 +1,84 @@
+"""A Hugging Face ``config.json`` -> what packing and evaluation need of it, without the library.
+
+The dictionary itself goes into a packed file, without what names code, kernels, or files elsewhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptpack.errors import ConfigError
+from gptpack.values import MAX_VOCAB
+
+DROPPED = (
+    "auto_map",
+    "attn_implementation",
+    "quantization_config",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+)
+"""Keys that say where code is, or how the weights are kept here: a packed file says that itself."""
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+MOST_CONTEXT = 2048
+"""Tokens of a window where the model's positions reach further."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersConfig:
+    """The configuration of a transformers model, and the window in which it is measured."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The keys of ``config.json``."""
+    context: int = 0
+    """Tokens of a window; 0 takes what the model's positions reach, `MOST_CONTEXT` at most."""
+    bos: int = 0
+    """Token that a text begins with."""
+    begins: bool = False
+    """Whether each window begins with `bos`, as the model's tokenizer puts it before a text."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Mapping) or not isinstance(self.model_type, str):
+            raise ConfigError("config.json does not say its model_type")
+        if not _is_count(self.vocab) or self.vocab > MAX_VOCAB:
+            raise ConfigError(f"vocab_size={self.vocab!a:.40} must lie in 1..{MAX_VOCAB:,}")
+        if not self.context:
+            reach = _first_count(self.values, CONTEXTS) or MOST_CONTEXT
+            object.__setattr__(self, "context", min(reach, MOST_CONTEXT))
+        if not 2 <= self.context <= 1 << 20:
+            raise ConfigError(f"context={self.context} must lie in 2..{1 << 20:,}")
+        if not 0 <= self.bos < self.vocab:
+            raise ConfigError(f"bos={self.bos} must lie in 0..{self.vocab - 1}")
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in transformers, such as ``llama``."""
+        found: str = self.values.get("model_type", None)
+        return found
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the token embedding."""
+        found: int = self.values.get("vocab_size", 0)
+        return found
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, where the configuration says it by a known name; else 0."""
+        return _first_count(self.values, LAYERS)
+
+
+def portable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a ``config.json`` that say what the model is."""
+    return {k: v for k, v in values.items() if k not in DROPPED and not k.startswith("_")}
+
+
+def _first_count(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    """The first positive integer among the values of `keys`, or 0."""
+    return next((values[key] for key in keys if _is_count(values.get(key))), 0)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -1,0 +1,109 @@
+"""A transformers causal language model -> the `LanguageModel` that the rest of gptpack sees.
+
+Shape legend: B = sequences, T = positions, R = outputs, C = inputs, W = width, V = vocabulary.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptpack.errors import CheckpointError
+from gptpack.families.transformers.config import TransformersConfig
+from gptpack.families.transformers.library import quiet
+from gptpack.families.wrapped import PROBE_TOKENS, Wrapped
+
+CLOSE = 1e-3
+"""Largest difference of logits by our path and by the model's own, as a share of their size."""
+
+
+class TransformersModel(Wrapped):
+    """A causal language model of transformers; `module` is that model.
+
+    Raises:
+        CheckpointError: the model's logits are not those of its output layer, as `logits` makes
+            them of the body's output.
+    """
+
+    def __init__(
+        self, inner: nn.Module, config: TransformersConfig, transposed: frozenset[str] = frozenset()
+    ) -> None:
+        super().__init__(inner, config, transposed)
+        head = cast(Any, inner).get_output_embeddings()
+        tokens = cast(Any, inner).get_input_embeddings()
+        if not isinstance(head, nn.Linear) or not isinstance(tokens, nn.Embedding):
+            raise CheckpointError(
+                f"{type(inner).__name__}: its output layer is a {type(head).__name__} and its "
+                f"embedding a {type(tokens).__name__}; needed Linear and Embedding"
+            )
+        self._embedding_name = f"{self._path(tokens)}.weight"
+        # asked once: tuning puts something else in the place of a coded embedding
+        self._tied = head.weight is tokens.weight
+        self._head = (head,)  # in a tuple, as it is the inner model's and no part of this one
+        self._softcap = config.values.get("final_logit_softcapping")
+        self._check_logits()
+
+    @property
+    def embedding_name(self) -> str:
+        return self._embedding_name
+
+    @property
+    def head_name(self) -> str:
+        return self._embedding_name if self._tied else f"{self._path(self._head[0])}.weight"
+
+    @property
+    def head_module(self) -> nn.Module | None:
+        return self._head[0]
+
+    def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self.config.begins:
+            # such models are lost without the token that every text of their training began with
+            inputs = inputs.clone()
+            inputs[:, 0] = self.config.bos
+        return super().token_losses(inputs, targets)
+
+    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+        with self.computing():
+            body = cast(Any, self.module).base_model
+            found: Tensor = body(input_ids=tokens, use_cache=False)[0]
+        return found if last is None else found[:, -last:]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        head = self._head[0]
+        weight = cast(Tensor, self.embedding.weight if self._tied else head.weight)
+        with self.computing():
+            found = F.linear(hidden, weight.to(hidden.dtype), head.bias).float()
+        if self._softcap is not None:
+            found = self._softcap * torch.tanh(found / self._softcap)
+        return found
+
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        inner = cast(Any, self.module)
+        with quiet() as library:
+            cache = library.DynamicCache(config=inner.config)
+        takes = inspect.signature(inner.base_model.forward).parameters
+        kept = {"cache" if "cache" in takes else "past_key_values": cache, "use_cache": True}
+
+        def read(tokens: Tensor) -> Tensor:
+            with self.computing():
+                found: Tensor = inner.base_model(input_ids=tokens, **kept)[0]
+            return self.logits(found[:, -1])
+
+        return read
+
+    def _check_logits(self) -> None:
+        """Compare `logits` with the model's own on a few tokens: some models scale theirs."""
+        tokens = torch.arange(PROBE_TOKENS, device=self.device)[None] % self.config.vocab
+        if self.embedding.weight.is_meta:
+            return
+        with torch.no_grad():
+            own = self.module(input_ids=tokens, use_cache=False).logits.float()
+            ours = self.logits(self.hidden(tokens))
+        if not (own - ours).abs().max() <= CLOSE * own.abs().max().clamp(min=1e-6):
+            raise CheckpointError(
+                f"{type(self.module).__name__}: its logits are not its output layer's, so it "
+                "cannot be packed as a transformers model; wrap it in gptpack.Module"
+            )

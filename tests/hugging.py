@@ -1,0 +1,72 @@
+"""Small random models of transformers, with a tokenizer, in folders that tests share."""
+
+from pathlib import Path
+from typing import Any
+
+SAID = (
+    "The river ran past the mill, and the mill ground the corn of three villages.\n"
+    "In winter the wheel froze; in summer, when the water was low, it stood still.\n\n"
+    "Its keeper wrote every sack down: 12 of rye, 7 of wheat, 1 of oats - and who had paid.\n"
+)
+"""Text that the tokenizer is trained on."""
+VOCAB, CONTEXT = 320, 64
+LAYERS: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**LAYERS, "tie_word_embeddings": True},
+    "mistral": {**LAYERS, "head_dim": 16, "sliding_window": 32},
+    "qwen2": {**LAYERS, "tie_word_embeddings": True},
+    "qwen3": {**LAYERS, "head_dim": 16, "tie_word_embeddings": True},
+    "gemma2": {**LAYERS, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**LAYERS, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gpt2": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": CONTEXT},
+    "gpt_neox": {k: v for k, v in LAYERS.items() if k != "num_key_value_heads"},
+    "olmo2": LAYERS,
+    "phi3": LAYERS,
+    "smollm3": LAYERS,
+}
+"""Configuration of each family by its name in transformers."""
+
+
+def tokenizer(template: str | None = None) -> Any:
+    """A byte-level BPE tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([SAID], trainer)
+    found = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+    found.chat_template = template
+    return found
+
+
+def make_folder(folder: Path, family: str, template: str | None = None, **more: Any) -> Path:
+    """A folder as `save_pretrained` writes it, of a random model of the family."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "vocab_size": VOCAB}
+    config = AutoConfig.for_model(family, **{**FAMILIES[family], **tokens, **more})
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        # a random model says next to nothing; this one has a will of its own
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(folder)
+    tokenizer(template).save_pretrained(folder)
+    return folder
