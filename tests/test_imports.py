@@ -70,7 +70,7 @@ OUTSIDE: dict[str, set[str]] = {
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
     "families": {*NUMERIC, "kernels"},
     "quant": {*NUMERIC, "numba"},
-    "training": {*NUMERIC, "safetensors"},
+    "training": {*NUMERIC, "safetensors", "zstandard"},
     "artifact": {"numpy"},
     "calibration": {*NUMERIC, "safetensors"},
     "packing": NUMERIC,
