@@ -254,6 +254,7 @@ def _result(
         weights_sha256=loaded.weights_sha256,
         scores=scores,
         recorded=recorded,
+        assumed=loaded.assumed,
         unknown_tokens=text.unknown_tokens(max(s.planned_tokens for s in scores.values())),
         tokenizer={
             "path": str(vocabulary.path),

@@ -46,6 +46,8 @@ class Loaded:
     """Optimizer steps that a checkpoint was trained for."""
     told: str | None = None
     """The recipe, by file or name, that said the model of a bare state dict."""
+    assumed: tuple[str, ...] = ()
+    """What a bare state dict did not say and was taken for granted, such as ``context=1024``."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock time of ``decode`` (read, decode, verify) and of ``build`` (the model)."""
 
@@ -159,6 +161,7 @@ def _load_checkpoint(
         tokenizer=checkpoint.tokenizer,
         step=checkpoint.step,
         told=told if isinstance(told, str) else None,
+        assumed=checkpoint.assumed,
         seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
     )
 
