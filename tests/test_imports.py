@@ -78,7 +78,7 @@ OUTSIDE: dict[str, set[str]] = {
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
     "families": {*NUMERIC, "kernels", "transformers"},
     "quant": {*NUMERIC, "numba"},
-    "training": {*NUMERIC, "safetensors"},
+    "training": {*NUMERIC, "safetensors", "zstandard"},
     "artifact": {"numpy"},
     "calibration": {*NUMERIC, "safetensors"},
     "packing": NUMERIC,

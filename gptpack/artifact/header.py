@@ -33,7 +33,7 @@ from gptpack.families.family import (
     family_of,
     model_values,
 )
-from gptpack.families.modules.config import ModuleConfig
+from gptpack.families.golf.config import ModelConfig
 from gptpack.values import TokenizerIdentity, from_dict
 
 KEYS = ("model", "pack", "sections", "tensors", "tokenizer", "weights_sha256")
@@ -53,7 +53,7 @@ class ArtifactHeader:
     """Name of the model's family, a key of `gptpack.families.family.FAMILIES`."""
     model: FamilyConfig
     tokenizer: TokenizerIdentity | None
-    """Which tokenizer the tokens belong to; None where a module's caller named none."""
+    """Which tokenizer the tokens belong to; None where nobody said it, which golf's must."""
     files: tuple[FileEntry, ...]
     """The files that go with the model, in the order of their section."""
     tensors: tuple[TensorEntry, ...]
@@ -217,7 +217,7 @@ def _model(family: str, values: Any, version: int) -> FamilyConfig:
 
 
 def _tokenizer(values: Any, model: FamilyConfig, version: int) -> TokenizerIdentity | None:
-    if values is None and isinstance(model, ModuleConfig):
+    if values is None and not isinstance(model, ModelConfig):
         return None
     if type(values) is not dict or sorted(values) != ["bos", "sha256", "vocab"]:
         raise ArtifactError("the header's tokenizer must be an object of bos, sha256, vocab")

@@ -61,6 +61,9 @@ class PackRecord:
     """SHA-256 of the checkpoint's file."""
     step: int | None = None
     """Optimizer steps that the checkpoint was trained for."""
+    assumed: tuple[str, ...] | None = None
+    """What the checkpoint did not say of its model and was taken for granted, such as
+    ``context=1024``."""
     calibration: str | None = None
     """Source of the calibration text: shards, self or random."""
     calibration_tokens: int | None = None
@@ -87,6 +90,7 @@ class PackRecord:
             known[name] = _number(values.get(name))
         method = values.get("method")
         known["method"] = _text(method) or _pairs(method, str)
+        known["assumed"] = _texts(values.get("assumed"))
         known["step_factors"] = _pairs(values.get("step_factors"), float)
         return cls(**known, quality=Quality.from_dict(values.get("quality")))
 
@@ -123,7 +127,7 @@ def _known(record: Quality | PackRecord) -> dict[str, Any]:
         if isinstance(value, Quality):
             value = value.to_dict() or None
         if isinstance(value, tuple):
-            value = [list(pair) for pair in value]
+            value = [item if isinstance(item, str) else list(item) for item in value]
         if value is not None:
             found[each.name] = value
     return found
@@ -131,6 +135,11 @@ def _known(record: Quality | PackRecord) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    right = type(value) is list and all(isinstance(text, str) for text in value)
+    return tuple(value) if right else None
 
 
 def _count(value: Any, *, least: int) -> int | None:

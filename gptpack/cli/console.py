@@ -62,6 +62,15 @@ def note(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
+def note_assumed(assumed: Sequence[str]) -> None:
+    """Say what a checkpoint did not and was taken for granted, if anything."""
+    if assumed:
+        note(
+            f"the checkpoint does not say {', '.join(assumed)}: taken for granted; --model names "
+            "others"
+        )
+
+
 @contextmanager
 def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     """A callback that draws one bar per phase on stderr, with an estimate of what is left.

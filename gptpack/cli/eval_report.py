@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.console import note, note_assumed, print_json, print_table
 
 if TYPE_CHECKING:
     from gptpack import Evaluation
@@ -21,6 +21,7 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
 
         with replacing(output) as file:
             file.write(json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
+    note_assumed(found.assumed)
     if not result["tokenizer"]["checked"]:
         note("the checkpoint does not say which tokenizer it belongs to; it was not checked")
     if result["unknown_tokens"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import main_rank, note, print_json, progress_bars
+from gptpack.cli.console import main_rank, note, note_assumed, print_json, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite, renamed
 from gptpack.cli.pack_report import print_curve, print_report
 from gptpack.errors import ConfigError
@@ -140,6 +140,7 @@ def command(
     if not main_rank():
         return
     result = packed if curve is None else found
+    note_assumed(result.assumed)
     for remark in result.notes:
         note(remark)
     if as_json:

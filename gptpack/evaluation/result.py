@@ -127,6 +127,8 @@ class Evaluation:
     test-time training, which begin with ``ttt``."""
     recorded: Mapping[str, float] | None = None
     """The packer's own figures: bpb, tokens and context, as far as the file says them."""
+    assumed: tuple[str, ...] = ()
+    """What a checkpoint did not say of its model and was taken for granted."""
     unknown_tokens: int = 0
     """Scored targets that the tokenizer has no piece for; they count 0 bytes."""
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
@@ -213,6 +215,7 @@ class Evaluation:
             "adaptation": self.decisive.adaptation,
             "recorded": self.recorded,
             "difference_bpb": self.difference_bpb,
+            "assumed": list(self.assumed),
             "unknown_tokens": self.unknown_tokens,
             "tokenizer": dict(self.tokenizer),
             "accounting": dict(self.accounting),
@@ -237,7 +240,7 @@ class Evaluation:
             rest = {
                 each.name: values[each.name]
                 for each in fields(cls)
-                if each.name in values and each.name != "shards"
+                if each.name in values and each.name not in ("assumed", "shards")
             }
             return cls(
                 path=file["path"],
@@ -245,6 +248,7 @@ class Evaluation:
                 file_sha256=file["sha256"],
                 weights_sha256=file["weights_sha256"],
                 scores={name: Score.from_dict(row) for name, row in rows.items()},
+                assumed=tuple(values.get("assumed", ())),
                 shards=tuple(values["shards"]),
                 **rest,
             )

@@ -39,6 +39,8 @@ class Curve:
     path: Path
     plot: Path | None
     notes: tuple[str, ...]
+    assumed: tuple[str, ...] = ()
+    """What the checkpoint did not say of its model and was taken for granted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -46,6 +48,7 @@ class Curve:
             "curve": [asdict(point) for point in self.points],
             "file": str(self.path),
             "plot": self.plot and str(self.plot),
+            "assumed": list(self.assumed),
         }
 
 
@@ -114,7 +117,8 @@ def make_curve(
             size, rate = len(file), grid_bits(coded.encoded) or 0.0
             points.append(Point(delta=coded.delta, bits=rate, bytes=size, **measured))
         plot = _write(points, path, notes) if ready.ranks.main else None
-    return Curve(points=tuple(points), path=path, plot=plot, notes=tuple(notes))
+        assumed = ready.packer.record.assumed or ()
+    return Curve(points=tuple(points), path=path, plot=plot, notes=tuple(notes), assumed=assumed)
 
 
 def _check_writes(path: Path, *, plotted: bool) -> None:

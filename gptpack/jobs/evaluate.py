@@ -289,6 +289,7 @@ def _result(
         scores=scores,
         recorded=recorded,
         **_described(loaded, text, max(s.planned_tokens for s in scores.values())),
+        assumed=loaded.assumed,
         seconds=forward.clock.ledger(),
         time_limit_seconds=forward.clock.limit_seconds or None,
         device={

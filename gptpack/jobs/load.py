@@ -54,6 +54,8 @@ class Loaded:
     """Optimizer steps that a checkpoint was trained for."""
     told: str | None = None
     """The recipe, by file or name, that said the model of a bare state dict."""
+    assumed: tuple[str, ...] = ()
+    """What a bare state dict did not say and was taken for granted, such as ``context=1024``."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock time of ``decode`` (read, decode, verify) and of ``build`` (the model)."""
 
@@ -221,7 +223,14 @@ def _load_checkpoint(
         raise ConfigError(f"--model {told} is for bare state dicts; {path} says its own model")
     sha256 = file_sha256(path)
     decoded = time.perf_counter()
-    built = _built(path, checkpoint.model, checkpoint.weights, CheckpointError)
+    if isinstance(checkpoint.model, TransformersConfig):
+        from gptpack.families.transformers.folder import build
+
+        built: LanguageModel = build(
+            checkpoint.model, checkpoint.weights, CheckpointError, linear=True
+        )
+    else:
+        built = _built(path, checkpoint.model, checkpoint.weights, CheckpointError)
     return Loaded(
         language_model=built.to(device).eval(),
         kind="checkpoint",
@@ -231,6 +240,7 @@ def _load_checkpoint(
         tokenizer_identity=checkpoint.tokenizer,
         step=checkpoint.step,
         told=told if isinstance(told, str) else None,
+        assumed=checkpoint.assumed,
         seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
     )
 

@@ -45,6 +45,11 @@ class Packed:
         return self.coded.record
 
     @property
+    def assumed(self) -> tuple[str, ...]:
+        """What the checkpoint did not say of its model and was taken for granted."""
+        return self.record.assumed or ()
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Warnings for a person, each naming its tensor."""
         return self.coded.notes
@@ -68,6 +73,7 @@ class Packed:
             "predicted_nats": coded.predicted_nats,
             "methods": dict(Counter(tensor.method for tensor in tensors)),
             "fallbacks": [tensor.name for tensor in tensors if "fallback" in tensor.record],
+            "assumed": list(self.assumed),
             "notes": list(coded.notes),
             "header_bytes": header.header_bytes,
             "sections": {

@@ -139,7 +139,9 @@ def prepared(
         proof = Proof(own, request, target, here.device)
         with proof if here.main else nullcontext():
             record = PackRecord(
-                checkpoint_sha256=loaded.sha256, step=loaded.step if loaded.path else None
+                checkpoint_sha256=loaded.sha256,
+                step=loaded.step if loaded.path else None,
+                assumed=loaded.assumed or None,
             )
             training = _training(loaded, request, config)
             sensitivities: Mapping[str, Sensitivity] = {}

@@ -1,15 +1,17 @@
 """Weights, configuration and training state <-> one file, read without running anything in it.
 
 A file holds a checkpoint of ours or a plain state dict of the reference, as torch.save or
-safetensors write them. Which it is shows in its bytes; its name says nothing.
+safetensors write them: alone or beside an optimizer's, in float or quantized and compressed. Which
+it is shows in its bytes; its name says nothing.
 """
 
+import io
 import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +21,20 @@ from torch import Tensor
 from gptpack.atomic import replacing
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.reference import float_tensor, infer_config, unbanked
+from gptpack.families.golf.quantized import dequantized
+from gptpack.families.golf.reference import (
+    HEAD,
+    assumed_of,
+    float_tensor,
+    has_tied_head,
+    infer_config,
+    named_weights,
+    state_dict_in,
+    unbanked,
+)
+from gptpack.families.transformers.config import TransformersConfig
+from gptpack.families.transformers.nanogpt import from_nanogpt, is_nanochat, is_nanogpt
+from gptpack.training.compressed import decompressed, is_compressed
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity, from_dict, to_dict
 
@@ -44,13 +59,15 @@ _UNREADABLE = (
 class Checkpoint:
     """Content of a checkpoint; `weights` are float32 on the CPU."""
 
-    model: ModelConfig
+    model: ModelConfig | TransformersConfig
     weights: Mapping[str, Tensor]
     tokenizer: TokenizerIdentity | None = None
     recipe: Recipe | None = None
     step: int = 0
     training: Mapping[str, Any] | None = None
     """State that only a resumed run needs: raw weights, optimizers, seconds spent."""
+    assumed: tuple[str, ...] = ()
+    """What a plain state dict does not say and was taken for granted, such as ``context=1024``."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -99,8 +116,7 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     """
     content = _read(path)
     if _MARK not in content:
-        weights = unbanked(path, content)
-        return Checkpoint(model=model or infer_config(path, weights), weights=weights)
+        return _of_state_dict(path, content, model)
     version = content[_MARK]
     if not isinstance(version, int) or version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version!r:.20}, needed {VERSION}")
@@ -117,6 +133,30 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {error!r}") from error
+
+
+def _of_state_dict(path: Path, content: Mapping[str, Any], told: ModelConfig | None) -> Checkpoint:
+    """The checkpoint in a file that is none of ours; `told` is its model, None infers that."""
+    named = named_weights(path, dequantized(path, state_dict_in(path, content)))
+    if is_nanogpt(named) and told is None:
+        arguments = content.get("model_args")
+        found = from_nanogpt(path, named, arguments if isinstance(arguments, dict) else None)
+        config = TransformersConfig(values=found.config, bos=found.config["bos_token_id"] or 0)
+        return Checkpoint(model=config, weights=found.weights, assumed=found.assumed)
+    if is_nanochat(named):
+        raise CheckpointError(
+            f"{path}: nanochat's layout (transformer.h.*.attn.c_q), which is not supported; save "
+            "it as a Hugging Face folder, by transformers' NanoChatForCausalLM"
+        )
+    weights = unbanked(path, named)
+    assumed: tuple[str, ...] = ()
+    if has_tied_head(weights) and (told is None or told.tied_embedding):
+        del weights[HEAD]
+        assumed = ("tied_embedding=true",)
+    if told is not None:
+        return Checkpoint(model=told, weights=weights)
+    inferred = infer_config(path, weights)
+    return Checkpoint(model=inferred, weights=weights, assumed=(*assumed_of(inferred), *assumed))
 
 
 def load_resumable(
@@ -156,19 +196,25 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file, warnings.catch_warnings():
             # the length of a JSON header, 8 bytes, and its first character; headers are below
             # 100 MB, so the upper half of the length is 0, which it never is in torch's files
-            if file.read(9)[4:] == b"\0\0\0\0{":
+            start = file.read(9)
+            if start[4:] == b"\0\0\0\0{":
                 return dict(load_file(path))
             file.seek(0)
+            source: BinaryIO = file
+            if is_compressed(start):
+                source = io.BytesIO(decompressed(path, file.read()))
             # torch warns of unusual pickle protocols before it refuses them
             warnings.simplefilter("ignore")
             # given the path, it would take a name that ends in .safetensors at its word
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot read the checkpoint: {error.strerror or error}"
         ) from error
+    except CheckpointError:
+        raise
     except _UNREADABLE as error:
         # torch's own words end in the advice to load it without the weights-only loader
         raise CheckpointError(

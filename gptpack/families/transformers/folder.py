@@ -108,11 +108,18 @@ def read_source(path: Path) -> Source:
 
 
 def build(
-    config: TransformersConfig, weights: Mapping[str, Tensor], error: type[GptpackError]
+    config: TransformersConfig,
+    weights: Mapping[str, Tensor],
+    error: type[GptpackError],
+    *,
+    linear: bool = False,
 ) -> TransformersModel:
     """The model of these weights, on the CPU; names as in a state of transformers' own model.
 
     Its shapes are compared before anything is allocated.
+
+    Args:
+        linear: put a Linear in place of each Conv1D, for packing.
 
     Raises:
         error: the library knows no such model, or `weights` are not those of one.
@@ -142,7 +149,7 @@ def build(
             dtype=torch.float32,
             attn_implementation="sdpa" if skeleton._supports_sdpa else "eager",
         )
-    return TransformersModel(inner.eval(), config)
+    return TransformersModel(inner.eval(), config, as_linear(inner) if linear else frozenset())
 
 
 def as_linear(inner: nn.Module) -> frozenset[str]:
