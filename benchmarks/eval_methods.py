@@ -59,8 +59,8 @@ class Bench:
         self.options = options
         self.device = pick_device(options.device)
         loaded = load(options.checkpoint, model=options.model, device=self.device)
-        self.config = loaded.language_model.config
-        self.models = {"checkpoint": loaded.language_model}
+        self.config = loaded.runnable().config
+        self.models = {"checkpoint": loaded.runnable()}
         if options.artifact:
             self.models["artifact"] = load(options.artifact, device=self.device).model
         self.shipped = "artifact" if options.artifact else "checkpoint"

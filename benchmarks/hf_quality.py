@@ -29,7 +29,7 @@ STARTED = time.perf_counter()
 
 
 def scores(loaded: Loaded, texts: list[Path]) -> list[float]:
-    loaded.language_model.compute_dtype = None
+    loaded.runnable().compute_dtype = None
     return [evaluate(loaded, text=text).plain.bpb for text in texts]
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         loaded = load(options.folder)
         with prepared(loaded, request, None, show) as ready:
             before = scores(loaded, options.eval_text)
-            loaded.language_model.compute_dtype = torch.bfloat16
+            loaded.runnable().compute_dtype = torch.bfloat16
             print(f"prepared in {time.perf_counter() - began:.0f} s {ready.seconds}, bpb {before}")
             for tune in options.tune or ["none"]:
                 asked = dataclasses.replace(request, tune=tune)

@@ -61,7 +61,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.ranks = Ranks(0, 1, pick_device(options.device))
         loaded = load(options.checkpoint, model=options.model, device=self.ranks.device)
-        self.model = loaded.language_model
+        self.model = loaded.runnable()
         self.model.use_attention("auto")
         self.student = copy.deepcopy(self.model)
         vocab, context = self.model.config.vocab, self.model.config.context

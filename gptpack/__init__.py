@@ -19,6 +19,7 @@ from gptpack.version import VERSION as __version__
 if TYPE_CHECKING:
     from gptpack.evaluation.result import Evaluation as Evaluation
     from gptpack.families.golf.config import ModelConfig as ModelConfig
+    from gptpack.families.modules.model import Module as Module
     from gptpack.inspection.inspect import inspect as inspect
     from gptpack.jobs.check import check as check
     from gptpack.jobs.evaluate import evaluate as evaluate
@@ -36,6 +37,7 @@ _PUBLIC = {
     "Evaluation": "gptpack.evaluation.result",
     "Loaded": "gptpack.jobs.load",
     "ModelConfig": "gptpack.families.golf.config",
+    "Module": "gptpack.families.modules.model",
     "PackRequest": "gptpack.jobs.request",
     "Packed": "gptpack.jobs.pack",
     "Recipe": "gptpack.training.recipe",

@@ -191,6 +191,32 @@ def test_drafts_that_are_wrong_cost_time_and_no_bytes(monkeypatch):
     assert budget // 1000 + 64 > budget - right >= 0
 
 
+def test_the_search_of_a_large_model_begins_where_a_sample_of_its_rows_fits(monkeypatch):
+    chosen = case(width=144, layers=3, vocab=256)
+    budget = size_at(chosen, 3e-4)
+    quantized: list[int] = []
+    quantize = Packer.quantize
+
+    def counted(packer, delta):
+        quantized.append(packer.weights)
+        return quantize(packer, delta)
+
+    monkeypatch.setattr(Packer, "quantize", counted)
+    plain = chosen.pack(budget)
+    whole = chosen.packer().weights
+    assert quantized.count(whole) == len(quantized)
+    quantized.clear()
+    monkeypatch.setattr("gptpack.packing.search.LARGE", 1)
+    begun = chosen.pack(budget)
+    few = [weights for weights in quantized if weights < whole]
+    assert len(few) >= 2
+    assert all(weights < whole / 7 for weights in few)
+    # tables take a large share of so small a file, so that the sample is a guess
+    assert quantized.count(whole) <= 5
+    assert begun.delta == pytest.approx(plain.delta, rel=5e-3)
+    assert len(begun.assemble(QUALITY)) <= budget
+
+
 def test_code_takes_its_bytes_from_the_file():
     budget = size_at(case(), 1e-4)
     alone, with_code = case().pack(budget), case().pack(budget, code_bytes=1500)

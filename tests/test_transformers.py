@@ -69,7 +69,7 @@ def test_each_family_comes_back_as_its_own_class_with_the_coded_weights(hf, tmp_
     tokens = torch.from_numpy(loaded.tokenizer.encode([SAID])[0])[None, :CONTEXT]
     with torch.no_grad():
         own = loaded.model(tokens).logits
-        ours = loaded.language_model.logits(loaded.language_model.hidden(tokens))
+        ours = loaded.runnable().logits(loaded.runnable().hidden(tokens))
         before = original.module(tokens).logits
     assert torch.allclose(own, ours, atol=1e-5 * float(own.abs().max()))
     assert 0 < (own - before).square().mean() < 0.1 * before.var()
@@ -203,7 +203,7 @@ def test_without_text_a_chat_model_writes_its_own_after_the_template(hf, tmp_pat
     assert loaded.tokenizer.decode(start) == "user: "
     done = gptpack.pack(folder, delta=0.01, calibration_tokens=CALIBRATION)
     assert done.record.calibration == "self"
-    read = loaded.language_model.reader()
+    read = loaded.runnable().reader()
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         read(tokens[:, :5])
@@ -325,3 +325,28 @@ def test_inspect_needs_neither_torch_nor_transformers(hf, tmp_path):
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(target)], check=False).returncode == 0
+
+
+def test_agreement_is_that_of_the_two_models_own_predictions(hf, tmp_path):
+    text = tmp_path / "val.txt"
+    text.write_text(SAID * 4, encoding="utf-8")
+    packed(hf, "llama", delta=0.05, output=tmp_path / "m.gptpack")
+    found = gptpack.evaluate(tmp_path / "m.gptpack", text=text, against=hf("llama")).agreement
+    file, reference = gptpack.load(tmp_path / "m.gptpack"), gptpack.load(hf("llama"))
+    ids = torch.from_numpy(file.tokenizer.encode([SAID * 4])[0])
+    windows = ids[: (len(ids) - 1) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    with torch.no_grad():
+        wanted = reference.model(windows).logits.log_softmax(-1)
+        ours = file.model(windows).logits.log_softmax(-1)
+    each = (wanted.exp() * (wanted - ours)).sum(-1).flatten()
+    assert found["positions"] == len(each)
+    assert found["kl_mean"] == pytest.approx(float(each.mean()), rel=1e-4)
+    assert found["kl_median"] == pytest.approx(float(each.median()), rel=2e-2)
+    assert found["same_top"] == pytest.approx(
+        float((wanted.argmax(-1) == ours.argmax(-1)).float().mean())
+    )
+    assert 0 < found["noise_kl_mean"] < found["kl_mean"]
+    same = gptpack.evaluate(file, text=text, against=file).agreement
+    assert same["kl_mean"] == pytest.approx(0, abs=1e-9)
+    assert same["same_top"] == 1
+    assert same["noise_kl_mean"] > 0

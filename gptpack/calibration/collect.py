@@ -173,8 +173,7 @@ def output_fisher(
         batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
-            hidden = model.hidden(tokens)
-            logits = finite(model.logits(hidden))
+            logits = finite(model.predictions(tokens))
             with torch.no_grad():
                 probabilities = logits.softmax(-1).flatten(0, 1)
                 labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]

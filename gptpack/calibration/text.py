@@ -27,7 +27,7 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
 
-TextSource = Literal["shards", "text", "self", "random"]
+TextSource = Literal["shards", "text", "given", "self", "random"]
 Array = npt.NDArray[Any]
 
 TOKENS = {"cuda": 524288, "cpu": 65536}
@@ -110,7 +110,7 @@ def calibration_text(
     """Windows ``[N, T]`` of the model's context from `source`, about `tokens` in all.
 
     Args:
-        shards: training tokens, for the sources ``shards`` and ``text``.
+        shards: training tokens, for the sources ``shards``, ``text`` and ``given``.
         start: tokens that a text of the model's own begins with; none is BOS.
         tokens: 0 takes `TOKENS` of the model's device, or what there is of shards.
 
@@ -120,11 +120,11 @@ def calibration_text(
     """
     context = model.config.context
     count = max(1, (tokens or TOKENS[model.device.type]) // context)
-    if source in ("shards", "text"):
+    if source in ("shards", "text", "given"):
         if not tokens:
             held = sum(len(shard) // context for shard in shards)
             count = min(count, max(1, held))
-        return shard_windows(shards, windows=count, context=context, seed=seed)
+        return model.window(shard_windows(shards, windows=count, context=context, seed=seed))
     if source == "self":
         return self_generated(
             model, windows=count, context=context, seed=seed, start=start, progress=progress

@@ -27,6 +27,11 @@ PATH = click.Path(path_type=Path)
     help="Text file to score, by the model's own tokenizer; repeatable. With --data: what the "
     "tokens were made from, to audit a byte table.",
 )
+@click.option(
+    "--against",
+    type=PATH,
+    help="Reference, such as what FILE was made of: also compare predictions (KL, top tokens).",
+)
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
 @click.option(
     "--stride",

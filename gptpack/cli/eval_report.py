@@ -1,8 +1,9 @@
 """An evaluation -> JSON, or aligned tables."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,6 +46,8 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
         ],
     )
     _print_adaptations(found)
+    if found.agreement is not None:
+        _print_agreement(found.agreement)
     if (recorded := result["recorded"]) and result["difference_bpb"] is not None:
         counts = ", ".join(f"{key} {recorded[key]:,}" for key in recorded if key != "bpb")
         click.echo(
@@ -55,6 +58,30 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
     print_table(
         ["phase", "seconds"],
         [[phase, f"{seconds:,.2f}"] for phase, seconds in result["seconds"].items()],
+    )
+
+
+def _print_agreement(found: Mapping[str, Any]) -> None:
+    """Divergence from a reference beside the noise floor."""
+    click.echo()
+    print_table(
+        ["against the reference", "KL mean", "median", "99 %", "same top token", "positions"],
+        [
+            [
+                "file",
+                *(f"{found[name]:.6f}" for name in ("kl_mean", "kl_median", "kl_p99")),
+                f"{found['same_top']:.2%}",
+                f"{found['positions']:,}",
+            ],
+            [
+                "noise floor (layers in bfloat16)",
+                f"{found['noise_kl_mean']:.6f}",
+                "",
+                "",
+                f"{found['noise_same_top']:.2%}",
+                "",
+            ],
+        ],
     )
 
 

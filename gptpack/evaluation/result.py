@@ -125,6 +125,9 @@ class Evaluation:
     scores: Mapping[str, Score]
     """Scores by name, in the order in which they were made: ``plain``, ``sliding`` and the ways of
     test-time training, which begin with ``ttt``."""
+    agreement: Mapping[str, Any] | None = None
+    """How far predictions are from a reference's, as `gptpack.evaluation.agreement` has it, where
+    that was asked for."""
     recorded: Mapping[str, float] | None = None
     """The packer's own figures: bpb, tokens and context, as far as the file says them."""
     assumed: tuple[str, ...] = ()
@@ -213,6 +216,7 @@ class Evaluation:
             "ttt": {name: row for name, row in named.items() if name.startswith("ttt")},
             "decisive": self.decisive_name,
             "adaptation": self.decisive.adaptation,
+            "agreement": self.agreement,
             "recorded": self.recorded,
             "difference_bpb": self.difference_bpb,
             "assumed": list(self.assumed),

@@ -90,6 +90,10 @@ class LanguageModel(nn.Module):
         assert isinstance(weight, Tensor)
         return weight.device
 
+    def window(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` of windows as the model is to see them; some begin all alike."""
+        return tokens
+
     @abstractmethod
     def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
         """The state that the output layer reads, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
@@ -100,6 +104,10 @@ class LanguageModel(nn.Module):
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
+
+    def predictions(self, tokens: Tensor) -> Tensor:
+        """float32 logits ``[B, T, V]`` of what follows each of the tokens ``[B, T]``."""
+        return self.logits(self.hidden(tokens))
 
     @abstractmethod
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:

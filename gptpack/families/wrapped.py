@@ -79,7 +79,7 @@ class Wrapped(LanguageModel):
         return next(path for path, found in self.module.named_modules() if found is module)
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        hidden = self.hidden(inputs, last=targets.shape[1])
+        hidden = self.hidden(self.window(inputs), last=targets.shape[1])
         flat, wanted = hidden.flatten(0, 1), targets.flatten()
         rows = max(1, most_logits(self.device) // self.config.vocab)
         losses = [
@@ -119,7 +119,8 @@ class Wrapped(LanguageModel):
 
         def see(name: str, x: Tensor) -> None:
             kept.append(x)
-            place = (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x._version)
+            version = 0 if x.is_inference() else x._version
+            place = (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), version)
             found.setdefault(name, first.setdefault(place, name))
 
         with torch.no_grad(), ExitStack() as hooks:

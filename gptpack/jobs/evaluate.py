@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from gptpack.errors import ConfigError
 from gptpack.evaluation.forward import Compile, Forward
@@ -19,10 +19,11 @@ from gptpack.version import VERSION
 if TYPE_CHECKING:
     import torch
 
+    from gptpack.evaluation.agreement import Agreement
     from gptpack.evaluation.plain_text import PlainText
     from gptpack.evaluation.settings import Settings
     from gptpack.evaluation.text import Text
-    from gptpack.evaluation.windows import Indices
+    from gptpack.evaluation.windows import Plan
     from gptpack.families.golf.config import ModelConfig
     from gptpack.families.language_model import LanguageModel
     from gptpack.ranks import Ranks
@@ -35,6 +36,7 @@ def evaluate(
     tokenizer: str | Path | None = None,
     text: "str | Path | Sequence[str | Path] | None" = None,
     model: "str | ModelConfig | None" = None,
+    against: str | Path | Loaded | None = None,
     stride: int | None = None,
     context: int = 0,
     rope: str = "model",
@@ -63,6 +65,8 @@ def evaluate(
         text: files of text. Beside `data`, the one that its tokens were made from: byte sidecars
             and tables are audited against it.
         model: recipe whose ``[model]`` a bare state dict has; see `load`.
+        against: a reference, such as the model before packing: also find the divergence of the
+            predictions from its, and the share of equal likeliest tokens, over the plain windows.
         stride: also score a sliding window that moves by so many tokens.
         context: tokens of a window; 0 takes the model's.
         rope: positions beyond the trained context: ``model``, ``none``, ``ntk`` or ``yarn``.
@@ -93,6 +97,7 @@ def evaluate(
     from gptpack.evaluation.clock import Clock, process_age
     from gptpack.evaluation.plain_text import PlainText
     from gptpack.evaluation.text import Text
+    from gptpack.jobs.scored_text import documents_of, plain_text
     from gptpack.ranks import ranks
 
     check_choice("documents", documents, get_args(Documents))
@@ -118,18 +123,18 @@ def evaluate(
             loaded = load(source, model=model, device=here.device)
             for phase, seconds in loaded.seconds.items():
                 clock.add(phase, seconds)
-        config = loaded.language_model.config
+        config = loaded.runnable().config
         window = context or config.context
         if stride is not None and stride > window:
             raise ConfigError(f"--stride {stride} must not be above the context of {window}")
-        attention = loaded.language_model.use_attention("auto")
-        positions = loaded.language_model.use_rope(rope, window)
-        _check(loaded.language_model, settings, window)
+        attention = loaded.runnable().use_attention("auto")
+        positions = loaded.runnable().use_rope(rope, window)
+        _check(loaded.runnable(), settings, window)
         with clock.phase("audit"):
             progress("audit", 0, 0)
             scored: Text | PlainText
             if data is None:
-                scored = _plain_text(loaded, texts, limit_tokens, tokenizer)
+                scored = plain_text(loaded, texts, limit_tokens, tokenizer)
             else:
                 scored = Text.load(
                     Path(data),
@@ -145,45 +150,27 @@ def evaluate(
                 token_bytes=scored.token_bytes,
                 context=window,
                 tail=tail,
-                documents=_documents(scored) if documents == "masked" else None,
+                documents=documents_of(scored) if documents == "masked" else None,
                 limit_tokens=limit_tokens,
                 batch_tokens=batch_tokens,
                 rope=positions,
                 progress=progress,
             )
             readings = _audited(scored, _readings(base, stride, settings, scored))
-        forward = Forward(loaded.language_model, here.device, compiled=compiled, clock=clock)
+        forward = Forward(loaded.runnable(), here.device, compiled=compiled, clock=clock)
         scores = _score(forward, readings, settings)
-        return _result(loaded, scored, scores, forward, here, attention)
-
-
-def _plain_text(
-    loaded: Loaded, texts: Sequence[Path], limit_tokens: int, tokenizer: str | Path | None
-) -> "PlainText":
-    """The text of files, by the tokenizer that came with the model."""
-    from gptpack.evaluation.plain_text import PlainText
-
-    if loaded.tokenizer is None or tokenizer is not None:
-        raise ConfigError(
-            f"{loaded.path}: text is scored by the tokenizer that comes with a Hugging Face model; "
-            "this one needs --data with shards"
-        )
-    return PlainText.load(texts, loaded.tokenizer, limit_tokens)
-
-
-def _documents(text: "Text | PlainText") -> "Indices":
-    from gptpack.evaluation.text import Text
-
-    if not isinstance(text, Text):
-        raise ConfigError("--documents masked needs shards, whose tokens say where documents begin")
-    return text.documents
+        compared = None
+        if against is not None:
+            with clock.phase("compare"):
+                compared = _compared(loaded, against, base, readings["plain"].plan())
+        return _result(loaded, scored, scores, forward, here, attention, compared)
 
 
 def _alone(loaded: Loaded) -> "Ranks":
     """The one rank of an evaluation of a model that is in memory already."""
     from gptpack.ranks import Ranks
 
-    return Ranks(0, 1, loaded.language_model.device)
+    return Ranks(0, 1, loaded.runnable().device)
 
 
 def wait_for_file(device: "torch.device") -> None:
@@ -219,6 +206,8 @@ def _readings(
     base: Reading, stride: int | None, settings: "Mapping[str, Settings]", text: "Text | PlainText"
 ) -> dict[str, Reading]:
     """What is read for each score."""
+    from gptpack.jobs.scored_text import documents_of
+
     readings = {"plain": replace(base, phase="plain")}
     if stride is not None:
         readings["sliding"] = replace(base, stride=stride, phase="sliding")
@@ -226,7 +215,9 @@ def _readings(
         reading = replace(base, stride=stride, phase=name)
         if isinstance(setting, LoraSettings):
             # its plan has its own stride, and no tail to drop
-            reading = replace(reading, stride=setting.chunk, tail=None, documents=_documents(text))
+            reading = replace(
+                reading, stride=setting.chunk, tail=None, documents=documents_of(text)
+            )
         readings[name] = reading
     return readings
 
@@ -263,6 +254,29 @@ def _score(
     return scores
 
 
+def _compared(
+    loaded: Loaded, against: str | Path | Loaded, base: Reading, plan: "Plan"
+) -> "Agreement":
+    """How far the model's predictions for a plan are from those of a reference."""
+    from gptpack.evaluation.agreement import agreement
+
+    model = loaded.runnable()
+    if not isinstance(against, Loaded):
+        against = load(against, device=model.device)
+    reference = against.runnable().to(model.device)
+    reference.use_attention("auto")
+    reference.use_rope("model", plan.context)
+    return agreement(
+        model,
+        reference,
+        base.tokens,
+        plan,
+        name=str(against.path),
+        batch_tokens=base.batch_tokens,
+        progress=base.progress,
+    )
+
+
 def _result(
     loaded: Loaded,
     text: "Text | PlainText",
@@ -270,8 +284,11 @@ def _result(
     forward: Forward,
     here: "Ranks",
     attention: str,
+    compared: "Agreement | None",
 ) -> Evaluation:
     import torch
+
+    from gptpack.jobs.scored_text import described
 
     quality = loaded.record.quality if loaded.record else None
     recorded = None
@@ -287,8 +304,9 @@ def _result(
         file_sha256=loaded.sha256,
         weights_sha256=loaded.weights_sha256,
         scores=scores,
+        agreement=None if compared is None else compared.to_dict(),
         recorded=recorded,
-        **_described(loaded, text, max(s.planned_tokens for s in scores.values())),
+        **described(loaded, text, max(s.planned_tokens for s in scores.values())),
         assumed=loaded.assumed,
         seconds=forward.clock.ledger(),
         time_limit_seconds=forward.clock.limit_seconds or None,
@@ -300,38 +318,3 @@ def _result(
         },
         versions={"gptpack": VERSION, "torch": str(torch.__version__)},
     )
-
-
-def _described(loaded: Loaded, text: "Text | PlainText", targets: int) -> dict[str, Any]:
-    """What an evaluation says of its text and its tokenizer."""
-    from gptpack.data.shards import file_sha256
-    from gptpack.evaluation.text import Text
-
-    if not isinstance(text, Text):
-        identity = loaded.tokenizer_identity
-        assert identity is not None
-        return {
-            "tokenizer": {
-                "path": str(loaded.path),
-                "sha256": identity.sha256,
-                "vocab": identity.vocab,
-                "checked": True,
-            },
-            "accounting": {"kind": "text", "audited_against": text.accounting},
-            "shards": tuple({"file": f.name, "sha256": file_sha256(f)} for f in text.files),
-        }
-    vocabulary = text.vocabulary
-    return {
-        "unknown_tokens": text.unknown_tokens(targets),
-        "tokenizer": {
-            "path": str(vocabulary.path),
-            "sha256": vocabulary.sha256,
-            "vocab": vocabulary.vocab,
-            "checked": loaded.tokenizer_identity is not None,
-        },
-        "accounting": {
-            "kind": text.accounting,
-            "audited_against": str(text.source) if text.source else "what the tokens decode to",
-        },
-        "shards": tuple({"file": s.name, "sha256": file_sha256(s)} for s in text.shards),
-    }

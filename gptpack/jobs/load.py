@@ -31,8 +31,8 @@ LARGEST_EXCESS = 4
 class Loaded:
     """A model in memory, in evaluation mode, and what its file says of it."""
 
-    language_model: "LanguageModel"
-    """The model as packing and evaluation see it."""
+    language_model: "LanguageModel | None"
+    """The model as packing and evaluation see it; None of a packed module, see `state_dict`."""
     kind: Literal["artifact", "checkpoint"]
     """``artifact`` is a packed file."""
     path: Path | None = None
@@ -59,10 +59,34 @@ class Loaded:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock time of ``decode`` (read, decode, verify) and of ``build`` (the model)."""
 
+    tensors: Mapping[str, "torch.Tensor"] = field(default_factory=dict, repr=False)
+    """The tensors of a packed module, by name."""
+
+    def runnable(self) -> "LanguageModel":
+        """The model as packing and evaluation see it.
+
+        Raises:
+            ConfigError: the file holds the tensors of a module that its packer's caller made.
+        """
+        if self.language_model is None:
+            raise ConfigError(
+                f"{self.path}: holds a module's tensors, not how to run it; load its state_dict() "
+                "into that module, and wrap it in gptpack.Module"
+            )
+        return self.language_model
+
     @property
     def model(self) -> "torch.nn.Module":
-        """The module: for a Hugging Face model, transformers' own class."""
-        return self.language_model.module
+        """The module: for a Hugging Face model, transformers' own class.
+
+        Raises:
+            ConfigError: see `runnable`.
+        """
+        return self.runnable().module
+
+    def state_dict(self) -> "dict[str, torch.Tensor]":
+        """The model's state, by the names that its module has, in float32."""
+        return dict(self.tensors) if self.language_model is None else self.model.state_dict()
 
 
 def load(
@@ -142,21 +166,22 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
         if TRANSPOSED in entry.parameters and header.version > 1:
             weights[entry.name] = weights[entry.name].T.contiguous()
     tokenizer = None
+    model: LanguageModel | None = None
     if isinstance(header.model, TransformersConfig):
         from gptpack.families.transformers.folder import build
         from gptpack.families.transformers.texts import tokenizer_of
 
         try:
-            model: LanguageModel = build(header.model, weights, ArtifactError)
+            model = build(header.model, weights, ArtifactError)
             tokenizer = tokenizer_of(artifact.files)
         except GptpackError as error:
             raise type(error)(f"{path}: {error}") from error
-    else:
+    elif isinstance(header.model, ModelConfig):
         _check_room(path, header)
-        assert isinstance(header.model, ModelConfig)
         model = _built(path, header.model, weights, ArtifactError)
     return Loaded(
-        language_model=model.to(device).eval(),
+        language_model=None if model is None else model.to(device).eval(),
+        tensors={} if model is not None else {n: v.to(device) for n, v in weights.items()},
         kind="artifact",
         path=path,
         file_bytes=header.file_bytes,

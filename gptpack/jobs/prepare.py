@@ -6,7 +6,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from gptpack.artifact.record import PackRecord
@@ -23,6 +25,7 @@ from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from gptpack.evaluation.plain_text import stream
 from gptpack.families.language_model import LanguageModel
+from gptpack.families.modules.model import Module
 from gptpack.families.wrapped import Wrapped
 from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
@@ -75,8 +78,13 @@ class Prepared:
             raise ConfigError("--tune needs text: --data with train shards, or --text")
         context = model.config.context
         most = sum(len(shard) // context for shard in self.training)
-        windows = shard_windows(
-            self.training, windows=max(1, min(8192, most)), context=context, seed=request.seed + 1
+        windows = model.window(
+            shard_windows(
+                self.training,
+                windows=max(1, min(8192, most)),
+                context=context,
+                seed=request.seed + 1,
+            )
         )
         return pack_progressively(
             self.packer,
@@ -119,7 +127,7 @@ def prepared(
         torch.enable_grad(),
     ):
         loaded = _opened(source, request, here)
-        model = loaded.language_model
+        model = loaded.runnable()
         config.check_names(model.weights())
         _check_texts(loaded, request)
         if data is not None and not request.plan:
@@ -196,7 +204,7 @@ def _opened(
         raise CheckpointError(
             f"{loaded.path}: a packed file; give the checkpoint that it was made of"
         )
-    model = loaded.language_model.to(here.device).eval()
+    model = loaded.runnable().to(here.device).eval()
     if isinstance(model, Wrapped):
         model.compute_dtype = torch.bfloat16
     return loaded
@@ -204,6 +212,18 @@ def _opened(
 
 def _check_texts(loaded: Loaded, request: PackRequest) -> None:
     """Refuse text where it has no use, and the same file for both of its uses."""
+    model = loaded.runnable()
+    if isinstance(model, Module):
+        if request.data is not None or request.eval_text or request.text:
+            raise ConfigError(
+                "a module is calibrated on tokens and proved by its caller: give calibration "
+                "(tokens), and score what load(...).state_dict() gives"
+            )
+        if request.tune != "none" and not model.copies:
+            raise ConfigError(
+                "tuning works on a copy of the module: make gptpack.Module with logits that take "
+                "the module too, such as lambda module, tokens: module(tokens)"
+            )
     if not (request.text or request.eval_text):
         return
     if request.data is not None:
@@ -225,7 +245,9 @@ def _check_texts(loaded: Loaded, request: PackRequest) -> None:
 
 def _training(loaded: Loaded, request: PackRequest, config: PackConfig) -> Sequence[Tokens]:
     """Text that Hessians and tuning may see, as tokens."""
-    model = loaded.language_model
+    model = loaded.runnable()
+    if request.tokens is not None:
+        return [_given(request.tokens, model)]
     if request.text and loaded.tokenizer is not None:
         context = model.config.context
         least = request.calibration_tokens or TOKENS[model.device.type]
@@ -245,6 +267,18 @@ def _training(loaded: Loaded, request: PackRequest, config: PackConfig) -> Seque
     return split_tokens(request.data, "train", model.config.vocab)
 
 
+def _given(tokens: Any, model: LanguageModel) -> Tokens:
+    """Tokens that the caller gave, as one stream."""
+    found = np.asarray(tokens).reshape(-1).astype(np.int64)
+    context, vocab = model.config.context, model.config.vocab
+    if len(found) < context or found.min() < 0 or found.max() >= vocab:
+        raise DataError(
+            f"calibration: {len(found):,} tokens; needed at least the model's window of "
+            f"{context:,}, each from 0 to {vocab - 1:,}"
+        )
+    return found.astype(np.uint32)
+
+
 def _calibrated(
     loaded: Loaded,
     request: PackRequest,
@@ -260,10 +294,14 @@ def _calibrated(
     Args:
         background: writes Hessians, for which nobody waits.
     """
-    model = loaded.language_model
+    model = loaded.runnable()
     model.use_attention("auto")
     there: TextSource = "text" if request.text else "shards"
-    source: TextSource = request.calibration or (there if training else "self")
+    source: TextSource
+    if request.tokens is not None:
+        there = source = "given"
+    else:
+        source = request.calibration or (there if training else "self")
     if source in ("shards", "text") and (source != there or not training):
         needed = "--data with train shards" if source == "shards" else "--text"
         raise ConfigError(f"--calibration {source} needs {needed}")
@@ -296,11 +334,11 @@ def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity | Non
     Raises:
         TokenizerError: nobody says which, the words differ, or it has more pieces than the model.
     """
-    known, vocab = loaded.tokenizer_identity, loaded.language_model.config.vocab
+    known, vocab = loaded.tokenizer_identity, loaded.runnable().config.vocab
     path = Path(request.tokenizer) if request.tokenizer is not None else None
     if path is None and known is not None:
         return known
-    if path is None and isinstance(loaded.language_model, Wrapped):
+    if path is None and isinstance(loaded.runnable(), Wrapped):
         return None
     if path is None and request.data is not None:
         path = Path(request.data) / TOKENIZER

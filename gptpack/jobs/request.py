@@ -63,10 +63,10 @@ class PackRequest:
     """Codecs to try: raw, zlib, zstd, lzma, range, brotli; none named tries zlib, zstd, range."""
     code: tuple[str | Path, ...] = ()
     """Files whose bytes count into the budget too."""
-    calibration: Calibration | None = None
+    calibration: Any = None
     """Text for the Hessians: training shards, `text`, text that the model writes itself, or random
-    tokens. None takes shards where `data` has those of train, `text` where it is given, else the
-    model's own."""
+    tokens; or an array or tensor of tokens, which tuning sees too. None takes shards where `data`
+    has those of train, `text` where it is given, else the model's own."""
     calibration_tokens: int = 0
     """Tokens of that text; 0 takes 524,288 on CUDA and 65,536 on a CPU."""
     seed: int = 0
@@ -89,7 +89,8 @@ class PackRequest:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+            if name != "calibration" or not _is_tokens(self.calibration):
+                check_choice(name, getattr(self, name), choices)
         check_fields(self, BYTES, "budget")
         check_fields(self, SOME, "bits delta tune_seconds")
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
@@ -115,6 +116,11 @@ class PackRequest:
         )
 
     @property
+    def tokens(self) -> Any:
+        """The array or tensor of tokens that was given as `calibration`; else None."""
+        return self.calibration if _is_tokens(self.calibration) else None
+
+    @property
     def budget_bytes(self) -> int | None:
         """The budget in bytes; None where the file is not made for one."""
         return parse_size(self.budget) if isinstance(self.budget, str) else self.budget
@@ -134,6 +140,11 @@ class PackRequest:
                 "give one of --budget, such as --budget 16MB, --bits and --delta (from Python: "
                 "budget, bits, delta), or --curve"
             )
+
+
+def _is_tokens(value: Any) -> bool:
+    """Whether this is an array or tensor of integers, of one dimension or two."""
+    return hasattr(value, "dtype") and "int" in str(value.dtype) and value.ndim in (1, 2)
 
 
 def _number(value: Any) -> bool:

@@ -87,10 +87,10 @@ def _evaluate(
     """All figures as JSON has them, and the nats of each target of the last pass."""
     began = time.perf_counter() - sum(loaded.seconds.values())
     seconds = dict(loaded.seconds)
-    context = loaded.language_model.config.context
+    context = loaded.runnable().config.context
     text = Text.load(
         options.data,
-        vocab=loaded.language_model.config.vocab,
+        vocab=loaded.runnable().config.vocab,
         tokenizer=options.tokenizer,
         sha256=loaded.tokenizer_identity.sha256 if loaded.tokenizer_identity else None,
         limit_tokens=options.limit_tokens,
@@ -108,7 +108,7 @@ def _evaluate(
     scores: dict[str, Score] = {}
     for name, step in passes.items():
         scores[name] = score_model(
-            loaded.language_model,
+            loaded.runnable(),
             text.tokens,
             text.token_bytes,
             context=context,
@@ -123,7 +123,7 @@ def _evaluate(
     last = list(scores.values())[-1]
     cuda = here.device.type == "cuda"
     result = {
-        "parameters": sum(parameter.numel() for parameter in loaded.language_model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in loaded.runnable().parameters()),
         "weights_sha256": loaded.weights_sha256,
         "adaptation": "none",
         "scores": {name: score.to_dict() for name, score in scores.items()},

@@ -55,7 +55,7 @@ def checkpoint_errors(files: Sequence[Weights], checkpoint: Path) -> list[Weight
         raise CheckpointError(f"{checkpoint}: a packed file; give the checkpoint it was made of")
     told = files[0].header.model if files[0].header.family == "golf" else None
     loaded = load(checkpoint, model=told if isinstance(told, ModelConfig) else None)
-    reference = {name: tensor.numpy() for name, tensor in loaded.language_model.weights().items()}
+    reference = {name: tensor.numpy() for name, tensor in loaded.runnable().weights().items()}
     found = []
     for file in files:
         made_of = file.header.record.checkpoint_sha256

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from gptpack.artifact.writer import EncodedSections
 from gptpack.codec.trellis import noise_of
 from gptpack.errors import BudgetError, QuantError
@@ -33,6 +35,12 @@ right to a few percent."""
 FINEST_DELTA = 2e-6
 """Finest delta that is tried; a finer one costs bytes and changes nothing, as this predicts a rise
 of 1e-5 nats per token for a million weights."""
+LARGE = 1 << 26
+"""Weights from which a search begins with a sample of rows: coding them all takes minutes."""
+SAMPLE = 8
+"""Rows of which one is in the sample."""
+BY_ROW = (".codes", ".row_scales")
+"""Ends of the names of sections that grow with the rows."""
 COARSEST_DELTA = 4096 * FIRST_DELTA
 """Coarsest delta that is tried."""
 
@@ -146,6 +154,54 @@ def expected_delta(packer: Packer, target: int) -> tuple[float, float]:
     return 2.0**position, max(slope, weights / 16)
 
 
+def sampled(packer: Packer) -> Packer:
+    """A packer of every `SAMPLE`-th row of each matrix: rows are coded without each other."""
+    return replace(
+        packer,
+        matrices=[
+            replace(
+                matrix,
+                weight=np.ascontiguousarray(matrix.weight[::SAMPLE]),
+                row_weight=matrix.row_weight[::SAMPLE],
+                energy=matrix.energy[::SAMPLE],
+            )
+            for matrix in packer.matrices
+        ],
+    )
+
+
+def start_of_search(packer: Packer, goal: Goal) -> tuple[float, float]:
+    """The delta to begin with, and the bits that halving it should cost.
+
+    That of a large model is searched on a sample of its rows, whose codes take as many bits a
+    weight as all: the search proper then needs one size, or two.
+    """
+    start, octave_bits = expected_delta(packer, goal.limit)
+    if packer.weights < LARGE:
+        return start, octave_bits
+    few = sampled(packer)
+    ratio = packer.weights / few.weights
+
+    def size_at(delta: float) -> int:
+        try:
+            encoded = few.draft(few.quantize(delta)[0])
+        except QuantError:
+            return UNLIMITED
+        by_row = sum(s.stored_bytes for s in encoded.sections if s.name.endswith(BY_ROW))
+        return goal.measure(encoded) + int((ratio - 1) * by_row)
+
+    found = solve_delta(
+        size_at,
+        int((1 - packer.config.tolerance / 4) * goal.limit),
+        start=start,
+        octave_bits=octave_bits,
+        finest=FINEST_DELTA,
+        coarsest=COARSEST_DELTA,
+        tolerance=packer.config.tolerance / 2,
+    )
+    return (start if found is None else found), octave_bits
+
+
 def pack_to_budget(
     packer: Packer,
     *,
@@ -171,7 +227,7 @@ def pack_to_budget(
         return packer.seal(packer.encode(coded), delta=delta, predicted_nats=loss)
     goal = goal_of(packer, bits)
     search = Search(packer=packer, goal=goal, progress=progress)
-    start, octave_bits = expected_delta(packer, goal.limit)
+    start, octave_bits = start_of_search(packer, goal)
     found = search.run(start, octave_bits)
     encoded = None if found is None else packer.encode(found.coded)
     if encoded is None or goal.measure(encoded) > goal.limit:

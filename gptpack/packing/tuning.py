@@ -169,7 +169,7 @@ def tune(
         total = torch.zeros((), device=device)
         for part in torch.split(rows, at_once):
             tokens = windows[part].to(device)
-            logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
+            logits = F.log_softmax(student.predictions(tokens), -1)
             loss = _loss(logits, tokens, teacher, config.labels) / (batch * tokens.shape[1])
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -190,7 +190,7 @@ def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: LanguageModel, labels:
     loss = logits_BTV.new_zeros(())
     if labels < 1:
         with torch.no_grad():
-            target = F.log_softmax(teacher.logits(teacher.hidden(tokens_BT)), -1)
+            target = F.log_softmax(teacher.predictions(tokens_BT), -1)
         divergence = F.kl_div(
             logits_BTV.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="sum"
         )

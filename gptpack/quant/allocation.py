@@ -75,6 +75,8 @@ class Matrix:
     hessian: Array
     row_weight: npt.NDArray[np.float64]
     """Fisher information of the rows, raised to `LEAST_ROW_SHARE` where it is less, ``[R]``."""
+    row_mean: float
+    """Mean of that information, against which rows are weighed."""
     energy: npt.NDArray[np.float64]
     """``w H w^T`` of every row, ``[R]``."""
 
@@ -111,12 +113,14 @@ def prepare_matrix(
         raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
     hessian = np.ascontiguousarray(sensitivity.hessian, np.float32)
     felt_RC = (torch.from_numpy(weight) @ torch.from_numpy(hessian)).numpy()
+    raised_R = np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean())
     return Matrix(
         name=name,
         weight=weight,
         factor=factorize(sensitivity.hessian, damp=damp, max_damp=max_damp, name=name),
         hessian=sensitivity.hessian,
-        row_weight=np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean()),
+        row_weight=raised_R,
+        row_mean=float(raised_R.mean()),
         energy=np.maximum(_row_dots(felt_RC, weight), 0.0),
     )
 
@@ -128,7 +132,7 @@ def grid_indexes(
 
     A row's scale hardly grows any more once its noise is `MUCH_NOISE` times its power.
     """
-    mean = matrix.row_weight.mean()
+    mean = matrix.row_mean
     weight_R = mean * (matrix.row_weight / mean) ** row_power
     pivot_C = matrix.factor.pivots
     middle = np.exp(np.log(pivot_C).mean())

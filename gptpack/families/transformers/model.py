@@ -58,12 +58,11 @@ class TransformersModel(Wrapped):
     def head_module(self) -> nn.Module | None:
         return self._head[0]
 
-    def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        if self.config.begins:
-            # such models are lost without the token that every text of their training began with
-            inputs = inputs.clone()
-            inputs[:, 0] = self.config.bos
-        return super().token_losses(inputs, targets)
+    def window(self, tokens: Tensor) -> Tensor:
+        if not self.config.begins:
+            return tokens
+        # such models are lost without the token that every text of their training began with
+        return torch.cat((torch.full_like(tokens[:, :1], self.config.bos), tokens[:, 1:]), 1)
 
     def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
         with self.computing():

@@ -1,0 +1,160 @@
+"""Modules of their caller's own: packed by the layers that they call, and given back by name."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gptpack
+from gptpack.artifact.reader import decode_header
+from gptpack.errors import CheckpointError, ConfigError, DataError
+
+VOCAB, WIDTH, CONTEXT = 96, 64, 32
+
+
+class CastedLinear(nn.Linear):
+    """As contest scripts have it: weights are cast to the type of what comes in."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Script(nn.Module):
+    """A model in the manner of a contest's script: tied by a product, gated, soft-capped."""
+
+    def __init__(self, *, tied: bool = True) -> None:
+        super().__init__()
+        self.tok_emb = nn.Embedding(VOCAB, WIDTH)
+        self.skip_weights = nn.Parameter(torch.ones(2, WIDTH))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "fc": CastedLinear(WIDTH, 2 * WIDTH, bias=False),
+                    "gate": CastedLinear(WIDTH, 2 * WIDTH, bias=False),
+                    "proj": CastedLinear(2 * WIDTH, WIDTH, bias=False),
+                }
+            )
+            for _ in range(2)
+        )
+        self.lm_head = None if tied else CastedLinear(WIDTH, VOCAB, bias=False)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.3, generator=generator)
+
+    def forward_logits(self, tokens):
+        x = self.tok_emb(tokens)
+        mean = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        for layer, skip in zip(self.layers, self.skip_weights, strict=True):
+            h = F.rms_norm(x + mean, (WIDTH,))
+            x = x * skip + layer["proj"](layer["fc"](h).relu() * layer["gate"](h))
+        x = F.rms_norm(x, (WIDTH,)).reshape(-1, WIDTH)
+        out = F.linear(x, self.tok_emb.weight) if self.lm_head is None else self.lm_head(x)
+        return (30 * torch.tanh(out / 30)).view(*tokens.shape, VOCAB)
+
+
+def tokens(count: int = 4096) -> torch.Tensor:
+    return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(1))
+
+
+def wrapped(model: Script) -> gptpack.Module:
+    return gptpack.Module(model, logits=model.forward_logits, context=CONTEXT)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_script_packs_its_module_and_gets_its_state_back(tmp_path, tied):
+    model = Script(tied=tied)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    text = tokens().view(8, -1)
+    with torch.no_grad():
+        before = model.forward_logits(text[:, :CONTEXT])
+    target = tmp_path / "m.gptpack"
+    done = gptpack.pack(wrapped(model), calibration=text, budget="40KB", output=target)
+    assert 30_000 < target.stat().st_size <= 40_000
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    header = decode_header(done.data)
+    assert (header.family, header.tokenizer, done.record.calibration) == ("module", None, "given")
+    methods = {tensor.name: tensor.method for tensor in header.tensors}
+    assert methods.keys() == state.keys()
+    floats = {name for name, method in methods.items() if method != "trellis"}
+    assert floats == {"skip_weights"}
+    found = gptpack.load(target)
+    model.load_state_dict(found.state_dict())
+    with torch.no_grad():
+        after = model.forward_logits(text[:, :CONTEXT])
+    assert 0 < (after - before).square().mean() < 0.02 * before.var()
+    with pytest.raises(ConfigError, match="not how to run it"):
+        found.model.eval()
+    with pytest.raises(ConfigError, match="not how to run it"):
+        gptpack.evaluate(target, text=tmp_path / "t.txt")
+
+
+def test_its_layers_are_those_that_it_calls_and_share_what_comes_in():
+    model = wrapped(Script(tied=False))
+    layers = model.layers()
+    assert len(layers) == 7
+    assert layers["layers.1.gate.weight"].shares_input_of == "layers.1.fc.weight"
+    assert (model.embedding_name, model.head_name) == ("tok_emb.weight", "lm_head.weight")
+    assert wrapped(Script()).head_name == "tok_emb.weight"
+    assert model.get_submodule("layers.0.fc") is model.module.layers[0]["fc"]
+
+
+def test_the_callers_configuration_is_kept(tmp_path):
+    model = Script()
+    said = {"name": "script", "layers": [2, {"width": WIDTH}]}
+    module = gptpack.Module(model, logits=model.forward_logits, context=CONTEXT, config=said)
+    gptpack.pack(module, calibration=tokens(), delta=1e-3, output=tmp_path / "m.gptpack")
+    report = gptpack.inspect(tmp_path / "m.gptpack")
+    assert (report.family, report.model["values"]) == ("module", said)
+    code = "import sys, gptpack; gptpack.verify(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path / "m.gptpack")]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_tuning_trains_a_copy_that_the_caller_can_call(tmp_path, monkeypatch):
+    from functools import partial
+
+    from gptpack.jobs import prepare
+
+    quick = partial(prepare.ProgressiveConfig, final_steps=15, group_steps=2, tokens=8 * CONTEXT)
+    monkeypatch.setattr(prepare, "ProgressiveConfig", quick)
+    model = Script()
+    text = tokens()
+    module = gptpack.Module(
+        model, logits=lambda own, given: own.forward_logits(given), context=CONTEXT
+    )
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = model.forward_logits(text.view(-1, CONTEXT)).log_softmax(-1)
+    errors = {}
+    for tune in ("none", "floats"):
+        done = gptpack.pack(module, calibration=text, delta=0.01, tune=tune)
+        path = tmp_path / "m.gptpack"
+        path.write_bytes(done.data)
+        copy = Script()
+        copy.load_state_dict(gptpack.load(path).state_dict())
+        with torch.no_grad():
+            found = copy.forward_logits(text.view(-1, CONTEXT)).log_softmax(-1)
+        errors[tune] = float((wanted.exp() * (wanted - found)).sum(-1).mean())
+    assert errors["floats"] < errors["none"]
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="works on a copy"):
+        gptpack.pack(wrapped(model), calibration=text, delta=0.05, tune="floats")
+
+
+def test_modules_and_tokens_that_cannot_be_used_are_refused_in_one_line(tmp_path):
+    model = Script()
+    with pytest.raises(CheckpointError, match=r"no nn\.Embedding"):
+        gptpack.Module(nn.Linear(2, 2), logits=lambda t: t, context=8)
+    with pytest.raises(ConfigError, match=r"have shape \(1, 8\)"):
+        gptpack.Module(model, logits=lambda t: t, context=8)
+    with pytest.raises(CheckpointError, match=r"come from no nn\.Linear"):
+        gptpack.Module(model, logits=lambda t: model.forward_logits(t)[..., :5], context=8)
+    for given in (tokens(8), torch.full((4096,), VOCAB), -torch.ones(4096, dtype=torch.int64)):
+        with pytest.raises(DataError, match="needed at least the model's window"):
+            gptpack.pack(wrapped(model), calibration=given, delta=1e-3)
+    with pytest.raises(ConfigError, match="proved by its caller"):
+        gptpack.pack(wrapped(model), calibration=tokens(), delta=1e-3, data=tmp_path)
