@@ -17,7 +17,9 @@ from gptpack.data.accounting import (
     unknown_tokens,
 )
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Tokens, find_shards, find_sidecars, load_tokens
+from gptpack.data.overlap import COMPARED_TOKENS, overlap_beside
+from gptpack.data.shards import Shard, Tokens, find_sidecars
+from gptpack.data.splits import joined, manifest_beside, open_split
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import (
     AccountingError,
@@ -42,7 +44,8 @@ class Text:
     accounting: Accounting
     """Source of the bytes: ``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata
     ``table``, or the ``ranks`` of a byte-level BPE."""
-    shards: tuple[Path, ...]
+    shards: tuple[Shard, ...]
+    """Shards that hold `tokens`, and more if `cut`."""
     source: Path | None = None
     """The text that the tokens were made from, where it was given."""
     cut: bool = False
@@ -74,10 +77,12 @@ class Text:
 
         Raises:
             TokenizerError: there is no tokenizer, or it is not the model's.
-            ShardError: there are no shards, they are malformed, or ids are not below `vocab`.
+            ShardError: there are no shards, they are malformed, others than their manifest states,
+                or ids are not below `vocab`.
+            DataError: documents of val are in the train shards beside it.
             ConfigError: bytes cannot be audited without `source`, or `source` has no use.
         """
-        shards = tuple(find_shards(directory, "val"))
+        sidecar = bool(find_sidecars(directory, "val"))
         path = tokenizer or directory / TOKENIZER
         if tokenizer is None and not path.exists():
             raise TokenizerError(
@@ -85,7 +90,6 @@ class Text:
             )
         limit = limit_tokens + 1 if limit_tokens else 0
         described = path.suffix in (RANKS_SUFFIX, *TABLE_SUFFIXES)
-        sidecar = bool(find_sidecars(directory, "val"))
         loaded: Any
         token_bytes: TokenBytes
         accounting: Accounting = "pieces"
@@ -120,9 +124,16 @@ class Text:
                 "--text is for byte sidecars, tables and ranks; the tokens of a SentencePiece "
                 "model are audited by decoding them"
             )
-        tokens = load_tokens(directory, "val", vocab, limit)
+        manifest = manifest_beside(directory)
+        if manifest is not None and accounting == "pieces":
+            manifest.check_tokenizer(path, loaded.sha256)
+        shards = open_split(directory, "val", vocab, limit)
+        shared = overlap_beside(directory, shards, loaded.bos, COMPARED_TOKENS)
+        if shared is not None:
+            shared.check(directory)
+        tokens = joined(shards, limit)
         return cls(
-            tokens, loaded, token_bytes, accounting, shards, source, cut=len(tokens) == limit
+            tokens, loaded, token_bytes, accounting, tuple(shards), source, cut=len(tokens) == limit
         )
 
     @property

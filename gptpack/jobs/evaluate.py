@@ -236,8 +236,6 @@ def _result(
 ) -> Evaluation:
     import torch
 
-    from gptpack.data.shards import file_sha256
-
     quality = loaded.record.quality if loaded.record else None
     recorded = None
     if quality is not None and quality.bpb_after is not None:
@@ -265,7 +263,7 @@ def _result(
             "kind": text.accounting,
             "audited_against": str(text.source) if text.source else "what the tokens decode to",
         },
-        shards=tuple({"file": s.name, "sha256": file_sha256(s)} for s in text.shards),
+        shards=tuple({"file": s.path.name, "sha256": s.sha256} for s in text.shards),
         seconds=forward.clock.ledger(),
         time_limit_seconds=forward.clock.limit_seconds or None,
         device={

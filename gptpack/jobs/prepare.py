@@ -12,7 +12,8 @@ import torch
 from gptpack.artifact.record import PackRecord
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Tokens, has_shards, split_tokens
+from gptpack.data.shards import Tokens, has_shards
+from gptpack.data.splits import split_tokens
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import CheckpointError, ConfigError, TokenizerError
 from gptpack.families.language_model import LanguageModel
