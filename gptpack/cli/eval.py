@@ -20,7 +20,7 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     help="SentencePiece model, .tiktoken ranks, or .npz/.json byte table. [default: in --data]",
 )
-@click.option("--text", type=PATH, help="What the tokens were made from, to audit a byte table.")
+@click.option("--text", type=PATH, help="What the tokens were made from, to audit their bytes.")
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
 @click.option(
     "--stride",

@@ -84,7 +84,10 @@ class _Worker:
         stream = itertools.chain.from_iterable((tokenizer.bos, *document) for document in ids)
         tokens = np.fromiter(stream, layout_for(tokenizer.vocab).token, int(lengths.sum()))
         starts = np.cumsum(lengths) - lengths
-        audit(self.token_bytes, tokenizer, tokens)
+        try:
+            audit(self.token_bytes, tokenizer, tokens)
+        except AccountingError as error:
+            raise self._named(documents, np.split(tokens, starts[1:])) from error
         each = self.token_bytes.of(np.concatenate(([tokenizer.bos], tokens[:-1])), tokens)
         accounted = np.add.reduceat(each, starts)
         unknown = np.add.reduceat((tokens == tokenizer.unknown).astype(np.int64), starts)
@@ -92,9 +95,9 @@ class _Worker:
         if (wrong := np.flatnonzero((unknown == 0) & (accounted != normalized))).size:
             first = int(wrong[0])
             raise AccountingError(
-                f"{tokenizer.path}: the tokens of document {documents[first].number} of "
-                f"{documents[first].path} stand for {accounted[first]:,} bytes, the normalised "
-                f"text has {normalized[first]:,}; this tokenizer loses text"
+                f"{documents[first].path}: document {documents[first].number}: its tokens stand "
+                f"for {accounted[first]:,} bytes, its text as {tokenizer.path} normalises it has "
+                f"{normalized[first]:,}; this tokenizer loses text, or adds some"
             )
         stops = [*starts[1:].tolist(), len(tokens)]
         digests = [digest(tokens[a:b]) for a, b in zip(starts.tolist(), stops, strict=True)]
@@ -107,6 +110,15 @@ class _Worker:
             accounted,
             tuple(each if n > 1 else b"" for each, n in zip(digests, lengths, strict=True)),
         )
+
+    def _named(self, documents: list[Document], tokens: list[Tokens]) -> AccountingError:
+        """The error of the first document that fails its audit."""
+        for document, part in zip(documents, tokens, strict=True):
+            try:
+                audit(self.token_bytes, self.tokenizer, part)
+            except AccountingError as error:
+                return AccountingError(f"{document.path}: document {document.number}: {error}")
+        raise AssertionError("documents fail together, but none fails alone")
 
 
 Encode = Callable[[Iterable[list[Document]]], Iterator[tuple[list[Document], Encoded]]]

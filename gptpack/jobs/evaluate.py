@@ -262,6 +262,7 @@ def _result(
         accounting={
             "kind": text.accounting,
             "audited_against": str(text.source) if text.source else "what the tokens decode to",
+            **text.stated,
         },
         shards=tuple({"file": s.path.name, "sha256": s.sha256} for s in text.shards),
         seconds=forward.clock.ledger(),
