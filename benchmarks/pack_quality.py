@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
-from gptpack.data.shards import split_tokens
+from gptpack.data.splits import split_tokens
 from gptpack.evaluation.scoring import score_model
 from gptpack.evaluation.text import Text
 from gptpack.families.language_model import LanguageModel

@@ -127,7 +127,10 @@ def test_more_tokens_than_the_model_has_are_refused(tmp_path: Path) -> None:
     path = write_ranks(tmp_path / "x.tiktoken")
     with pytest.raises(TokenizerError, match="263 tokens, but the model has a vocabulary of 262"):
         load_vocabulary(path, vocab=262)
-    with pytest.raises(TokenizerError, match="token 65 begins documents but stands for text"):
+    with pytest.raises(
+        TokenizerError,
+        match="token 65 begins documents, says the model, but stands for text; 262 is",
+    ):
         load_vocabulary(path, vocab=300, bos=65)
     with pytest.raises(TokenizerError, match="cannot read"):
         load_vocabulary(tmp_path / "none.tiktoken", vocab=300)
@@ -174,7 +177,7 @@ def test_a_table_charges_what_it_says(tmp_path: Path, suffix: str) -> None:
         ({"base_bytes": np.array([0, 0, -1, 2, 1])}, "whole numbers"),
         ({"base_bytes": np.array([0, 0, 3])}, r"one-dimensional and alike, not \(3,\) \(5,\)"),
         ({"has_leading_space": np.array([0, 0, 2, 0, 0])}, "must be 0 or 1"),
-        ({"bos": 2}, "token 2 begins documents but stands for text"),
+        ({"bos": 2}, "token 2 begins documents, says the file, but stands for text"),
         ({"bos": "one"}, "not a table of bytes"),
     ],
 )
@@ -330,10 +333,18 @@ def test_a_table_is_believed_only_with_the_text(tmp_path: Path) -> None:
     assert text.audited_bytes([4]) == {4: 6}
 
 
-def test_a_text_is_no_use_to_a_sentencepiece_model(tmp_path: Path) -> None:
+def test_pieces_are_audited_against_the_text_too_where_it_is_given(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(
         [f"the cat {i} sat" for i in range(50)], tmp_path / "t.model", TokenizerConfig(vocab=290)
     )
     data = shards(tmp_path / "data", np.array([tokenizer.bos, *tokenizer.encode("the cat")]))
-    with pytest.raises(ConfigError, match="audited by decoding them"):
-        Text.load(data, vocab=290, tokenizer=tokenizer.path, source=tmp_path / "v.txt")
+    source = tmp_path / "v.txt"
+    for text in ("the cat", "the  cat "):
+        source.write_text(text)
+        found = Text.load(data, vocab=290, tokenizer=tokenizer.path, source=source)
+        targets = len(found.tokens) - 1
+        assert found.audited_bytes([targets]) == {targets: 7}
+    source.write_text("the ca")
+    found = Text.load(data, vocab=290, tokenizer=tokenizer.path, source=source)
+    with pytest.raises(AccountingError, match="7 bytes by its tokens, 6 in the text"):
+        found.audited_bytes([targets])

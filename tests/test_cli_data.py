@@ -1,5 +1,6 @@
 """`gptpack data`: each subcommand, its tables, its JSON, and what it refuses."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -107,7 +108,13 @@ def test_a_damaged_shard_is_one_line_and_status_2(
     shard.write_bytes(whole)
     status, text, _ = gptpack(capsys, "info", tmp_path / "out", "--json")
     assert status == 0
-    assert json.loads(text)["shards"] == [{"file": shard.name, "tokens": (len(whole) - 1024) // 2}]
+    assert json.loads(text)["shards"] == [
+        {
+            "file": shard.name,
+            "tokens": (len(whole) - 1024) // 2,
+            "sha256": hashlib.sha256(whole).hexdigest(),
+        }
+    ]
     status, text, _ = gptpack(capsys, "info", tmp_path / "out")
     assert status == 0
     assert shard.name in text

@@ -469,7 +469,7 @@ def test_a_recipe_is_for_bare_state_dicts_only(world: World, tmp_path: Path, run
         (("--ttt", "lora:chunk=8,rank=1000000000"), "rank=1000000000 is no low rank"),
         (("--ttt", "sgd:freeze=3"), "freeze=3, but the model has 2 blocks"),
         (("--documents", "masked", "--tail", "drop"), "no common tail to drop"),
-        (("--text", "x.txt"), "audited by decoding them"),
+        (("--text", "x.txt"), "x.txt: cannot read"),
     ],
 )
 def test_settings_that_make_no_sense_end_with_status_2(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from gptpack.data.download import Download, DownloadConfig, download_fineweb
-from gptpack.data.shards import load_tokens, write_shard
+from gptpack.data.shards import write_shard
+from gptpack.data.splits import load_tokens
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.errors import ConfigError, DataError, MissingDependencyError
 

@@ -192,27 +192,27 @@ def test_drafts_that_are_wrong_cost_time_and_no_bytes(monkeypatch):
 
 
 def test_the_search_of_a_large_model_begins_where_a_sample_of_its_rows_fits(monkeypatch):
-    chosen = case(width=144, layers=3, vocab=256)
-    budget = size_at(chosen, 3e-4)
-    quantized: list[int] = []
+    chosen = case(width=256, layers=2, vocab=512)
+    budget = size_at(chosen, 1e-4)
+    quantized: list[tuple[int, float]] = []
     quantize = Packer.quantize
 
     def counted(packer, delta):
-        quantized.append(packer.weights)
+        quantized.append((packer.weights, delta))
         return quantize(packer, delta)
 
     monkeypatch.setattr(Packer, "quantize", counted)
     plain = chosen.pack(budget)
     whole = chosen.packer().weights
-    assert quantized.count(whole) == len(quantized)
+    assert {weights for weights, _ in quantized} == {whole}
     quantized.clear()
     monkeypatch.setattr("gptpack.packing.search.LARGE", 1)
     begun = chosen.pack(budget)
-    few = [weights for weights in quantized if weights < whole]
+    few = [weights for weights, _ in quantized if weights < whole]
     assert len(few) >= 2
     assert all(weights < whole / 7 for weights in few)
-    # tables take a large share of so small a file, so that the sample is a guess
-    assert quantized.count(whole) <= 5
+    # tables, which do not grow with the rows, take a large share of so small a sample
+    assert quantized[len(few)] == (whole, pytest.approx(plain.delta, rel=0.15))
     assert begun.delta == pytest.approx(plain.delta, rel=5e-3)
     assert len(begun.assemble(QUALITY)) <= budget
 

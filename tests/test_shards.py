@@ -12,9 +12,9 @@ from gptpack.data.shards import (
     Shard,
     ShardWriter,
     find_shards,
-    load_tokens,
     write_shard,
 )
+from gptpack.data.splits import load_tokens
 from gptpack.errors import DataError, ShardError
 from gptpack.values import MAX_VOCAB
 
@@ -69,7 +69,7 @@ def test_a_vocabulary_above_16_bits_is_written_and_read_in_llm_cs_32_bit_format(
 @pytest.mark.parametrize(("vocab", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
 def test_the_vocabulary_chooses_the_width_of_a_token(tmp_path: Path, vocab: int, dtype) -> None:
     write_shard(tmp_path / "a_val_000000.bin", np.array([1, vocab - 1]), vocab=vocab)
-    with ShardWriter(tmp_path, "a", "train", 2, vocab=vocab) as writer:
+    with ShardWriter(tmp_path, "a", "train", 2, vocab) as writer:
         writer.append(np.array([1, 2, vocab - 1], np.uint32))
     opened = [Shard.open(path, vocab).tokens for path in sorted(tmp_path.iterdir())]
     assert [tokens.dtype for tokens in opened] == [dtype] * 3
@@ -201,15 +201,16 @@ def test_a_stream_of_tokens_becomes_full_shards_and_a_rest(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], size: int
 ) -> None:
     folder = tmp_path_factory.mktemp("stream")
-    with ShardWriter(folder, "a", "val", size, vocab=10) as writer:
+    with ShardWriter(folder, "a", "val", size, 10) as writer:
         for part in parts:
             writer.append(np.array(part, np.uint16))
     tokens = [token for part in parts for token in part]
     assert len(writer.paths) == -(-len(tokens) // size)
     if tokens:
         assert writer.paths == find_shards(folder, "val")
-        assert load_tokens(folder, "val", 10).tolist() == tokens
-        assert all(len(Shard.open(path).tokens) == size for path in writer.paths[:-1])
+        held = [Shard.open(path).tokens.tolist() for path in writer.paths]
+        assert [token for part in held for token in part] == tokens
+        assert all(len(part) == size for part in held[:-1])
 
 
 def test_shards_are_found_in_order_without_sidecars_and_other_splits(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import torch
 from worlds import CPU, TINY, corpus, invoke, shards, tiny
 
 from gptpack.data.orders import Loader
-from gptpack.data.shards import split_tokens, write_shard
+from gptpack.data.shards import write_shard
+from gptpack.data.splits import split_tokens
 from gptpack.errors import CheckpointError, ConfigError, GptpackError, TrainingError
 from gptpack.families.golf.gpt import GPT, build
 from gptpack.jobs import train as jobs

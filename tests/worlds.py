@@ -128,7 +128,7 @@ class Corpus:
     data: Path
     tokenizer: Tokenizer
     tokens: np.ndarray
-    """The val split; train is the same, repeated."""
+    """The val split; train holds other documents of the same words."""
 
 
 @functools.cache
@@ -136,10 +136,15 @@ def corpus() -> Corpus:
     data = folder("corpus")
     draw = np.random.default_rng(0)
     documents = [" ".join(draw.choice(WORDS, draw.integers(1, 12))) for _ in range(60)]
+    others = [" ".join(draw.choice(WORDS, draw.integers(8, 12))) for _ in range(60)]
     tokenizer = train_tokenizer(documents, data / "tokenizer.model", TokenizerConfig(vocab=280))
-    ids = [token for text in documents for token in (tokenizer.bos, *tokenizer.encode(text))]
-    tokens = np.array(ids, np.uint16)
+
+    def encoded(texts: list[str]) -> np.ndarray:
+        ids = [token for text in texts for token in (tokenizer.bos, *tokenizer.encode(text))]
+        return np.array(ids, np.uint16)
+
+    tokens = encoded(documents)
     write_shard(data / "x_val_000000.bin", tokens[:100])
     write_shard(data / "x_val_000001.bin", tokens[100:])
-    write_shard(data / "x_train_000000.bin", np.resize(tokens, 3000))
+    write_shard(data / "x_train_000000.bin", np.resize(encoded(others), 3000))
     return Corpus(data, tokenizer, tokens)

@@ -63,7 +63,7 @@ def tokenizer_command(sample: str, as_json: bool, quiet: bool, **settings: Any) 
 def tokenize_command(as_json: bool, quiet: bool, **settings: Any) -> None:
     """Turn .txt and .jsonl files (.gz, .xz, .zst) into audited token shards.
 
-    A document that is in both splits is refused.
+    A document that is in both splits, by its tokens, is refused.
 
     \b
     Examples:
@@ -111,7 +111,8 @@ def download_command(output: Path, as_json: bool, quiet: bool, **settings: Any) 
 def info_command(directory: Path, as_json: bool, quiet: bool) -> None:
     """Show what a directory of shards holds, and read every shard to check it.
 
-    With a manifest, counts and hashes must be those it states.
+    With a manifest, files, counts and hashes must be those it states. Without one, documents of
+    val that are in train as well are counted; above 1% of val's tokens they are refused.
 
     \b
     Example:
@@ -124,6 +125,12 @@ def info_command(directory: Path, as_json: bool, quiet: bool) -> None:
 
 def _print_found(found: dict[str, Any]) -> None:
     """A folder's splits by its manifest, or its shards if it has none."""
+    if found.get("overlap", {}).get("documents"):
+        shared = found["overlap"]
+        note(
+            f"{shared['documents']:,} of {shared['val_documents']:,} documents of val, "
+            f"{shared['tokens'] / shared['val_tokens']:.2%} of its tokens, are in train as well"
+        )
     if "shards" in found:
         rows = [[shard["file"], f"{shard['tokens']:,}"] for shard in found["shards"]]
         print_table(["shard", "tokens"], rows, title=f"{found['directory']}: no manifest.json")

@@ -25,7 +25,7 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     multiple=True,
     help="Text file to score, by the model's own tokenizer; repeatable. With --data: what the "
-    "tokens were made from, to audit a byte table.",
+    "tokens were made from, to audit their bytes.",
 )
 @click.option(
     "--against",

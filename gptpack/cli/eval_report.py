@@ -27,6 +27,12 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
         note("the checkpoint does not say which tokenizer it belongs to; it was not checked")
     if result["unknown_tokens"]:
         note(f"{result['unknown_tokens']:,} tokens are unknown and count 0 bytes")
+    bytes_of = result["accounting"]
+    if bytes_of.get("text_bytes") != bytes_of.get("token_bytes"):
+        note(
+            f"the tokens of val are charged {bytes_of['token_bytes']:,} bytes for a text of "
+            f"{bytes_of['text_bytes']:,}, which the tokenizer normalises"
+        )
     if as_json:
         print_json(result)
         return

@@ -1,8 +1,10 @@
 """Tokens -> the bytes of text that each stands for, and the audit that this is true.
 
 The contest's rule: a piece counts the UTF-8 bytes of its characters, a byte piece 1, a control or
-unknown piece 0; a leading space counts 1 unless the token before is a boundary (control, unknown).
-The text is the one that the tokenizer normalised.
+unknown piece 0; a leading space counts 1 unless the token before is a boundary (control, unknown),
+so that the space which SentencePiece puts before a text by default counts nothing. Where a piece
+has spaces further in, which no tokenizer of the contest has, each counts 1 as well. The text is the
+one that the tokenizer normalised.
 """
 
 from abc import ABC, abstractmethod
@@ -55,7 +57,7 @@ class PieceBytes(TokenBytes):
     """Bytes per token id as read-only arrays ``[vocab]``; `from_tokenizer` makes one."""
 
     base: npt.NDArray[np.int32]
-    """Bytes of the piece without its leading space."""
+    """Bytes of the piece without its leading space; another U+2581 in it is a space, of 1 byte."""
     leading_space: npt.NDArray[np.bool_]
     boundary: npt.NDArray[np.bool_]
     """True for a control, an unknown or unused piece, and an id that the tokenizer lacks."""
@@ -81,7 +83,7 @@ class PieceBytes(TokenBytes):
                 continue
             piece = tokenizer.piece(token)
             leading_space[token] = piece.startswith(SPACE)
-            base[token] = len(piece.removeprefix(SPACE).encode())
+            base[token] = _text_bytes(piece.removeprefix(SPACE))
         for array in (base, leading_space, boundary):
             array.setflags(write=False)
         return PieceBytes(base, leading_space, boundary)
@@ -158,8 +160,8 @@ def audit(token_bytes: PieceBytes, tokenizer: Tokenizer, tokens: TokenArray) -> 
     if differing:
         raise AccountingError(
             f"{tokenizer.path}: the bytes of the tokens are not those of the text in {differing} "
-            f"runs: {'; '.join(culprits)}; use a tokenizer whose vocabulary has the space piece, "
-            "and documents that do not begin with a space if it keeps whitespace"
+            f"runs: {'; '.join(culprits)}; the contest's rule charges no space at the start of a "
+            "document, and three bytes for one that the vocabulary has no piece for"
         )
     return total
 
@@ -199,7 +201,8 @@ def _differing_runs(
 def _text_bytes(text: str) -> int:
     """UTF-8 bytes of decoded text, where SPACE is a space that was spelled as three byte tokens.
 
-    A space is spelled so if the vocabulary has no piece for it; normalised text has no U+2581.
+    A space is spelled so if the vocabulary has no piece for it; normalised text has no U+2581. In
+    a piece it is a space too.
     """
     return len(text.encode()) - 2 * text.count(SPACE)
 

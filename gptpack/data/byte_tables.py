@@ -112,7 +112,7 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
         content = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
-    pieces = None
+    pieces, own = None, bos is None
     if path.suffix == RANKS_SUFFIX:
         pieces = _parse_ranks(path, content)
         known = len(pieces)
@@ -138,7 +138,11 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
         np.pad(boundary, (0, missing), constant_values=True),
     )
     if table.base[bos] or not table.boundary[bos]:
-        raise TokenizerError(f"{path}: token {bos} begins documents but stands for text")
+        where = f"; {known} is the first id behind the ranks" if pieces is not None else ""
+        raise TokenizerError(
+            f"{path}: token {bos} begins documents, says the {'file' if own else 'model'}, but "
+            f"stands for text{where}; where a checkpoint does not say its bos, --model does"
+        )
     digest = hashlib.sha256(content).hexdigest()
     return ByteVocabulary(path, digest, size, bos, table, pieces)
 
@@ -206,6 +210,7 @@ def audit_documents(
     documents: Iterable[str],
     *,
     cut: bool = False,
+    normalised: bool = False,
 ) -> int:
     """Check that each document's tokens are charged the UTF-8 bytes of its text.
 
@@ -214,6 +219,7 @@ def audit_documents(
     Args:
         cut: `tokens` may end before the text does, and inside a document, whose tokens must then
             not be charged more bytes than its text has.
+        normalised: a document may be charged fewer bytes than its text has, never more.
 
     Returns:
         Bytes of all targets of `tokens`.
@@ -238,7 +244,7 @@ def audit_documents(
                 "give the text that the tokens were made from"
             )
         wanted = len(text.encode())
-        partial = cut and number == len(charged) - 1
+        partial = normalised or (cut and number == len(charged) - 1)
         if found > wanted or (found < wanted and not partial):
             culprits.append(
                 f"document {number + 1} ({text[:24]!r}): {found:,} bytes by its tokens, "

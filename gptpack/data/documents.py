@@ -5,9 +5,10 @@ either may be compressed (``.gz``, ``.xz``, ``.zst``). A compressed file is read
 members, streams and frames one after another, with the padding and the skippable frames that their
 formats allow; anything else in it is an error. An empty piece before a separator is a
 document, which becomes a lone BOS; after the last separator it is none. Blank lines of a ``.jsonl``
-are skipped.
+are skipped. A byte order mark at the start of a file is no text.
 """
 
+import codecs
 import gzip
 import json
 import lzma
@@ -54,8 +55,21 @@ def iterate_documents(
     else:
         if not separator:
             raise DataError("the document separator is empty; give at least one character")
+        offset, piece = 0, b""
         for offset, piece in _split(chunks, separator.encode()):
             yield _decoded(path, piece, offset)
+        if not offset:
+            _check_whole(path, piece, separator)
+
+
+def _check_whole(path: Path, piece: bytes, separator: str) -> None:
+    """Raise the `DataError` of a file of one document that has its separator in another form."""
+    core = separator.strip("\r\n")
+    if core and core != separator and (count := piece.count(core.encode())):
+        raise DataError(
+            f"{path}: the separator {separator!r} does not occur, but {core!r} does, {count} "
+            "times; give it as the file has it, with \\r\\n if its lines end so"
+        )
 
 
 def document_kind(path: Path) -> str:
@@ -139,7 +153,7 @@ def _chunks(path: Path, position: Position | None) -> Iterator[bytes]:
             if path.suffix in COMPRESSIONS and not raw.read(1):
                 raise EOFError("the file is empty")
             raw.seek(0)
-            for chunk in _decompressed(raw, path.suffix):
+            for chunk in _without_mark(_decompressed(raw, path.suffix)):
                 done += len(chunk)
                 yield chunk
                 if position is not None:
@@ -155,6 +169,18 @@ def _chunks(path: Path, position: Position | None) -> Iterator[bytes]:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
+
+
+def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks of a file without the byte order mark at its start, if there is one."""
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= len(codecs.BOM_UTF8):
+            break
+    if start := start.removeprefix(codecs.BOM_UTF8):
+        yield start
+    yield from chunks
 
 
 def _decompressed(raw: BinaryIO, suffix: str) -> Iterator[bytes]:

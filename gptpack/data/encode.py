@@ -10,27 +10,53 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from gptpack.data.accounting import PieceBytes, audit, unknown_tokens
+from gptpack.data.accounting import PieceBytes, audit
+from gptpack.data.overlap import digest
 from gptpack.data.shards import Tokens, layout_for
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import AccountingError, DataError
 
-Document = tuple[str, bytes]
-"""A document's text and its 128-bit hash."""
+Counts = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+class Document(NamedTuple):
+    """A text and where it is from."""
+
+    text: str
+    path: Path
+    number: int
+    """Its place among the file's documents, from 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """Tokens of a chunk of documents, each after a BOS, and the chunk's totals."""
+    """Tokens of documents, each after a BOS, and their counts, ``[documents]``."""
 
     tokens: Tokens
-    unknown_tokens: int
-    text_bytes: int
-    normalized_bytes: int
-    accounted_bytes: int
+    lengths: Counts
+    """Tokens of each document, its BOS included."""
+    unknown_tokens: Counts
+    text_bytes: Counts
+    normalized_bytes: Counts
+    accounted_bytes: Counts
+    digests: tuple[bytes, ...]
+    """128 bits of each document's tokens; empty for a document of nothing but a BOS."""
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> "Encoded":
+        """Only those documents for which `chosen` is true."""
+        return Encoded(
+            self.tokens[np.repeat(chosen, self.lengths)],
+            digests=tuple(itertools.compress(self.digests, chosen)),
+            **{name: getattr(self, name)[chosen] for name in COUNTS},
+        )
+
+
+COUNTS = ("lengths", "unknown_tokens", "text_bytes", "normalized_bytes", "accounted_bytes")
 
 
 class _Worker:
@@ -47,26 +73,52 @@ class _Worker:
         cls.current = cls(Tokenizer.load(path))
 
     @classmethod
-    def encode_here(cls, texts: list[str]) -> Encoded:
-        return cls.current.encode(texts)
+    def encode_here(cls, documents: list[Document]) -> Encoded:
+        return cls.current.encode(documents)
 
-    def encode(self, texts: list[str]) -> Encoded:
+    def encode(self, documents: list[Document]) -> Encoded:
         tokenizer = self.tokenizer
+        texts = [document.text for document in documents]
         ids = tokenizer.encode_batch(texts)
+        lengths = np.array([1 + len(each) for each in ids])
         stream = itertools.chain.from_iterable((tokenizer.bos, *document) for document in ids)
-        tokens = np.fromiter(
-            stream, layout_for(tokenizer.vocab).token, sum(map(len, ids)) + len(ids)
-        )
-        accounted = audit(self.token_bytes, tokenizer, tokens)
-        unknown = unknown_tokens(tokenizer, tokens)
-        normalized = sum(tokenizer.normalized_bytes(texts))
-        if not unknown and accounted != normalized:
+        tokens = np.fromiter(stream, layout_for(tokenizer.vocab).token, int(lengths.sum()))
+        starts = np.cumsum(lengths) - lengths
+        try:
+            audit(self.token_bytes, tokenizer, tokens)
+        except AccountingError as error:
+            raise self._named(documents, np.split(tokens, starts[1:])) from error
+        each = self.token_bytes.of(np.concatenate(([tokenizer.bos], tokens[:-1])), tokens)
+        accounted = np.add.reduceat(each, starts)
+        unknown = np.add.reduceat((tokens == tokenizer.unknown).astype(np.int64), starts)
+        normalized = np.array(tokenizer.normalized_bytes(texts))
+        if (wrong := np.flatnonzero((unknown == 0) & (accounted != normalized))).size:
+            first = int(wrong[0])
             raise AccountingError(
-                f"{tokenizer.path}: the tokens stand for {accounted} bytes, the normalised text "
-                f"has {normalized}; this tokenizer loses text"
+                f"{documents[first].path}: document {documents[first].number}: its tokens stand "
+                f"for {accounted[first]:,} bytes, its text as {tokenizer.path} normalises it has "
+                f"{normalized[first]:,}; this tokenizer loses text, or adds some"
             )
-        raw = sum(len(text.encode()) for text in texts)
-        return Encoded(tokens, unknown, raw, normalized, accounted)
+        stops = [*starts[1:].tolist(), len(tokens)]
+        digests = [digest(tokens[a:b]) for a, b in zip(starts.tolist(), stops, strict=True)]
+        return Encoded(
+            tokens,
+            lengths,
+            unknown,
+            np.array([len(text.encode()) for text in texts]),
+            normalized,
+            accounted,
+            tuple(each if n > 1 else b"" for each, n in zip(digests, lengths, strict=True)),
+        )
+
+    def _named(self, documents: list[Document], tokens: list[Tokens]) -> AccountingError:
+        """The error of the first document that fails its audit."""
+        for document, part in zip(documents, tokens, strict=True):
+            try:
+                audit(self.token_bytes, self.tokenizer, part)
+            except AccountingError as error:
+                return AccountingError(f"{document.path}: document {document.number}: {error}")
+        raise AssertionError("documents fail together, but none fails alone")
 
 
 Encode = Callable[[Iterable[list[Document]]], Iterator[tuple[list[Document], Encoded]]]
@@ -78,9 +130,7 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
     workers = workers or _usable_cores()
     if workers == 1:
         worker = _Worker(tokenizer)
-        yield lambda chunks: (
-            (chunk, worker.encode([text for text, _ in chunk])) for chunk in chunks
-        )
+        yield lambda chunks: ((chunk, worker.encode(chunk)) for chunk in chunks)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _Worker.start, (tokenizer.path,))
@@ -106,7 +156,7 @@ def _ordered(
 ) -> Iterator[tuple[list[Document], Encoded]]:
     pending: deque[tuple[list[Document], Future[Encoded]]] = deque()
     for chunk in chunks:
-        pending.append((chunk, pool.submit(_Worker.encode_here, [text for text, _ in chunk])))
+        pending.append((chunk, pool.submit(_Worker.encode_here, chunk)))
         if len(pending) >= window:
             done, future = pending.popleft()
             yield done, future.result()

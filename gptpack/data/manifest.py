@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptpack.atomic import replacing
-from gptpack.data.shards import Shard, file_sha256
-from gptpack.errors import ConfigError, DataError, ShardError
-from gptpack.progress import Progress, silent
+from gptpack.data.shards import Split
+from gptpack.errors import ConfigError, DataError, TokenizerError
 from gptpack.values import MAX_VOCAB, NOT_NEGATIVE, check_fields, from_dict, to_dict
 
 MANIFEST = "manifest.json"
@@ -108,10 +107,24 @@ class Manifest:
     tokenizer: TokenizerEntry
     train: SplitEntry
     val: SplitEntry
+    disjoint: bool = False
+    """Whether no document of train has the tokens of one of val; False if nobody has compared."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise DataError(f"manifest format {self.format}, but only {FORMAT} is known")
+
+    def split(self, split: Split) -> tuple[ShardEntry, ...]:
+        """The shards of a split."""
+        return (self.train if split == "train" else self.val).shards
+
+    def check_tokenizer(self, path: Path, sha256: str) -> None:
+        """Raise a `TokenizerError` if a tokenizer is not the one that made the shards."""
+        if sha256 != self.tokenizer.sha256:
+            raise TokenizerError(
+                f"{path}: sha256 {sha256}, but {MANIFEST} states that {self.tokenizer.sha256} "
+                f"({self.tokenizer.name}) made the shards; give that one"
+            )
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -145,37 +158,3 @@ def load_manifest(directory: str | Path) -> Manifest:
     except TypeError as error:
         # a dataclass raises it for a missing argument
         raise DataError(f"{path}: incomplete manifest: {error}") from error
-
-
-def verify_manifest(directory: str | Path, manifest: Manifest, progress: Progress = silent) -> None:
-    """Read every shard and the tokenizer and compare them with `manifest`.
-
-    Raises:
-        ShardError, DataError: a file is missing or malformed, or its count or hash differs.
-    """
-    directory = Path(directory)
-    model = directory / manifest.tokenizer.file
-    _check_hash(model, manifest.tokenizer.sha256)
-    entries = [*manifest.train.shards, *manifest.val.shards]
-    total = sum(entry.tokens for entry in entries)
-    done = 0
-    for entry in entries:
-        shard = Shard.open(directory / entry.file, manifest.tokenizer.vocab)
-        if len(shard.tokens) != entry.tokens:
-            raise ShardError(
-                f"{shard.path}: {len(shard.tokens)} tokens, but the manifest states {entry.tokens}"
-            )
-        _check_hash(shard.path, entry.sha256)
-        done += entry.tokens
-        progress("verify shards (tokens)", done, total)
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
-    if found != expected:
-        raise DataError(
-            f"{path}: sha256 {found}, but the manifest states {expected}; make the data again"
-        )

@@ -10,7 +10,10 @@ import hashlib
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -58,26 +61,56 @@ class Shard:
 
     path: Path
     tokens: Tokens
+    sha256: str = ""
+    """Hash of the file, in hex, where all of it was read."""
 
     @classmethod
     def open(cls, path: str | Path, vocab: int | None = None) -> "Shard":
-        """Map a shard; with `vocab`, also read it to check that every id is below.
+        """Map a shard; with `vocab`, also read it: every id must be below, and it gets its hash.
+
+        A process reads a file once, however often it is opened.
 
         Raises:
             ShardError: unreadable, malformed or empty file, or an id that is not below `vocab`.
         """
         path = Path(path)
-        layout, count = _checked_header(path)
-        tokens: Tokens = np.memmap(path, layout.token, "r", offset=HEADER.size, shape=(count,))
-        if vocab is not None:
-            for start in range(0, count, SCAN_TOKENS):
-                part = tokens[start : start + SCAN_TOKENS]
-                if part.max() >= vocab:
-                    raise ShardError(
-                        f"{path}: token {part.max()} at {start + int(part.argmax())} is not below "
-                        f"the vocabulary's {vocab}; use the tokenizer that made these shards"
-                    )
-        return cls(path, tokens)
+        layout, size = _checked_header(path)
+        tokens: Tokens = np.memmap(path, layout.token, "r", offset=HEADER.size, shape=(size,))
+        if vocab is None:
+            return cls(path, tokens)
+        now = path.stat()
+        read = _read(path.absolute(), (now.st_ino, now.st_size, now.st_mtime_ns))
+        if read.largest >= vocab:
+            raise ShardError(
+                f"{path}: token {read.largest} at {read.at} is not below the vocabulary's "
+                f"{vocab}; use the tokenizer that made these shards"
+            )
+        return cls(path, tokens, read.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What one pass over a shard tells."""
+
+    sha256: str
+    largest: int
+    at: int
+    """Position of the first token that is the largest."""
+
+
+@lru_cache(maxsize=1 << 12)
+def _read(path: Path, stamp: tuple[int, int, int]) -> _Read:
+    """Hash a well-formed shard and look for its largest token; `stamp` changes with the file."""
+    layout, size = _checked_header(path)
+    hashed, largest, at = hashlib.sha256(), -1, 0
+    with path.open("rb") as file:
+        hashed.update(file.read(HEADER.size))
+        for start in range(0, size, SCAN_TOKENS):
+            part = np.fromfile(file, layout.token, min(SCAN_TOKENS, size - start))
+            hashed.update(part.data)
+            if (most := int(part.max())) > largest:
+                largest, at = most, start + int(part.argmax())
+    return _Read(hashed.hexdigest(), largest, at)
 
 
 def file_sha256(path: Path) -> str:
@@ -145,7 +178,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, directory: Path, name: str, split: Split, shard_tokens: int, *, vocab: int
+        self, directory: Path, name: str, split: Split, shard_tokens: int, vocab: int
     ) -> None:
         self.paths: list[Path] = []
         self._layout = layout_for(vocab)
@@ -186,34 +219,65 @@ class ShardWriter:
         self._finish()
 
 
+def shard_paths(directory: Path, split: Split) -> list[Path]:
+    """Files of a directory that are named as shards of the split are, sorted by name."""
+    named = re.compile(rf"[^.].*?_{split}_.*\.bin")
+    paths = directory.glob(f"*_{split}_*.bin")
+    return sorted(p for p in paths if named.fullmatch(p.name) and "_bytes_" not in p.name)
+
+
 def has_shards(directory: Path, split: Split) -> bool:
     """Whether files of a directory are named as shards of the split are."""
-    return any(directory.glob(f"*_{split}_*.bin"))
+    return bool(shard_paths(directory, split))
 
 
 def find_shards(directory: str | Path, split: Split) -> list[Path]:
-    """The split's shards ``*_{split}_*.bin`` in order, without ``_bytes_`` sidecars.
+    """The split's shards ``NAME_{split}_NUMBER.bin`` in order, without ``_bytes_`` sidecars.
 
     Raises:
-        ShardError: there are none, or they belong to datasets of different names.
+        ShardError: there are none, they belong to datasets of different names, or their numbers
+            are not 0 (or 1), and each one more than the last.
     """
     directory = Path(directory)
-    found: dict[Path, str] = {}
-    for path in directory.glob(f"*_{split}_*.bin"):
-        match = re.fullmatch(rf"([^.].*?)_{split}_.*\.bin", path.name)
-        if match and "_bytes_" not in path.name:
-            found[path] = match[1]
-    if not found:
+    paths = shard_paths(directory, split)
+    if not paths:
         raise ShardError(
             f"{directory}: no shards named *_{split}_*.bin; make some with 'gptpack data tokenize'"
         )
-    names = sorted(set(found.values()))
+    names = sorted({path.name.partition(f"_{split}_")[0] for path in paths})
     if len(names) > 1:
         raise ShardError(
             f"{directory}: shards of {len(names)} datasets ({', '.join(names)}); "
             "keep each in a directory of its own"
         )
-    return sorted(found)
+    if len(paths) > 1:
+        _check_numbers(paths, split)
+    return paths
+
+
+def _check_numbers(paths: Sequence[Path], split: Split) -> None:
+    """Raise the `ShardError` of several shards whose numbers leave their order open, or a gap."""
+    numbers: list[int] = []
+    for path in paths:
+        digits = path.stem.partition(f"_{split}_")[2]
+        if not re.fullmatch("[0-9]{1,18}", digits):
+            raise ShardError(
+                f"{path}: '{digits}' is no number, so the order of these {len(paths)} shards is "
+                f"open; name them NAME_{split}_000000.bin and so on"
+            )
+        numbers.append(int(digits))
+    for path, before, number in zip(paths[1:], numbers, numbers[1:], strict=False):
+        if number <= before:
+            raise ShardError(
+                f"{path}: number {number} comes behind {before} by its name; give all numbers as "
+                "many digits, and each once"
+            )
+    for path, wanted, number in zip(paths, count(min(numbers[0], 1)), numbers, strict=False):
+        if number != wanted:
+            raise ShardError(
+                f"{path}: no shard {wanted} before it; the numbers of a split have no gaps, fetch "
+                "or make what is missing"
+            )
 
 
 def find_sidecars(directory: str | Path, split: Split) -> list[Path]:
@@ -232,30 +296,3 @@ def find_sidecars(directory: str | Path, split: Split) -> list[Path]:
     if missing and len(missing) < len(beside):
         raise ShardError(f"{missing[0]}: no such file, but other shards here have byte sidecars")
     return [] if missing else beside
-
-
-def split_tokens(directory: str | Path, split: Split, vocab: int, limit: int = 0) -> list[Tokens]:
-    """Mapped tokens of each shard of a split, or of the shards that hold its first `limit`.
-
-    Raises:
-        ShardError: no shards, a malformed one, or an id that is not below `vocab`.
-    """
-    parts: list[Tokens] = []
-    held = 0
-    for path in find_shards(directory, split):
-        parts.append(Shard.open(path, vocab).tokens)
-        held += len(parts[-1])
-        if limit and held >= limit:
-            break
-    return parts
-
-
-def load_tokens(directory: str | Path, split: Split, vocab: int, limit: int = 0) -> Tokens:
-    """All tokens of a split, or its first `limit`; mapped, not read, where one shard has them.
-
-    Raises:
-        ShardError: see `split_tokens`.
-    """
-    parts = split_tokens(directory, split, vocab, limit)
-    tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return tokens[:limit] if limit else tokens

@@ -9,12 +9,15 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from gptpack.atomic import staged_directory
 from gptpack.data.documents import SEPARATOR, document_kind, iterate_documents
-from gptpack.data.encode import Document, Encoded, encoder
+from gptpack.data.encode import COUNTS, Document, Encoded, encoder
 from gptpack.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -35,6 +38,7 @@ from gptpack.values import BELOW_ONE, NOT_NEGATIVE, check_fields
 CHUNK_CHARACTERS = 1 << 19
 """Characters of text that a worker gets at once; at most two such chunks per worker are held."""
 CHUNK_DOCUMENTS = 4096
+SPLITS: tuple[Split, Split] = ("val", "train")
 REPLACED = ("*_train_*.bin", "*_val_*.bin")
 """Files of an existing directory that make room for new shards."""
 
@@ -111,25 +115,28 @@ def tokenize_files(
         sources["val"] = sources["train"]
     choose = _split_rule(sources["train"], config, progress)
 
-    seen: set[bytes] = set()
-    entries: dict[Split, SplitEntry] = {}
+    def read(split: Split) -> Iterator[Document]:
+        return _documents(sources[split], split, config, progress)
+
     with staged_directory(output, last=MANIFEST, replaces=REPLACED) as stage:
         shutil.copyfile(tokenizer.path, stage / TOKENIZER)
         if file_sha256(stage / TOKENIZER) != tokenizer.sha256:
             raise DataError(f"{tokenizer.path}: the file has changed since it was loaded")
-        with encoder(tokenizer, config.workers) as encode:
-            # val first: its hashes are the smaller set to keep.
-            for split in ("val", "train"):
-                documents = choose(split, _documents(sources[split], split, config, progress))
-                totals = _Totals(seen=seen)
-                with ShardWriter(
-                    stage, config.name, split, config.shard_tokens, vocab=tokenizer.vocab
-                ) as writer:
-                    for texts, encoded in encode(_chunks(documents)):
-                        totals.add(texts, encoded, keep=split == "val")
-                        writer.append(encoded.tokens)
-                totals.check(split, sources[split])
-                entries[split] = totals.entry(sources[split], writer.paths)
+        val, train = (
+            _Made(ShardWriter(stage, config.name, split, config.shard_tokens, tokenizer.vocab))
+            for split in SPLITS
+        )
+        with encoder(tokenizer, config.workers) as encode, val.writer, train.writer:
+            _write(
+                val,
+                train,
+                (encode(_chunks(choose(split, read(split)))) for split in SPLITS),
+                together=bool(config.val_fraction),
+            )
+        for split, made in zip(SPLITS, (val, train), strict=True):
+            if sources[split] and not made.documents:
+                names = ", ".join(map(str, sources[split]))
+                raise DataError(f"{split}: no documents in {names}")
         manifest = Manifest(
             format=FORMAT,
             name=config.name,
@@ -141,11 +148,40 @@ def tokenize_files(
                 vocab=tokenizer.vocab,
                 sha256=tokenizer.sha256,
             ),
-            train=entries["train"],
-            val=entries["val"],
+            train=train.entry(sources["train"]),
+            val=val.entry(sources["val"]),
+            disjoint=True,
         )
         write_manifest(stage, manifest)
     return manifest
+
+
+def _write(
+    val: "_Made",
+    train: "_Made",
+    encoded: Iterable[Iterator[tuple[list[Document], Encoded]]],
+    *,
+    together: bool,
+) -> None:
+    """Write the splits' documents, val's first: its hashes are the smaller set to keep.
+
+    A document of train that a model sees as one of val goes to val, if they are to be `together`.
+
+    Raises:
+        DataError: there are such documents, and they are not.
+    """
+    twins = _Twins()
+    of_val, of_train = encoded
+    for _, each in of_val:
+        val.add(each)
+        twins.seen.update(filter(None, each.digests))
+    for documents, each in of_train:
+        both = twins.among(documents, each)
+        if together:
+            val.add(each.take(both))
+        train.add(each.take(~both))
+    if not together:
+        twins.check()
 
 
 # Documents and splits.
@@ -161,8 +197,9 @@ def _documents(
         def position(done: int, before: int = before) -> None:
             progress(f"{split} (source bytes)", before + done, total)
 
-        for text in iterate_documents(path, config.separator, position):
-            yield text, hashlib.blake2b(text.encode(), digest_size=16).digest()
+        texts = iterate_documents(path, config.separator, position)
+        for number, text in enumerate(texts, start=1):
+            yield Document(text, path, number)
         before += path.stat().st_size
 
 
@@ -188,13 +225,14 @@ def _split_rule(sources: Sequence[Path], config: TokenizeConfig, progress: Progr
         return lambda split, documents: (
             document
             for document in documents
-            if belongs_to_val(document[1], config.val_fraction) == (split == "val")
+            if belongs_to_val(document.text, config.val_fraction) == (split == "val")
         )
     return lambda split, documents: documents
 
 
-def belongs_to_val(digest: bytes, fraction: float) -> bool:
+def belongs_to_val(text: str, fraction: float) -> bool:
     """Whether a document's hash falls into val; equal documents fall into one split."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -211,7 +249,7 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     held = 0
     for document in documents:
         chunk.append(document)
-        held += len(document[0])
+        held += len(document.text)
         if held >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
             yield chunk
             chunk, held = [], 0
@@ -223,42 +261,46 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 @dataclass(slots=True)
-class _Totals:
-    seen: set[bytes]
+class _Twins:
+    """Looks for documents of train whose tokens are those of one of val."""
+
+    seen: set[bytes] = field(default_factory=set)
     """Hashes of val's documents; an empty document is not among them and may be in both splits."""
-    documents: int = 0
-    tokens: int = 0
-    unknown_tokens: int = 0
-    text_bytes: int = 0
-    normalized_bytes: int = 0
-    accounted_bytes: int = 0
-    overlap: int = 0
+    count: int = 0
     example: str = ""
 
-    def add(self, documents: list[Document], encoded: Encoded, *, keep: bool) -> None:
-        self.documents += len(documents)
-        self.tokens += len(encoded.tokens)
-        self.unknown_tokens += encoded.unknown_tokens
-        self.text_bytes += encoded.text_bytes
-        self.normalized_bytes += encoded.normalized_bytes
-        self.accounted_bytes += encoded.accounted_bytes
-        for text, digest in documents:
-            if keep and text:
-                self.seen.add(digest)
-            elif digest in self.seen:
-                self.overlap += 1
-                self.example = self.example or text[:60]
+    def among(self, documents: list[Document], encoded: Encoded) -> npt.NDArray[np.bool_]:
+        both = np.array([digest in self.seen for digest in encoded.digests], np.bool_)
+        self.count += int(both.sum())
+        if both.any() and not self.example:
+            first = documents[int(both.argmax())]
+            self.example = f"document {first.number} of {first.path} ({first.text[:60]!r})"
+        return both
 
-    def check(self, split: str, sources: Sequence[Path]) -> None:
-        if self.overlap:
+    def check(self) -> None:
+        if self.count:
             raise DataError(
-                f"{self.overlap} documents of train are also in val, such as {self.example!r}; "
-                "remove them from one, or split one source with a val fraction"
+                f"{self.count} documents of train are also in val, as a model sees them: "
+                f"{self.example}; remove them from one, or split one source with a val fraction"
             )
-        if sources and not self.documents:
-            raise DataError(f"{split}: no documents in {', '.join(map(str, sources))}")
 
-    def entry(self, sources: Sequence[Path], shards: Sequence[Path]) -> SplitEntry:
+
+@dataclass(slots=True)
+class _Made:
+    """A split as it is written, and its totals."""
+
+    writer: ShardWriter
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    documents: int = 0
+
+    def add(self, encoded: Encoded) -> None:
+        self.writer.append(encoded.tokens)
+        self.documents += len(encoded.digests)
+        for name in COUNTS:
+            self.totals[name] += int(getattr(encoded, name).sum())
+
+    def entry(self, sources: Sequence[Path]) -> SplitEntry:
+        totals = dict(self.totals)
         return SplitEntry(
             sources=tuple(
                 SourceEntry(
@@ -267,17 +309,14 @@ class _Totals:
                 for path in sources
             ),
             documents=self.documents,
-            tokens=self.tokens,
-            unknown_tokens=self.unknown_tokens,
-            text_bytes=self.text_bytes,
-            normalized_bytes=self.normalized_bytes,
-            accounted_bytes=self.accounted_bytes,
+            tokens=totals.pop("lengths"),
+            **totals,
             shards=tuple(
                 ShardEntry(
                     file=path.name,
                     tokens=len(Shard.open(path).tokens),
                     sha256=file_sha256(path),
                 )
-                for path in shards
+                for path in self.writer.paths
             ),
         )

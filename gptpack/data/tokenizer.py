@@ -83,10 +83,15 @@ class Tokenizer:
         return ids
 
     def normalized_bytes(self, texts: Sequence[str]) -> list[int]:
-        """UTF-8 bytes of each text as the model normalises it."""
-        normalized: list[str] = self.processor.normalize(list(texts))
+        """UTF-8 bytes of each text as the model normalises it, without a space that it adds."""
+        probe, *normalized = self.processor.normalize(["a", *texts])
+        # the space that SentencePiece adds at one end by default is no text
+        added = probe.startswith(SPACE) or probe.endswith(SPACE)
         # SPACE stands for one byte and has three.
-        return [len(text.encode()) - 2 * text.count(SPACE) for text in normalized]
+        return [
+            len(text.encode()) - 2 * text.count(SPACE) - (added and bool(text))
+            for text in normalized
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The normalised text that `ids` stand for."""

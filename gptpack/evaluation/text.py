@@ -1,7 +1,7 @@
 """A folder of shards -> the text that is scored: tokens, their bytes, and the audit of both."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,9 @@ from gptpack.data.accounting import (
     unknown_tokens,
 )
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Tokens, find_shards, find_sidecars, load_tokens
+from gptpack.data.overlap import COMPARED_TOKENS, overlap_beside
+from gptpack.data.shards import Shard, Tokens, find_sidecars
+from gptpack.data.splits import joined, manifest_beside, open_split
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import (
     AccountingError,
@@ -42,11 +44,15 @@ class Text:
     accounting: Accounting
     """Source of the bytes: ``pieces`` of a SentencePiece model, a byte ``sidecar``, a metadata
     ``table``, or the ``ranks`` of a byte-level BPE."""
-    shards: tuple[Path, ...]
+    shards: tuple[Shard, ...]
+    """Shards that hold `tokens`, and more if `cut`."""
     source: Path | None = None
     """The text that the tokens were made from, where it was given."""
     cut: bool = False
     """Whether `tokens` are only the first ones of the shards."""
+    stated: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the whole split by its manifest: of the text as written (``text_bytes``), as the
+    tokenizer normalises it, and as its tokens are charged (``token_bytes``)."""
 
     @classmethod
     def load(
@@ -69,15 +75,19 @@ class Text:
             sha256: hash that the tokenizer's file must have; None takes any.
             bos: token that begins a document, where the tokenizer's file does not say it.
             source: the text that the tokens were made from (``.txt``, ``.jsonl``, compressed or
-                not). Byte sidecars and tables need it for their audit.
+                not). Byte sidecars and tables need it for their audit; a document of pieces must
+                not be charged more bytes than it has there.
             limit_tokens: read no more than the first so many targets need; 0 reads all.
 
         Raises:
             TokenizerError: there is no tokenizer, or it is not the model's.
-            ShardError: there are no shards, they are malformed, or ids are not below `vocab`.
-            ConfigError: bytes cannot be audited without `source`, or `source` has no use.
+            ShardError: there are no shards, they are malformed, others than their manifest states,
+                or ids are not below `vocab`.
+            DataError: documents of val are in the train shards beside it.
+            AccountingError: tokens are charged more bytes than the text has, says the manifest.
+            ConfigError: bytes cannot be audited without `source`.
         """
-        shards = tuple(find_shards(directory, "val"))
+        sidecar = bool(find_sidecars(directory, "val"))
         path = tokenizer or directory / TOKENIZER
         if tokenizer is None and not path.exists():
             raise TokenizerError(
@@ -85,7 +95,6 @@ class Text:
             )
         limit = limit_tokens + 1 if limit_tokens else 0
         described = path.suffix in (RANKS_SUFFIX, *TABLE_SUFFIXES)
-        sidecar = bool(find_sidecars(directory, "val"))
         loaded: Any
         token_bytes: TokenBytes
         accounting: Accounting = "pieces"
@@ -115,14 +124,33 @@ class Text:
                 f"{what} can only be audited against the text that the tokens were made from; "
                 "give it with --text"
             )
-        if accounting == "pieces" and source is not None:
-            raise ConfigError(
-                "--text is for byte sidecars, tables and ranks; the tokens of a SentencePiece "
-                "model are audited by decoding them"
-            )
-        tokens = load_tokens(directory, "val", vocab, limit)
+        stated: dict[str, int] = {}
+        manifest = manifest_beside(directory)
+        if manifest is not None and accounting == "pieces":
+            manifest.check_tokenizer(path, loaded.sha256)
+            stated = {"text_bytes": manifest.val.text_bytes}
+            stated |= {"normalized_bytes": manifest.val.normalized_bytes}
+            stated |= {"token_bytes": manifest.val.accounted_bytes}
+            if stated["token_bytes"] > stated["text_bytes"]:
+                raise AccountingError(
+                    f"{directory}: the tokens of val are charged {stated['token_bytes']:,} bytes "
+                    f"for a text of {stated['text_bytes']:,}: {path} normalises it to a longer "
+                    "form; use a tokenizer that does not (--normalization identity)"
+                )
+        shards = open_split(directory, "val", vocab, limit)
+        shared = overlap_beside(directory, shards, loaded.bos, COMPARED_TOKENS)
+        if shared is not None:
+            shared.check(directory)
+        tokens = joined(shards, limit)
         return cls(
-            tokens, loaded, token_bytes, accounting, shards, source, cut=len(tokens) == limit
+            tokens=tokens,
+            vocabulary=loaded,
+            token_bytes=token_bytes,
+            accounting=accounting,
+            shards=tuple(shards),
+            source=source,
+            cut=len(tokens) == limit,
+            stated=stated,
         )
 
     @property
@@ -168,13 +196,16 @@ class Text:
             # loads a compressor, which may be missing where a submission runs
             from gptpack.data.documents import iterate_documents
 
-            return _byte_tables().audit_documents(
+            found: int = _byte_tables().audit_documents(
                 self.token_bytes,
                 tokens,
                 self.vocabulary.bos,
                 iterate_documents(self.source),
                 cut=self.cut or len(tokens) < len(self.tokens),
+                normalised=self.accounting == "pieces",
             )
+            if self.accounting != "pieces":
+                return found
         if self.accounting == "ranks":
             return _byte_tables().audit_pieces(self.vocabulary, tokens)
         assert isinstance(self.token_bytes, PieceBytes)

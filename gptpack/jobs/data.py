@@ -9,13 +9,15 @@ from typing import Any, get_args
 
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.download import DownloadConfig, download_fineweb
-from gptpack.data.manifest import MANIFEST, load_manifest, verify_manifest
-from gptpack.data.shards import Shard, Split, find_shards, has_shards
+from gptpack.data.manifest import TOKENIZER
+from gptpack.data.overlap import overlap_beside
+from gptpack.data.shards import Shard, Split, has_shards
+from gptpack.data.splits import manifest_beside, open_split
 from gptpack.data.tokenize import TokenizeConfig, tokenize_files
 from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.errors import DataError
 from gptpack.progress import Progress, silent
-from gptpack.values import to_dict
+from gptpack.values import MAX_VOCAB, to_dict
 
 DEFAULTS = {
     **to_dict(TokenizerConfig()),
@@ -85,17 +87,39 @@ def download(output: Path, *, progress: Progress = silent, **settings: Any) -> d
 def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Read and check all shards; the result has the ``directory``, and its manifest or ``shards``.
 
+    Where train and val were compared, ``overlap`` has what they share. That needs a tokenizer,
+    which says how documents begin; a manifest may promise that they share nothing.
+
     Raises:
-        DataError: no shards, a malformed one, or others than the manifest states.
+        DataError: no shards, a malformed one, others than the manifest states, or documents of
+            val that are in train as well.
     """
-    if (directory / MANIFEST).exists():
-        manifest = load_manifest(directory)
-        verify_manifest(directory, manifest, progress)
-        return {"directory": str(directory), **to_dict(manifest)}
-    splits = [split for split in get_args(Split) if has_shards(directory, split)]
-    paths = [path for split in splits or ["val"] for path in find_shards(directory, split)]
-    shards = [{"file": path.name, "tokens": len(Shard.open(path).tokens)} for path in paths]
-    return {"directory": str(directory), "shards": shards}
+    manifest = manifest_beside(directory)
+    beside = directory / (manifest.tokenizer.file if manifest else TOKENIZER)
+    tokenizer = Tokenizer.load(beside) if manifest or beside.exists() else None
+    if manifest and tokenizer:
+        manifest.check_tokenizer(beside, tokenizer.sha256)
+    vocab = tokenizer.vocab if tokenizer else MAX_VOCAB
+    splits = [
+        split
+        for split in get_args(Split)
+        if has_shards(directory, split) or (manifest and manifest.split(split))
+    ]
+    found: dict[str, Any] = {"directory": str(directory), **(to_dict(manifest) if manifest else {})}
+    opened: dict[str, list[Shard]] = {
+        split: open_split(directory, split, vocab, progress=progress) for split in splits or ["val"]
+    }
+    if not manifest:
+        found["shards"] = [
+            {"file": shard.path.name, "tokens": len(shard.tokens), "sha256": shard.sha256}
+            for shards in opened.values()
+            for shard in shards
+        ]
+    shared = tokenizer and overlap_beside(directory, opened.get("val", []), tokenizer.bos)
+    if shared:
+        shared.check(directory)
+        found["overlap"] = to_dict(shared)
+    return found
 
 
 def check_scorable(

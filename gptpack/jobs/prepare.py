@@ -20,7 +20,8 @@ from gptpack.calibration.text import (
     shard_windows,
 )
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Tokens, has_shards, split_tokens
+from gptpack.data.shards import Tokens, has_shards
+from gptpack.data.splits import split_tokens
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from gptpack.evaluation.plain_text import stream

@@ -57,6 +57,7 @@ def described(loaded: Loaded, text: Text | PlainText, targets: int) -> dict[str,
         "accounting": {
             "kind": text.accounting,
             "audited_against": str(text.source) if text.source else "what the tokens decode to",
+            **text.stated,
         },
-        "shards": tuple({"file": s.name, "sha256": file_sha256(s)} for s in text.shards),
+        "shards": tuple({"file": s.path.name, "sha256": s.sha256} for s in text.shards),
     }

@@ -8,7 +8,8 @@ from typing import Any
 
 from gptpack.calibration.text import shard_windows
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Tokens, split_tokens
+from gptpack.data.shards import Tokens
+from gptpack.data.splits import entries, manifest_beside, open_split
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import GptpackError
 from gptpack.evaluation.result import Evaluation
@@ -107,9 +108,12 @@ def train(
     """
     settings = load_recipe(recipe, overrides)
     data, output = Path(data), Path(output)
-    shards = split_tokens(data, "train", settings.model.vocab)
-    beside = data / TOKENIZER
+    opened = open_split(data, "train", settings.model.vocab)
+    shards = [shard.tokens for shard in opened]
+    beside, manifest = data / TOKENIZER, manifest_beside(data)
     tokenizer = Tokenizer.load(beside).identity if beside.exists() else None
+    if manifest is not None and tokenizer is not None:
+        manifest.check_tokenizer(beside, tokenizer.sha256)
     if validate:
         _check_validation(settings, data, validation_tokens)
     with ranks(device) as here:
@@ -120,6 +124,7 @@ def train(
             output,
             here,
             tokenizer=tokenizer,
+            data=entries(opened),
             resume=resume,
             attention=attention,
             kernels=kernels,

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gptpack.data.shards import Tokens, split_tokens
+from gptpack.data.shards import Tokens
+from gptpack.data.splits import split_tokens
 from gptpack.errors import ConfigError
 from gptpack.jobs.train import packer_foresight
 from gptpack.packing.apart import on_grid

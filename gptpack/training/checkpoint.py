@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gptpack.atomic import replacing
+from gptpack.data.manifest import ShardEntry
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.quantized import dequantized
@@ -62,6 +63,8 @@ class Checkpoint:
     model: ModelConfig | TransformersConfig
     weights: Mapping[str, Tensor]
     tokenizer: TokenizerIdentity | None = None
+    data: tuple[ShardEntry, ...] = ()
+    """Shards that the run trains on: names, counts and hashes."""
     recipe: Recipe | None = None
     step: int = 0
     training: Mapping[str, Any] | None = None
@@ -80,6 +83,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         _MARK: VERSION,
         "model": to_dict(checkpoint.model),
         "tokenizer": to_dict(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        "data": [to_dict(shard) for shard in checkpoint.data],
         "recipe": to_dict(checkpoint.recipe) if checkpoint.recipe else None,
         "step": checkpoint.step,
         "weights": dict(checkpoint.weights),
@@ -125,6 +129,7 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
             model=from_dict(ModelConfig, content["model"]),
             weights={name: float_tensor(path, name, t) for name, t in content["weights"].items()},
             tokenizer=content["tokenizer"] and from_dict(TokenizerIdentity, content["tokenizer"]),
+            data=tuple(from_dict(ShardEntry, shard) for shard in content.get("data", ())),
             recipe=content["recipe"] and _recipe(content["recipe"]),
             step=int(content["step"]),
             training=content["training"],
@@ -160,12 +165,16 @@ def _of_state_dict(path: Path, content: Mapping[str, Any], told: ModelConfig | N
 
 
 def load_resumable(
-    path: Path, recipe: Recipe, tokenizer: TokenizerIdentity | None
+    path: Path,
+    recipe: Recipe,
+    tokenizer: TokenizerIdentity | None,
+    data: tuple[ShardEntry, ...] = (),
 ) -> tuple[Checkpoint, Mapping[str, Any]]:
     """The checkpoint at `path` and its training state, if it is of this very run.
 
     Raises:
-        CheckpointError: none, without training state, or of another recipe or tokenizer.
+        CheckpointError: none, without training state, or of another recipe, tokenizer or
+            data.
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.training is None:
@@ -175,6 +184,8 @@ def load_resumable(
             f"{path} was trained on tokens of another tokenizer than the one beside these "
             "shards; resume with the same data"
         )
+    if checkpoint.data != data:
+        raise CheckpointError(f"{path}: {_other_data(checkpoint.data, data)}; resume with its data")
     if checkpoint.recipe != recipe:
         assert checkpoint.recipe is not None
         old, new = to_dict(checkpoint.recipe), to_dict(recipe)
@@ -189,6 +200,19 @@ def load_resumable(
             "resume with the same recipe"
         )
     return checkpoint, checkpoint.training
+
+
+def _other_data(old: tuple[ShardEntry, ...], new: tuple[ShardEntry, ...]) -> str:
+    """How the shards of a run differ from those that it began with, in words."""
+    if not old:
+        return "the checkpoint does not say which train shards its run began on"
+    for before, now in zip(old, new, strict=False):
+        if before != now:
+            return (
+                f"the run began on {before.file} of {before.tokens:,} tokens, sha256 "
+                f"{before.sha256[:12]}, and found {now.file} of {now.tokens:,}, {now.sha256[:12]}"
+            )
+    return f"the run began on {len(old)} train shards and found {len(new)}"
 
 
 def _read(path: Path) -> dict[str, Any]:

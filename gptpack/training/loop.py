@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gptpack.atomic import check_writable, remove_leftovers
 from gptpack.data.batches import Prefetcher, open_batches
+from gptpack.data.manifest import ShardEntry
 from gptpack.data.shards import Tokens
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.families.golf.gpt import GPT
@@ -86,6 +87,7 @@ def train(
     ranks: Ranks,
     *,
     tokenizer: TokenizerIdentity | None = None,
+    data: Sequence[ShardEntry] = (),
     resume: bool = False,
     attention: str = "auto",
     kernels: str = "auto",
@@ -99,6 +101,7 @@ def train(
     as one that was not; with a limit in seconds the clock goes on from where it stood.
 
     Args:
+        data: names, counts and hashes of `shards`, which a run that is resumed must have again.
         kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         compiled: use torch.compile; None does so on CUDA only.
         foresight: measures what the packer would do; a recipe with a target in bytes needs one.
@@ -114,7 +117,8 @@ def train(
             "the packer would do; pass one (gptpack.train makes it), or set target_bytes=0"
         )
     check_writable(output / CHECKPOINT, CheckpointError)
-    run = Run(recipe, shards, output, ranks, tokenizer, attention, compiled, kernels, foresight)
+    how = (attention, compiled, kernels, foresight, data)
+    run = Run(recipe, shards, output, ranks, tokenizer, *how)
     try:
         if resume:
             run.restore()
@@ -141,8 +145,10 @@ class Run:
         compiled: bool | None,
         kernels: str = "auto",
         foresight: Foresight | None = None,
+        data: Sequence[ShardEntry] = (),
     ) -> None:
         self.recipe, self.ranks, self.tokenizer, self.output = recipe, ranks, tokenizer, output
+        self.data = tuple(data)
         self.path = output / CHECKPOINT
         context = recipe.model.context
         self.sequences, rest = divmod(recipe.training.batch_tokens, context)
@@ -392,6 +398,7 @@ class Run:
             model=self.recipe.model,
             weights=averaged or raw,
             tokenizer=self.tokenizer,
+            data=self.data,
             recipe=self.recipe,
             step=self.step,
             training=training,
@@ -404,7 +411,7 @@ class Run:
         Raises:
             CheckpointError: there is none, or it belongs to another run.
         """
-        checkpoint, training = load_resumable(self.path, self.recipe, self.tokenizer)
+        checkpoint, training = load_resumable(self.path, self.recipe, self.tokenizer, self.data)
         raw = training["raw"] or checkpoint.weights
         if problem := state_problem(self.model, raw):
             raise CheckpointError(f"{self.path}: {problem}")
