@@ -254,7 +254,8 @@ def _training(loaded: Loaded, request: PackRequest, config: PackConfig) -> Seque
         least = request.calibration_tokens or TOKENS[model.device.type]
         if request.tune != "none":
             least = max(least, TUNING_TOKENS)
-        tokens = stream([Path(path) for path in request.text], loaded.tokenizer, least + context)
+        paths = [Path(path) for path in request.text]
+        tokens = stream(paths, loaded.tokenizer, least + context, seed=request.seed)
         if len(tokens) < context:
             raise DataError(
                 f"--text: {len(tokens):,} tokens, fewer than the model's window of {context:,}; "
