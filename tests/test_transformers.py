@@ -129,6 +129,23 @@ def test_the_file_holds_what_running_it_needs_within_the_budget(hf, tmp_path):
         gptpack.pack(folder, budget=3_000, **asked)
 
 
+def test_experts_in_one_tensor_stay_in_floats_and_are_named(tmp_path, hf):
+    sizes = {"num_local_experts": 8, "num_experts_per_tok": 2}
+    FAMILIES["mixtral"] = {**FAMILIES["llama"], **sizes}
+    try:
+        folder = make_folder(tmp_path / "mixtral", "mixtral")
+    finally:
+        del FAMILIES["mixtral"]
+    asked = {"delta": 1e-3, "text": (hf.text,), "calibration_tokens": CALIBRATION}
+    done = gptpack.pack(folder, output=tmp_path / "m.gptpack", **asked)
+    fused = {t.name for t in decode_header(done.data).tensors if len(t.shape) == 3}
+    if not fused:
+        pytest.skip("this version of transformers has no fused experts")
+    named = {note.split(":")[0] for note in done.notes if "kept in" in note}
+    assert named == {name for name in fused if "gate_up" in name}  # the others are small
+    assert gptpack.load(tmp_path / "m.gptpack").record.method == "gptq-trellis"
+
+
 AWKWARD = (
     " \u00e9t\u00e9 \U0001f600\r\n\tnot\u00a0normal: e\u0301, \u212b, \ufb01\n\n\n"
     "<|end|> 1,234.50  "

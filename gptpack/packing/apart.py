@@ -25,6 +25,8 @@ from gptpack.version import VERSION
 
 LEAST_CODED = 4096
 """Least weights of a matrix that is coded; of smaller ones, tables and scales would cost more."""
+NOTABLE = 1 << 16
+"""Least weights of a tensor in floats that is named to a person."""
 SMALLEST_FLOAT16 = 2.0**-17
 """Least magnitude at which float16, whose smallest values are 2^-24 apart, has eight bits."""
 Float32 = npt.NDArray[np.float32]
@@ -86,7 +88,12 @@ def take_apart(
         if method == "int8":
             packer.fixed[name] = quantize_reference(name, values)
         elif not on_grid(name, values.shape):
-            packer.fixed[name] = keep_smallest_float(name, values)
+            kept = packer.fixed[name] = keep_smallest_float(name, values)
+            if values.size >= NOTABLE:
+                packer.notes.append(
+                    f"{name}: {' x '.join(map(str, values.shape))} is no weight of a linear layer "
+                    f"or embedding; kept in {kept.method}"
+                )
         elif method == "float16":
             packer.fixed[name] = keep_float(name, values, "float16")
         else:
