@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from hugging import CONTEXT, FAMILIES, SAID, make_folder
+from worlds import invoke
 
 import gptpack
 from gptpack.artifact.reader import decode_header, read_artifact
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError
 from gptpack.families.transformers.folder import build, read_source
+from gptpack.inspection.diff import diff_reports
 from gptpack.quant.types import dequantize
 
 CALIBRATION = 8 * CONTEXT
@@ -90,6 +92,15 @@ def test_layers_that_get_the_same_tensor_share_its_moments(hf, family, groups):
         if ".1." in name:
             shared.setdefault(layer.shares_input_of, []).append(name.split(".")[-2])
     assert [names for names in shared.values() if len(names) > 1] == groups
+
+
+def test_what_a_folder_does_not_say_is_taken_for_granted_aloud(hf, tmp_path):
+    assert gptpack.load(hf("llama")).assumed == ()
+    folder = shutil.copytree(hf("llama"), tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    config["bos_token_id"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    assert gptpack.load(folder).assumed == ("bos=0",)
 
 
 def test_a_conv1d_is_coded_as_a_linear_layer_and_comes_back_turned(hf):
@@ -342,6 +353,21 @@ def test_inspect_needs_neither_torch_nor_transformers(hf, tmp_path):
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(target)], check=False).returncode == 0
+
+
+def test_diff_report_and_check_take_such_files(hf, tmp_path):
+    files = [tmp_path / "a.gptpack", tmp_path / "b.gptpack"]
+    for path, delta in zip(files, (1e-3, 4e-3), strict=True):
+        packed(hf, "llama", delta=delta, output=path)
+    a, b = map(str, files)
+    assert invoke("check", a, "--budget", "100KB") == 0
+    assert invoke("report", a, b, "-o", str(tmp_path / "r.html")) == 0
+    assert "transformers llama, vocab 320, context 64" in (tmp_path / "r.html").read_text()
+    found = diff_reports(*map(gptpack.inspect, files))
+    sizes = {group.name: group.before.stored_bytes for group in found.groups}
+    assert sizes["(files)"] > 1000
+    assert sum(sizes.values()) == files[0].stat().st_size
+    assert {setting.name for setting in found.settings} >= {"pack.delta"}
 
 
 def test_agreement_is_that_of_the_two_models_own_predictions(hf, tmp_path):

@@ -38,7 +38,7 @@ def _print(report: InspectReport) -> None:
     print_table(
         ["identity", ""],
         [
-            ["model", _model_line(report)],
+            ["model", report.shape],
             ["header sha256", report.header_sha256],
             ["weights sha256", report.weights_sha256],
             *_tokenizer_rows(report),
@@ -46,7 +46,7 @@ def _print(report: InspectReport) -> None:
     )
     if report.files:
         names = ", ".join(f"{name} ({size:,})" for name, size in report.files.items())
-        click.echo(f"files: {names}; coded {report.files_bytes:,} bytes")
+        click.echo(f"files: {names}")
     click.echo()
     rows = [
         [
@@ -60,8 +60,9 @@ def _print(report: InspectReport) -> None:
         ]
         for group in report.groups
     ]
-    header_share = report.header_bytes / report.file_bytes
-    rows.append(["(header)", "", "", "", f"{report.header_bytes:,}", "", f"{header_share:.2%}"])
+    beside = {"(files)": report.files_bytes} if report.files else {}
+    for name, size in {**beside, "(header)": report.header_bytes}.items():
+        rows.append([name, "", "", "", f"{size:,}", "", f"{size / report.file_bytes:.2%}"])
     bits = 8 * report.file_bytes / report.parameters
     rows.append(
         [
@@ -109,11 +110,6 @@ def _tokenizer_rows(report: InspectReport) -> list[list[str]]:
     return [["tokenizer sha256", found.sha256], ["tokenizer", said]]
 
 
-def _vocab(report: InspectReport) -> int:
-    found: int = report.model.get("vocab") or report.model["values"].get("vocab_size", 0)
-    return found
-
-
 def _budget_line(report: InspectReport) -> str:
     if report.budget_bytes is None or report.headroom_bytes is None:
         return f"file {report.file_bytes:,} bytes; the file names no budget"
@@ -124,15 +120,3 @@ def _budget_line(report: InspectReport) -> str:
         else f"OVER by {-report.headroom_bytes:,}"
     )
     return f"budget {report.budget_bytes:,}, file {report.file_bytes:,}{code}, {left} bytes"
-
-
-def _model_line(report: InspectReport) -> str:
-    model = report.model
-    if report.family != "golf":
-        kind = plain(model["values"].get("model_type", ""), 40)
-        size = f"vocab {_vocab(report):,}, context {model['context']:,}"
-        return f"{report.family} {kind}, {size}".replace(" ,", ",")
-    return (
-        f"{model['layers']:,} layers, width {model['width']:,}, heads {model['heads']:,} "
-        f"({model['kv_heads']:,} kv), vocab {model['vocab']:,}, context {model['context']:,}"
-    )

@@ -15,7 +15,7 @@ from gptpack.inspection.inspect import (
 )
 from gptpack.values import to_dict
 
-HEADER = "(header)"
+HEADER, FILES = "(header)", "(files)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,8 @@ class DiffReport:
     same_weights: bool
     """Whether both stand for the same float32 weights, bit for bit."""
     groups: tuple[GroupDiff, ...]
-    """Groups in the order of the first file, then what only the second has, then the header."""
+    """Groups in the order of the first file, then what only the second has, then what is beside
+    tensors."""
     settings: tuple[Setting, ...]
     weights: WeightErrors | None = None
     """Errors of the second file's weights against the first's, where asked for."""
@@ -135,21 +136,25 @@ def _summary(report: InspectReport) -> dict[str, Any]:
 
 def diff_reports(before: InspectReport, after: InspectReport) -> DiffReport:
     """What two reports say differently."""
-    first, second = (
-        {**_sides(report.tensors), HEADER: Side(stored_bytes=report.header_bytes)}
-        for report in (before, after)
-    )
-    names = [name for name in dict.fromkeys([*first, *second]) if name != HEADER]
+    first, second = ({**_sides(report.tensors), **_beside(report)} for report in (before, after))
+    beside = [name for name in (FILES, HEADER) if name in first or name in second]
+    names = [name for name in dict.fromkeys([*first, *second]) if name not in beside]
     return DiffReport(
         before=before,
         after=after,
         same_weights=before.weights_sha256 == after.weights_sha256,
         groups=tuple(
             GroupDiff(name=name, before=first.get(name, Side()), after=second.get(name, Side()))
-            for name in [*names, HEADER]
+            for name in [*names, *beside]
         ),
         settings=tuple(_settings(before, after)),
     )
+
+
+def _beside(report: InspectReport) -> dict[str, Side]:
+    """What a file holds beside tensors: files that go with the model, and the header."""
+    files = {FILES: Side(stored_bytes=report.files_bytes)} if report.files else {}
+    return {**files, HEADER: Side(stored_bytes=report.header_bytes)}
 
 
 def _sides(tensors: Iterable[TensorReport]) -> dict[str, Side]:
@@ -176,8 +181,10 @@ def _settings(before: InspectReport, after: InspectReport) -> Iterable[Setting]:
 
 def _header(report: InspectReport) -> Mapping[str, Any]:
     return {
+        "family": report.family,
         "model": report.model,
-        "tokenizer": to_dict(report.tokenizer),
+        "tokenizer": report.tokenizer and to_dict(report.tokenizer),
+        "files": report.files,
         "pack": report.pack,
         "codec": {section.name: section.codec for section in report.sections},
     }

@@ -17,6 +17,7 @@ from gptpack.artifact.plan import plan_sections
 from gptpack.artifact.reader import read_header
 from gptpack.artifact.record import PackRecord
 from gptpack.errors import GptpackError
+from gptpack.escape import plain
 from gptpack.values import TokenizerIdentity, to_dict
 
 
@@ -97,6 +98,20 @@ class InspectReport:
     def record(self) -> PackRecord:
         """What of `pack` can be meant, typed."""
         return PackRecord.from_dict(self.pack)
+
+    @property
+    def shape(self) -> str:
+        """The model's shape in a line, as far as its family's configuration says it."""
+        model = self.model
+        if self.family != "golf":
+            values = model["values"]
+            kind = f"{self.family} {plain(values.get('model_type', ''), 40)}".strip()
+            vocab = model.get("vocab") or values.get("vocab_size")
+            return f"{kind}, vocab {vocab:,}, context {model['context']:,}"
+        return (
+            f"{model['layers']:,} layers, width {model['width']:,}, heads {model['heads']:,} "
+            f"({model['kv_heads']:,} kv), vocab {model['vocab']:,}, context {model['context']:,}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON."""

@@ -230,6 +230,7 @@ def _load_transformers(path: Path, device: "torch.device | str") -> Loaded:
         tokenizer_identity=identity,
         tokenizer=source.tokenizer,
         files=source.files,
+        assumed=source.assumed,
         seconds={"build": time.perf_counter() - began},
     )
 

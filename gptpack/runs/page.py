@@ -196,8 +196,7 @@ def _summary(packed: Sequence[PackedFile]) -> str:
     row("sliding bpb", [_score(file.sliding_bpb) for file in packed])
     row("scored tokens", [_count(file.quality.get("tokens")) for file in packed])
     row("method", [plain(r.pack.get("method", ""), 60) for r in reports])
-    shapes = [(r.model["layers"], r.model["width"], r.model["vocab"]) for r in reports]
-    row("layers, width, vocabulary", [" / ".join(f"{n:,}" for n in shape) for shape in shapes])
+    row("model", [r.shape for r in reports])
     row("weights sha256", [f"{r.weights_sha256[:16]}..." for r in reports])
     columns = ["", *(plain(file.name, 40) for file in packed)]
     return f'<section id="summary"><h2>Summary</h2>{_table(columns, rows)}</section>'

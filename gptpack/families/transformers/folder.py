@@ -39,6 +39,8 @@ class Source:
     sha256: str
     """One digest of all files that weights and configuration came from."""
     file_bytes: int
+    assumed: tuple[str, ...] = ()
+    """What the files do not say and was taken for granted, such as ``bos=0``."""
 
 
 def is_transformers(path: Path) -> bool:
@@ -86,24 +88,24 @@ def read_source(path: Path) -> Source:
         for pattern in SHIPPED:
             files |= {f.name: f.read_bytes() for f in sorted(path.glob(pattern)) if f.is_file()}
     begins = tokenizer is not None and tokenizer.begins_with is not None
-    start = tokenizer.begins_with if begins and tokenizer else inner.config.bos_token_id
+    start = tokenizer.begins_with if begins and tokenizer else values.get("bos_token_id")
+    bos, said = _first_token(start, values)
     try:
-        config = TransformersConfig(
-            values=portable(values), bos=_in_vocabulary(start, values), begins=begins
-        )
+        config = TransformersConfig(values=portable(values), bos=bos, begins=begins)
         model = TransformersModel(inner, config, as_linear(inner))
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if broken := not_finite(model.weights()):
         raise CheckpointError(f"{path}: not finite: {', '.join(broken[:4])}")
     parts = [*weights, path / CONFIG] if path.is_dir() else weights
-    said = "".join(f"{each.name} {_sha256(each)}\n" for each in parts)
+    hashes = "".join(f"{each.name} {_sha256(each)}\n" for each in parts)
     return Source(
         model=model,
         tokenizer=tokenizer,
         files=files,
-        sha256=hashlib.sha256(said.encode()).hexdigest(),
+        sha256=hashlib.sha256(hashes.encode()).hexdigest(),
         file_bytes=sum(each.stat().st_size for each in weights),
+        assumed=() if said else (f"bos={bos}",),
     )
 
 
@@ -205,12 +207,13 @@ def _loaded(path: Path, arguments: Mapping[str, Any]) -> Any:
     return model.eval()
 
 
-def _in_vocabulary(token: Any, values: Mapping[str, Any]) -> int:
-    """The token that a text begins with: `token`, or the end of a text before, or 0."""
-    for found in (token, values.get("bos_token_id"), values.get("eos_token_id")):
-        if type(found) is int and 0 <= found < values.get("vocab_size", 0):
-            return found
-    return 0
+def _first_token(token: Any, values: Mapping[str, Any]) -> tuple[int, bool]:
+    """The token that a text begins with, and whether `token` says it: else the end of text, or 0."""
+    vocab = values.get("vocab_size", 0)
+    usable = [type(t) is int and 0 <= t < vocab for t in (token, values.get("eos_token_id"))]
+    if usable[0]:
+        return token, True
+    return (values["eos_token_id"] if usable[1] else 0), False
 
 
 def _difference(
