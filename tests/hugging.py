@@ -70,3 +70,49 @@ def make_folder(folder: Path, family: str, template: str | None = None, **more: 
     model.save_pretrained(folder)
     tokenizer(template).save_pretrained(folder)
     return folder
+
+
+def make_gguf(path: Path, folder: Path) -> Path:
+    """A GGUF file, in float32, of the Llama in a folder."""
+    import json
+
+    import gguf
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config, state = model.config, model.state_dict()
+    words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokens = sorted(words["vocab"], key=words["vocab"].get)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token == "<|end|>" else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in words["merges"]])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, value in state.items():
+        if name == "lm_head.weight":
+            continue  # tied
+        rows = value.numpy()
+        if (count := heads.get(name.split(".")[-2])) is not None:
+            # llama.cpp has the two halves of a head's rotation side by side
+            halves = rows.reshape(count, 2, len(rows) // count // 2, rows.shape[1])
+            rows = halves.swapaxes(1, 2).reshape(rows.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), rows.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hugging import CONTEXT, FAMILIES, SAID, make_folder
+from hugging import CONTEXT, FAMILIES, SAID, make_folder, make_gguf
 from worlds import invoke
 
 import gptpack
@@ -256,6 +256,23 @@ def test_sharded_safetensors_and_pickles_of_tensors_are_the_same_model(hf, tmp_p
         found = gptpack.load(folder).language_model.weights()
         assert state.keys() == found.keys()
         assert all(torch.equal(state[name], found[name]) for name in state)
+
+
+def test_a_gguf_file_is_the_same_model(hf, tmp_path):
+    path = make_gguf(tmp_path / "model.gguf", hf("llama"))
+    found, folder = gptpack.load(path), gptpack.load(hf("llama"))
+    assert type(found.model) is type(folder.model)
+    state = folder.language_model.weights()
+    assert state.keys() == found.language_model.weights().keys()
+    for name, value in found.language_model.weights().items():
+        assert torch.equal(value, state[name]), name
+    assert found.tokenizer.encode([SAID])[0].tolist() == folder.tokenizer.encode([SAID])[0].tolist()
+    tokens = torch.from_numpy(folder.tokenizer.encode([SAID])[0])[None, :CONTEXT]
+    with torch.no_grad():
+        assert torch.allclose(found.model(tokens).logits, folder.model(tokens).logits, atol=1e-5)
+    asked = {"delta": 4e-3, "text": (hf.text,), "calibration_tokens": CALIBRATION}
+    gptpack.pack(path, output=tmp_path / "m.gptpack", **asked)
+    assert gptpack.load(tmp_path / "m.gptpack").tokenizer.chat_start() is None
 
 
 class Malicious:

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from gptpack.errors import ConfigError
 
 DEVICE = click.Choice(["auto", "cpu", "cuda"])
 
@@ -25,6 +28,22 @@ FINITE = Finite()
 POSITIVE = Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=0)
 SEED = click.IntRange(min=0, max=2**63 - 1)
+
+
+def beside(source: Path) -> Path:
+    """The name of a packed file where none is given: the folder's, or the checkpoint's, beside it.
+
+    Raises:
+        ConfigError: the source is a folder that holds no model.
+    """
+    if source.is_dir():
+        if not (source / "config.json").is_file():
+            raise ConfigError(
+                f"{source} is a directory; name a checkpoint in it, or a folder with a config.json"
+            )
+        source = source.resolve()
+    # a folder's name may have dots that begin no suffix
+    return source.parent / f"{source.name if source.is_dir() else source.stem}.gptpack"
 
 
 def renamed(old: str, new: str) -> Callable[[Any], Any]:

@@ -6,9 +6,8 @@ from typing import Any
 import click
 
 from gptpack.cli.console import main_rank, note, note_assumed, print_json, progress_bars
-from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite, renamed
+from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite, beside, renamed
 from gptpack.cli.pack_report import print_curve, print_report
-from gptpack.errors import ConfigError
 
 PATH = click.Path(path_type=Path)
 
@@ -107,7 +106,7 @@ PATH = click.Path(path_type=Path)
 def command(
     checkpoint: Path, curve: Path | None, curve_bits: str, as_json: bool, **settings: Any
 ) -> None:
-    """Pack a CHECKPOINT into one file that is never a byte over the budget.
+    """Pack a CHECKPOINT, Hugging Face folder or GGUF file into one file within the budget.
 
     With --data the file is reloaded in a fresh process and its bits per byte are measured, beside
     those of the checkpoint, before it gets its name. Files given by --code count into the budget.
@@ -118,7 +117,7 @@ def command(
     Examples:
       gptpack pack runs/a/checkpoint.pt --budget 16MB --data shards/
       gptpack pack checkpoint.pt --budget 8MB --data shards/ --tune deep
-      gptpack pack checkpoint.pt --budget 8MB --data shards/ --tune floats --tune-seconds 10
+      gptpack pack ./SmolLM2-135M --budget 50MB --text train.txt --eval-text val.txt
       gptpack pack checkpoint.pt --budget 16MB --method int8 --code train.py --data shards/
       gptpack pack checkpoint.pt --budget 16MB --delta-factor 'blocks.0.*=0.7' --data shards/
       gptpack pack checkpoint.pt --curve curve.csv --data shards/
@@ -130,7 +129,7 @@ def command(
 
     points = parse_bits(curve_bits)
     if curve is None:
-        settings["output"] = settings["output"] or _beside(checkpoint)
+        settings["output"] = settings["output"] or beside(checkpoint)
     request = PackRequest(**settings)
     with progress_bars(quiet=as_json or not main_rank()) as progress:
         if curve is not None:
@@ -149,10 +148,3 @@ def command(
         print_report(packed.to_dict())
     else:
         print_curve(found)
-
-
-def _beside(checkpoint: Path) -> Path:
-    """The name of its file where none is given."""
-    if not checkpoint.name:
-        raise ConfigError(f"{checkpoint} is a directory; name a checkpoint in it")
-    return checkpoint.with_suffix(".gptpack")

@@ -208,7 +208,7 @@ def _loaded(path: Path, arguments: Mapping[str, Any]) -> Any:
 
 
 def _first_token(token: Any, values: Mapping[str, Any]) -> tuple[int, bool]:
-    """The token that a text begins with, and whether `token` says it: else the end of text, or 0."""
+    """The token that a text begins with, and whether `token` says it; else EOS, or 0."""
     vocab = values.get("vocab_size", 0)
     usable = [type(t) is int and 0 <= t < vocab for t in (token, values.get("eos_token_id"))]
     if usable[0]:
