@@ -11,6 +11,7 @@ from gptpack.artifact.record import PackRecord
 from gptpack.data.shards import file_sha256
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
+from gptpack.families.modules.config import ModuleConfig
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.values import TokenizerIdentity
 
@@ -135,6 +136,8 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
     values: dict[str, npt.NDArray[np.float32]] = {}
     artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
     header = artifact.header
+    if isinstance(header.model, ModuleConfig):
+        raise ConfigError(f"{path}: holds a module of its author's own code, which no file says")
     sha256 = file_sha256(path)
     decoded = time.perf_counter()
     weights = {name: torch.from_numpy(made) for name, made in values.items()}
@@ -149,6 +152,9 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
         try:
             model: LanguageModel = build(header.model, weights, ArtifactError)
             tokenizer = tokenizer_of(artifact.files)
+            named = header.tokenizer
+            if tokenizer and named and tokenizer.identity(1, 0).sha256 != named.sha256:
+                raise ArtifactError("its tokenizer.json is not the one that its header names")
         except GptpackError as error:
             raise type(error)(f"{path}: {error}") from error
     else:
