@@ -137,7 +137,7 @@ def _turned(shape: Sequence[int], parameters: Mapping[str, Any], version: int) -
     """The error in a tensor's `TRANSPOSED`, in words; empty if there is none."""
     if version == 1 or TRANSPOSED not in parameters:
         return ""
-    right = len(shape) == 2 and parameters[TRANSPOSED] == 1
+    right = len(shape) == 2 and type(parameters[TRANSPOSED]) is int and parameters[TRANSPOSED] == 1
     return "" if right else f"{TRANSPOSED} must be 1, and the tensor a matrix"
 
 
@@ -172,7 +172,7 @@ def section_entries(
             raise ArtifactError(f"section {name} takes {short(stored)} bytes, {left:,} are left")
         if type(raw) is not int or raw != expected:
             raise ArtifactError(
-                f"section {name} declares {short(raw)} raw bytes, its tensors need {expected:,}"
+                f"section {name} declares {short(raw)} raw bytes, its contents need {expected:,}"
             )
         most = most_section_bytes(codec, stored)
         if raw > most:

@@ -21,7 +21,7 @@ from gptpack.artifact.layout import (
     section_digest,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.artifact.tables import FileEntry, SectionEntry, check_table
+from gptpack.artifact.tables import FileEntry, SectionEntry, check_table, file_entries
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
 from gptpack.codec.general import BYTE_CODECS, most_raw_bytes
@@ -57,9 +57,14 @@ class EncodedFiles:
 
 
 def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:
-    """All `files` in one section, in the order of their names, by the codec that is smallest."""
+    """All `files` in one section, in the order of their names, by the codec that is smallest.
+
+    Raises:
+        ArtifactError: a file's name is none that the format allows, or there are too many.
+    """
     if not files:
         return EncodedFiles()
+    entries = tuple(file_entries([[name, len(files[name])] for name in sorted(files)]))
     raw = b"".join(files[name] for name in sorted(files))
     codecs = [codec for codec in BYTE_CODECS if codec.name != "brotli"]
     tried = [(codec.encode(raw), codec.name) for codec in codecs]
@@ -74,7 +79,7 @@ def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:
         digest=section_digest(data),
     )
     return EncodedFiles(
-        files=tuple(FileEntry(name=n, raw_bytes=len(files[n])) for n in sorted(files)),
+        files=entries,
         sections=(section,),
         data=(data,),
     )
