@@ -1,6 +1,7 @@
 """Hypothesis strategies for packed tensors, what goes into a file with them, and such files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,24 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gptpack.artifact.writer import assemble, encode_sections, write_atomic
+from gptpack.artifact.writer import assemble, encode_files, encode_sections, write_atomic
+from gptpack.families.family import FamilyConfig
 from gptpack.families.golf.config import ModelConfig
+from gptpack.families.modules.config import ModuleConfig
+from gptpack.families.transformers.config import TransformersConfig
 from gptpack.quant.types import METHODS, PackedTensor
 from gptpack.values import TokenizerIdentity
 
 MODEL = ModelConfig(vocab=64, layers=2, width=16, heads=2, kv_heads=1, mlp_hidden=32)
 TOKENIZER = TokenizerIdentity(sha256="ab12" * 16, vocab=64, bos=1)
+
+HUGGING = TransformersConfig(
+    values={"model_type": "gpt2", "vocab_size": 64, "n_layer": 2, "rope": {"theta": 1e4}},
+    context=16,
+    bos=3,
+    begins=True,
+)
+MODULE = ModuleConfig(vocab=64, context=16, bos=3, values={"depth": 2, "mixers": ["a", None]})
 
 names = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=30)
 shapes = st.lists(st.integers(1, 7), max_size=4).map(tuple)
@@ -28,16 +40,37 @@ json_values = st.recursive(
 json_objects = st.dictionaries(st.text(max_size=8), json_values, max_size=4)
 
 
+file_names = st.from_regex("[A-Za-z0-9_-][A-Za-z0-9._-]{0,12}", fullmatch=True)
+file_sets = st.dictionaries(file_names, st.binary(max_size=300), max_size=4)
+
+
+@st.composite
+def family_configs(draw: st.DrawFn) -> FamilyConfig:
+    """A configuration of any family."""
+    vocab = draw(st.integers(1, 1 << 20))
+    facts = {"bos": draw(st.integers(0, vocab - 1)), "context": draw(st.integers(2, 1 << 20))}
+    values = draw(json_objects)
+    family = draw(st.sampled_from(["golf", "transformers", "module"]))
+    if family == "golf":
+        return replace(MODEL, vocab=vocab, **facts)
+    if family == "module":
+        return ModuleConfig(vocab=vocab, values=values, **facts)
+    name = draw(st.from_regex("[A-Za-z0-9._-]{1,20}", fullmatch=True))
+    values |= {"model_type": name, "vocab_size": vocab}
+    return TransformersConfig(values=values, begins=draw(st.booleans()), **facts)
+
+
 def encode_artifact(
     *,
     tensors: Sequence[PackedTensor],
-    model: ModelConfig = MODEL,
-    tokenizer: TokenizerIdentity = TOKENIZER,
+    model: FamilyConfig = MODEL,
+    tokenizer: TokenizerIdentity | None = TOKENIZER,
     pack: Mapping[str, Any],
     codecs: Sequence[str] | str = "auto",
+    files: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """The bytes of a file of `tensors`."""
-    encoded = encode_sections(tensors, codecs)
+    encoded = encode_sections(tensors, codecs, files=encode_files(files or {}))
     return assemble(encoded, model=model, tokenizer=tokenizer, pack=pack)
 
 
@@ -83,6 +116,8 @@ def packed_tensors(draw: st.DrawFn, name: str | None = None) -> PackedTensor:
     shape = draw(shapes)
     if METHODS[method].ranks is not None:
         shape = (*shape, 1, 1)[:2]
+    if len(shape) == 2 and draw(st.booleans()):
+        parameters["transposed"] = 1
     return PackedTensor(
         name=draw(names) if name is None else name,
         shape=shape,

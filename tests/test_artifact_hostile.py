@@ -63,10 +63,10 @@ def seal(stored: bytes, rest: bytes, *, raw_bytes: int, flags: int = 0, **other:
     return fields + digest(fields, stored) + stored + rest
 
 
-def forge(values: object, sections: list[bytes] = SECTIONS) -> bytes:
+def forge(values: object, sections: list[bytes] = SECTIONS, version: int = 1) -> bytes:
     """A file with this header, in canonical form, and these sections."""
     raw = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
-    return seal(raw, b"".join(sections), raw_bytes=len(raw))
+    return seal(raw, b"".join(sections), raw_bytes=len(raw), version=version)
 
 
 def forge_text(text: bytes) -> bytes:
@@ -219,15 +219,20 @@ def test_any_bytes_as_section_read_or_are_refused(index, stored, codec, layout, 
     survives(forge_section(index, stored, codec=codec, layout=layout))
 
 
-def change(path: str, value: object) -> bytes:
-    """The good header with the value at the dotted `path` replaced."""
-    values = copy.deepcopy(VALUES)
+def changed(path: str, value: object, values: dict = VALUES) -> dict:
+    """A header's values with that at the dotted `path` replaced."""
+    values = copy.deepcopy(values)
     holder: object = values
     *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     for key in parents:
         holder = holder[key]  # type: ignore[index]
     holder[last] = value  # type: ignore[index]
-    return forge(values)
+    return values
+
+
+def change(path: str, value: object) -> bytes:
+    """The good file with the header's value at the dotted `path` replaced."""
+    return forge(changed(path, value))
 
 
 INT8 = VALUES["tensors"][0]
@@ -269,8 +274,8 @@ assert INT8[2] == "int8"
         ("tensors.0.1", [1 << 48, 24], "positive integers"),
         ("tensors.0.1", [1] * 5, "at most 4 positive integers"),
         ("tensors.0.1", "16", "positive integers"),
-        ("tensors.0.1", [16, 25], "declares 768 raw bytes, its tensors need 784"),
-        ("tensors.0.1", [(1 << 48) - 1] * 2, "its tensors need"),
+        ("tensors.0.1", [16, 25], "declares 768 raw bytes, its contents need 784"),
+        ("tensors.0.1", [(1 << 48) - 1] * 2, "its contents need"),
         ("tensors.0.2", "int3", "this gptpack knows"),
         ("tensors.0.2", ["int8"], "this gptpack knows"),
         ("tensors.0.3", {"p": True}, "64-bit numbers"),
@@ -288,7 +293,7 @@ assert INT8[2] == "int8"
         ("sections.0.3", -1, "takes -1 bytes"),
         ("sections.0.3", LENGTH, "are left"),
         ("sections.0.3", True, "takes True bytes"),
-        ("sections.0.4", 65, "declares 65 raw bytes, its tensors need 64"),
+        ("sections.0.4", 65, "declares 65 raw bytes, its contents need 64"),
         ("sections.0.4", 64.0, "declares 64.0 raw bytes"),
         ("sections.0.5", "0" * 32, "section int8.scales does not match its SHA-256"),
         ("sections.0.5", "0" * 31, "has digest"),
@@ -447,7 +452,7 @@ import json, lzma, resource, sys, zlib
 import zstandard
 sys.path.insert(0, TESTS)
 from strategies import MODEL, TOKENIZER, encode_artifact, example_tensors
-from test_artifact_hostile import VALUES, forge, forge_section, forge_text, seal
+from test_artifact_hostile import SECTIONS, VALUES, forge, forge_text, seal
 from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.layout import section_digest
 from gptpack.errors import ArtifactError
@@ -457,7 +462,7 @@ zeros = bytes(128 * MiB)
 filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 4096}]
 def deflate(data):
     return zlib.compress(data, 9)
-def claim(stored, codec, raw, **more):
+def claim(stored, codec, raw):
     # One int8 tensor whose codes claim `raw` bytes.
     values = dict(VALUES, tensors=[["t", [1, raw], "int8", {}, {}]])
     values["sections"] = [
@@ -465,6 +470,12 @@ def claim(stored, codec, raw, **more):
         ["int8.codes", codec, "row", len(stored), raw, section_digest(stored)],
     ]
     return forge(values, [bytes(2), stored])
+def claim_files(stored, codec, raw):
+    # A file beside the model that claims them.
+    row = ["files", codec, "row", len(stored), raw, section_digest(stored)]
+    values = dict(VALUES, family="golf", files=[["a", raw]])
+    values["sections"] = [*VALUES["sections"], row]
+    return forge(values, [*SECTIONS, stored], version=2)
 
 small = zstandard.ZstdCompressor(3)
 unsized = zstandard.ZstdCompressor(3, write_content_size=False)
@@ -473,27 +484,31 @@ wide = zstandard.ZstdCompressor(
 )
 stream = wide.compressobj()
 windowed = stream.compress(bytes(1000)) + stream.flush()
+streams = {
+    "zlib": (deflate(zeros), "zlib", MiB),
+    "zstd": (small.compress(zeros), "zstd", 60000),
+    "zstd no size": (unsized.compress(zeros), "zstd", 60000),
+    "zstd window": (windowed, "zstd", 1000),
+    "zstd truncated": (small.compress(zeros)[:-1], "zstd", 60000),
+    "zstd many frames": (small.compress(bytes(60000)) * 4000, "zstd", 60000),
+    "lzma": (lzma.compress(zeros, lzma.FORMAT_RAW, filters=filters), "lzma", MiB),
+    "lzma tiny": (b"\0", "lzma", 60000),
+    "huge": (b"x" * 100, "raw", 1 << 47),
+    "over the rule": (b"x" * 100, "zlib", 2048 * 100 + 65537),
+}
+try:
+    import brotli
+    streams["brotli"] = (brotli.compress(bytes(128 * MiB), quality=1), "brotli", 60000)
+except ImportError:
+    pass
 bombs = {
     "header deflated": seal(deflate(zeros), b"", raw_bytes=MiB, flags=1),
     "header nested": forge_text(b"[" * 65000),
     "header of empty lists": forge_text(b"[" + b"[]," * 349000 + b"[]]"),
-    "zlib": claim(deflate(zeros), "zlib", MiB),
-    "zstd": claim(small.compress(zeros), "zstd", 60000),
-    "zstd no size": claim(unsized.compress(zeros), "zstd", 60000),
-    "zstd window": claim(windowed, "zstd", 1000),
-    "zstd truncated": claim(small.compress(zeros)[:-1], "zstd", 60000),
-    "zstd many frames": claim(small.compress(bytes(60000)) * 4000, "zstd", 60000),
-    "lzma": claim(lzma.compress(zeros, lzma.FORMAT_RAW, filters=filters), "lzma", MiB),
-    "lzma tiny": claim(b"\0", "lzma", 60000),
-    "huge tensor": claim(b"x" * 100, "raw", 1 << 47),
-    "over the rule": claim(b"x" * 100, "zlib", 2048 * 100 + 65537),
+    **{name: claim(*stream) for name, stream in streams.items()},
+    **{f"files, {name}": claim_files(*stream) for name, stream in streams.items()},
 }
 del zeros
-try:
-    import brotli
-    bombs["brotli"] = claim(brotli.compress(bytes(128 * MiB), quality=1), "brotli", 60000)
-except ImportError:
-    pass
 # Address space now, and 64 MiB more: half of what a bomb would take.
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 64 * MiB, now + 64 * MiB))

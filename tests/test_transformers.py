@@ -295,7 +295,8 @@ def test_folders_that_are_none_are_refused_in_one_line(hf, tmp_path):
     (broken / "config.json").write_text("{")
     pickled = changed()
     (pickled / "model.safetensors").unlink()
-    torch.save({"weight": Malicious()}, pickled / "pytorch_model.bin")
+    room = torch.zeros(1 << 16)
+    torch.save({"weight": Malicious(), "room": room}, pickled / "pytorch_model.bin")
     for folder, said in (
         (empty, "a config.json and no weights"),
         (short, "are not in its files, such as model.layers.2"),
@@ -319,7 +320,9 @@ def test_a_configuration_that_its_tensors_do_not_fill_is_refused_before_allocati
     weights = source.weights()
     for change, said in (
         ({"num_hidden_layers": 10**9}, "layers cannot be made of"),
-        ({"intermediate_size": 10**9}, "has shape"),
+        ({"intermediate_size": 10**9}, "but the file holds"),
+        ({"intermediate_size": 10**6}, "a model of"),
+        ({"intermediate_size": 112}, "has shape"),
         ({"model_type": "nonesuch"}, "cannot make a nonesuch"),
         ({"tie_word_embeddings": False}, "missing lm_head.weight"),
         ({"hidden_size": "wide"}, "cannot make a llama"),

@@ -208,6 +208,8 @@ def _model(family: str, values: Any, version: int) -> FamilyConfig:
         found = config_of(family, values)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ArtifactError(f"the header's model is not one: {_escaped(error)}") from error
+    if not isinstance(found, ModelConfig) and model_values(found) != values:
+        raise ArtifactError(f"the header's model must have {', '.join(model_values(found))}")
     if version == 1 and found.vocab > LARGEST_VOCAB_1:
         raise ArtifactError(
             f"the header's model is not one: vocab={found.vocab}, version 1 holds "

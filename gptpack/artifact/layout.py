@@ -37,6 +37,8 @@ MOST_FILES = 64
 """Most files that go with a model."""
 FILES_SECTION = "files"
 """Name of the section that holds them."""
+FILES_RAW_PER_STORED = 64
+"""Factor of the memory rule for that section: who parses JSON takes 25 times its size again."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/"
 

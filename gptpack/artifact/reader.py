@@ -218,6 +218,8 @@ def _files(header: ArtifactHeader, stream: EncodedStream) -> Iterator[tuple[str,
         raw = codec.decode(stream.data, sum(entry.raw_bytes for entry in header.files))
     except GptpackError as error:
         raise type(error)(f"section {FILES_SECTION}: {error}") from error
+    except MemoryError as error:
+        raise ArtifactError(f"section {FILES_SECTION} does not fit into memory") from error
     start = 0
     for entry in header.files:
         yield entry.name, raw[start : start + entry.raw_bytes]

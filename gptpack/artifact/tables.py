@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptpack.artifact.layout import (
+    FILES_RAW_PER_STORED,
     FILES_SECTION,
     LARGEST_DIMENSION,
     LARGEST_RANK,
@@ -17,7 +18,7 @@ from gptpack.artifact.layout import (
     SECTION_DIGEST_CHARACTERS,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.codec.general import BYTE_CODECS
+from gptpack.codec.general import BYTE_CODECS, most_raw_bytes
 from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
 from gptpack.errors import ArtifactError
 from gptpack.quant.types import METHODS
@@ -49,6 +50,11 @@ class FileEntry:
 
     name: str
     raw_bytes: int
+
+
+def most_files_bytes(stored_bytes: int) -> int:
+    """Largest raw size that `stored_bytes` of the section of files may stand for."""
+    return most_raw_bytes(stored_bytes, FILES_RAW_PER_STORED)
 
 
 def check_table(tensors: Sequence[TensorEntry]) -> None:
@@ -137,7 +143,7 @@ def _turned(shape: Sequence[int], parameters: Mapping[str, Any], version: int) -
     """The error in a tensor's `TRANSPOSED`, in words; empty if there is none."""
     if version == 1 or TRANSPOSED not in parameters:
         return ""
-    right = len(shape) == 2 and parameters[TRANSPOSED] == 1
+    right = len(shape) == 2 and type(parameters[TRANSPOSED]) is int and parameters[TRANSPOSED] == 1
     return "" if right else f"{TRANSPOSED} must be 1, and the tensor a matrix"
 
 
@@ -172,9 +178,11 @@ def section_entries(
             raise ArtifactError(f"section {name} takes {short(stored)} bytes, {left:,} are left")
         if type(raw) is not int or raw != expected:
             raise ArtifactError(
-                f"section {name} declares {short(raw)} raw bytes, its tensors need {expected:,}"
+                f"section {name} declares {short(raw)} raw bytes, its contents need {expected:,}"
             )
-        most = most_section_bytes(codec, stored)
+        most = (
+            most_section_bytes(codec, stored) if name != FILES_SECTION else most_files_bytes(stored)
+        )
         if raw > most:
             raise ArtifactError(
                 f"section {name} declares {raw:,} raw bytes, {stored:,} stored bytes may hold "

@@ -21,10 +21,16 @@ from gptpack.artifact.layout import (
     section_digest,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.artifact.tables import FileEntry, SectionEntry, check_table
+from gptpack.artifact.tables import (
+    FileEntry,
+    SectionEntry,
+    check_table,
+    file_entries,
+    most_files_bytes,
+)
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
-from gptpack.codec.general import BYTE_CODECS, most_raw_bytes
+from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import codec_names, encode_streams
 from gptpack.errors import ArtifactError
 from gptpack.families.family import FamilyConfig
@@ -57,13 +63,18 @@ class EncodedFiles:
 
 
 def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:
-    """All `files` in one section, in the order of their names, by the codec that is smallest."""
+    """All `files` in one section, in the order of their names, by the codec that is smallest.
+
+    Raises:
+        ArtifactError: a file's name is none that the format allows, or there are too many.
+    """
     if not files:
         return EncodedFiles()
+    entries = tuple(file_entries([[name, len(files[name])] for name in sorted(files)]))
     raw = b"".join(files[name] for name in sorted(files))
     codecs = [codec for codec in BYTE_CODECS if codec.name != "brotli"]
     tried = [(codec.encode(raw), codec.name) for codec in codecs]
-    readable = [pair for pair in tried if len(raw) <= most_raw_bytes(len(pair[0]))]
+    readable = [pair for pair in tried if len(raw) <= most_files_bytes(len(pair[0]))]
     data, codec = min(readable, key=lambda pair: len(pair[0]))
     section = SectionEntry(
         name=FILES_SECTION,
@@ -74,7 +85,7 @@ def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:
         digest=section_digest(data),
     )
     return EncodedFiles(
-        files=tuple(FileEntry(name=n, raw_bytes=len(files[n])) for n in sorted(files)),
+        files=entries,
         sections=(section,),
         data=(data,),
     )

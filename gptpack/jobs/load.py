@@ -174,6 +174,9 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
         try:
             model = build(header.model, weights, ArtifactError)
             tokenizer = tokenizer_of(artifact.files)
+            named = header.tokenizer
+            if tokenizer and named and tokenizer.identity(1, 0).sha256 != named.sha256:
+                raise ArtifactError("its tokenizer.json is not the one that its header names")
         except GptpackError as error:
             raise type(error)(f"{path}: {error}") from error
     elif isinstance(header.model, ModelConfig):

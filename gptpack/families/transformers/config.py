@@ -3,25 +3,35 @@
 The dictionary itself goes into a packed file, without what names code, kernels, or files elsewhere.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gptpack.errors import ConfigError
-from gptpack.values import MAX_VOCAB
+from gptpack.values import MAX_VOCAB, MOST_BITS
 
 DROPPED = (
     "auto_map",
-    "attn_implementation",
+    "name_or_path",
     "quantization_config",
     "transformers_version",
     "torch_dtype",
     "dtype",
     "use_cache",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "num_labels",
+    "id2label",
+    "label2id",
 )
-"""Keys that say where code is, or how the weights are kept here: a packed file says that itself."""
+"""Keys that say where code is, how the weights are kept here, how the model is called, or what it
+tells apart beside tokens: none says what it is. Those that end in ``_implementation`` name kernels.
+"""
+MODEL_TYPE = "[A-Za-z0-9._-]{1,100}"
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 MOST_CONTEXT = 2048
 """Tokens of a window where the model's positions reach further."""
 
@@ -42,6 +52,14 @@ class TransformersConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.values, Mapping) or not isinstance(self.model_type, str):
             raise ConfigError("config.json does not say its model_type")
+        if not re.fullmatch(MODEL_TYPE, self.model_type):
+            raise ConfigError(f"model_type={self.model_type!a:.40} is no name of a model")
+        for key, number in numbers(self.values):
+            fits = (
+                number.bit_length() <= MOST_BITS if type(number) is int else math.isfinite(number)
+            )
+            if not fits:
+                raise ConfigError(f"{key!a:.40} is a number that no file can hold")
         if not _is_count(self.vocab) or self.vocab > MAX_VOCAB:
             raise ConfigError(f"vocab_size={self.vocab!a:.40} must lie in 1..{MAX_VOCAB:,}")
         if not self.context:
@@ -64,15 +82,32 @@ class TransformersConfig:
         found: int = self.values.get("vocab_size", 0)
         return found
 
-    @property
-    def layers(self) -> int:
-        """Number of layers, where the configuration says it by a known name; else 0."""
-        return _first_count(self.values, LAYERS)
-
 
 def portable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a ``config.json`` that say what the model is."""
-    return {k: v for k, v in values.items() if k not in DROPPED and not k.startswith("_")}
+    """The keys of a ``config.json``, and of objects inside, that say what the model is."""
+    return {
+        key: _portable(value)
+        for key, value in values.items()
+        if key not in DROPPED and not key.startswith("_") and not key.endswith("_implementation")
+    }
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return portable(value)
+    return [_portable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers in `value` but truth values, each with the last key that leads to it."""
+    if isinstance(value, Mapping):
+        for inner, item in value.items():
+            yield from numbers(item, inner)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from numbers(item, key)
+    elif type(value) in (int, float):
+        yield key, value
 
 
 def _first_count(values: Mapping[str, Any], keys: tuple[str, ...]) -> int:

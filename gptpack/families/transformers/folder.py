@@ -5,7 +5,8 @@ Nothing is downloaded and no code of the folder is run. Weights become float32.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptpack.errors import CheckpointError, ConfigError, GptpackError
+from gptpack.errors import CheckpointError, GptpackError, MissingDependencyError
 from gptpack.families.language_model import not_finite
 from gptpack.families.transformers.config import TransformersConfig, portable
-from gptpack.families.transformers.library import check_gguf, quiet
+from gptpack.families.transformers.library import check_gguf, first_line, quiet
 from gptpack.families.transformers.model import TransformersModel
+from gptpack.families.transformers.room import check_numbers, check_size, making
 from gptpack.families.transformers.texts import TextTokenizer, read_tokenizer
 
 CONFIG = "config.json"
 GGUF = b"GGUF"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Names of the files that hold weights; the first kind that is there is loaded."""
+LEAST_TENSOR_BYTES = 64
+"""Bytes that a tensor takes in such a file at least: its name, its place and its type, in words."""
 SHIPPED = ("generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
 """Names of files that go into the packed file beside those of the tokenizer."""
 
@@ -64,7 +68,6 @@ def read_source(path: Path) -> Source:
     """
     if path.is_dir():
         values = _config_json(path / CONFIG)
-        arguments: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
         kinds = [sorted(path.glob(pattern)) for pattern in WEIGHTS]
         weights = next((kind for kind in kinds if kind), [])
         if not weights:
@@ -72,16 +75,11 @@ def read_source(path: Path) -> Source:
                 f"{path}: a config.json and no weights; needed model.safetensors or "
                 "pytorch_model.bin, in one file or sharded"
             )
-        arguments["use_safetensors"] = weights[0].suffix == ".safetensors"
+        inner = _loaded(path, values, weights)
     else:
         check_gguf()
-        values, weights = None, [path]
-        arguments = {
-            "pretrained_model_name_or_path": str(path.parent),
-            "gguf_file": path.name,
-        }
-    inner = _loaded(path, arguments)
-    if values is None:
+        weights = [path]
+        inner = _loaded(path, None, weights)
         values = json.loads(json.dumps(inner.config.to_dict(), default=str))
     tokenizer, files = read_tokenizer(path)
     if path.is_dir():
@@ -90,11 +88,9 @@ def read_source(path: Path) -> Source:
     begins = tokenizer is not None and tokenizer.begins_with is not None
     start = tokenizer.begins_with if begins and tokenizer else values.get("bos_token_id")
     bos, said = _first_token(start, values)
-    try:
+    with _refusing(f"{path}: transformers cannot run it", CheckpointError, f"{path}: "):
         config = TransformersConfig(values=portable(values), bos=bos, begins=begins)
         model = TransformersModel(inner, config, as_linear(inner))
-    except (ConfigError, CheckpointError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
     if broken := not_finite(model.weights()):
         raise CheckpointError(f"{path}: not finite: {', '.join(broken[:4])}")
     parts = [*weights, path / CONFIG] if path.is_dir() else weights
@@ -126,20 +122,9 @@ def build(
     Raises:
         error: the library knows no such model, or `weights` are not those of one.
     """
-    if config.layers > len(weights):
-        raise error(f"{config.layers:,} layers cannot be made of {len(weights):,} tensors")
-    with quiet() as library:
-        try:
-            values = portable(config.values)
-            made = library.AutoConfig.for_model(values.pop("model_type"), **values)
-            with torch.device("meta"):
-                skeleton = library.AutoModelForCausalLM.from_config(
-                    made, trust_remote_code=False, attn_implementation="eager"
-                )
-        except Exception as cause:  # whatever a hostile configuration provokes in the library
-            raise error(
-                f"transformers cannot make a {config.model_type}: {_line(cause)}"
-            ) from cause
+    held = sum(value.numel() for value in weights.values())
+    with quiet() as library, _refusing(f"transformers cannot make a {config.model_type}", error):
+        made, skeleton = _skeleton(library, config.values, len(weights), held)
         shapes = {name: value.shape for name, value in skeleton.state_dict().items()}
         names = {id(v): n for n, v in reversed(list(skeleton.state_dict(keep_vars=True).items()))}
         if problem := _difference(shapes, set(names.values()), weights):
@@ -149,9 +134,9 @@ def build(
             config=made,
             state_dict=dict(weights),
             dtype=torch.float32,
-            attn_implementation="sdpa" if skeleton._supports_sdpa else "eager",
+            attn_implementation=_attention(type(skeleton)),
         )
-    return TransformersModel(inner.eval(), config, as_linear(inner) if linear else frozenset())
+        return TransformersModel(inner.eval(), config, as_linear(inner) if linear else frozenset())
 
 
 def as_linear(inner: nn.Module) -> frozenset[str]:
@@ -176,35 +161,87 @@ def _config_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a configuration in JSON: {_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: not a configuration in JSON: {first_line(error)}"
+        ) from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise CheckpointError(f"{path}: does not say its model_type; needed transformers' own file")
     if "quantization_config" in values:
         raise CheckpointError(
             f"{path}: the weights are quantized already; give the folder of the original model"
         )
+    with _refusing(f"{path}: no configuration", CheckpointError, f"{path}: "):
+        TransformersConfig(values=portable(values))
     return values
 
 
-def _loaded(path: Path, arguments: Mapping[str, Any]) -> Any:
-    """The model of a folder as transformers loads it, every weight of it from there."""
-    with quiet() as library:
-        try:
-            model, info = library.AutoModelForCausalLM.from_pretrained(
-                **arguments,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except Exception as error:  # the library's errors are of many kinds
-            raise CheckpointError(f"{path}: transformers cannot load it: {_line(error)}") from error
+def _skeleton(
+    library: Any, values: Mapping[str, Any], tensors: int, weights: int
+) -> tuple[Any, Any]:
+    """The library's configuration of `values`, and its model on the device ``meta``.
+
+    Raises:
+        ConfigError: so many tensors of so many weights could not fill it.
+    """
+    said = portable(values)
+    check_numbers(said, tensors=tensors, weights=weights)
+    made = library.AutoConfig.for_model(said.pop("model_type"), **said)
+    with torch.device("meta"), making(tensors, weights):
+        skeleton = library.AutoModelForCausalLM.from_config(
+            made, trust_remote_code=False, attn_implementation="eager"
+        )
+    check_size(skeleton, weights)
+    return made, skeleton
+
+
+def _attention(kind: Any) -> str:
+    """Name of the attention of a class of models, chosen here: a configuration may name code."""
+    return "sdpa" if kind._supports_sdpa else "eager"
+
+
+def _loaded(path: Path, values: Mapping[str, Any] | None, files: list[Path]) -> Any:
+    """The model of `files` as transformers loads it, every weight of it from there.
+
+    Args:
+        values: the folder's configuration; None for a GGUF file, which holds its own.
+    """
+    arguments: dict[str, Any] = {"output_loading_info": True, "dtype": torch.float32}
+    size = sum(each.stat().st_size for each in files)
+    said = f"{path}: transformers cannot load it"
+    with quiet() as library, _refusing(said, CheckpointError, f"{path}: "):
+        kind = library.AutoModelForCausalLM
+        if values is None:
+            arguments |= {"gguf_file": path.name, "trust_remote_code": False}
+        else:
+            made, skeleton = _skeleton(library, values, size // LEAST_TENSOR_BYTES, size)
+            kind = type(skeleton)
+            arguments |= {
+                "config": made,
+                "use_safetensors": files[0].suffix == ".safetensors",
+                "attn_implementation": _attention(kind),
+            }
+        model, info = kind.from_pretrained(
+            str(path if values else path.parent), local_files_only=True, **arguments
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} tensors are not in its files, such as {missing[0]}"
         )
     return model.eval()
+
+
+@contextmanager
+def _refusing(what: str, error: type[GptpackError], before: str = "") -> Iterator[None]:
+    """Turn whatever a hostile configuration provokes in the library into an `error` of one line."""
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except GptpackError as cause:
+        raise error(f"{before}{cause}") from cause
+    except Exception as cause:
+        raise error(f"{what}: {first_line(cause)}") from cause
 
 
 def _first_token(token: Any, values: Mapping[str, Any]) -> tuple[int, bool]:
@@ -233,9 +270,3 @@ def _difference(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    """The first line of a message, in printable ASCII characters."""
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{ascii(first[0])[1:-1]:.300}"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,8 +43,13 @@ def check_gguf() -> None:
 
 @contextmanager
 def quiet() -> Iterator[Any]:
-    """The library, without its progress bars and warnings inside; what counts becomes an error."""
+    """The library, without its progress bars and warnings inside; what counts becomes an error.
+
+    Whatever asks the hub inside fails, also where the hub's own library was imported before.
+    """
     library = load_library()
+    hub: Any = import_module("huggingface_hub.constants")
+    offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
     logs = library.utils.logging
     verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity_error()
@@ -51,6 +57,14 @@ def quiet() -> Iterator[Any]:
     try:
         yield library
     finally:
+        hub.HF_HUB_OFFLINE = offline
         logs.set_verbosity(verbosity)
         if bars:
             logs.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that says more than what follows, in printable ASCII."""
+    lines = str(error).split("\n")
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return f"{ascii(said.strip() or type(error).__name__)[1:-1]:.300}"

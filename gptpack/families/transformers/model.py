@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gptpack.errors import CheckpointError
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.families.transformers.library import quiet
+from gptpack.families.transformers.room import running
 from gptpack.families.wrapped import PROBE_TOKENS, Wrapped
 
 CLOSE = 1e-3
@@ -98,7 +99,8 @@ class TransformersModel(Wrapped):
         tokens = torch.arange(PROBE_TOKENS, device=self.device)[None] % self.config.vocab
         if self.embedding.weight.is_meta:
             return
-        with torch.no_grad():
+        held = self.weights().values()
+        with torch.no_grad(), running(len(held), sum(value.numel() for value in held)):
             own = self.module(input_ids=tokens, use_cache=False).logits.float()
             ours = self.logits(self.hidden(tokens))
         if not (own - ours).abs().max() <= CLOSE * own.abs().max().clamp(min=1e-6):

@@ -4,10 +4,13 @@ The tokenizer is the model's own, as transformers makes it of its files. Text is
 person wrote it: nothing is added, and what looks like a special token is text.
 """
 
+import base64
 import hashlib
+import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.errors import AccountingError, TokenizerError
-from gptpack.families.transformers.library import quiet
-from gptpack.values import TokenizerIdentity
+from gptpack.families.transformers.library import first_line, quiet
+from gptpack.values import MAX_VOCAB, TokenizerIdentity
 
-MAIN = "tokenizer.json"
+MAIN, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 FILES = (
     MAIN,
-    "tokenizer_config.json",
+    SETTINGS,
     "special_tokens_map.json",
     "chat_template.jinja",
 )
 """Files that a tokenizer consists of, the first of them all that text needs."""
 OLDER = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 """Names of the first file of tokenizers that are not kept in `MAIN`."""
+ELSEWHERE = ("_file", "_files", "_path")
+"""Ends of keys of ``tokenizer_config.json`` that name files, which are not followed."""
 PLACEHOLDER = "gptpack"
 """Message that shows where a chat template puts what a person says."""
 
@@ -35,11 +40,12 @@ Ids = npt.NDArray[np.int64]
 
 
 class TextTokenizer:
-    """A tokenizer of transformers; `files` are those that it was made of."""
+    """A tokenizer of transformers."""
 
-    def __init__(self, tokenizer: Any, files: Mapping[str, bytes]) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.files = dict(files)
+        self.files: Mapping[str, bytes] = {}
+        """Name and content of the files that it was made of."""
         self.backend: Any = tokenizer.backend_tokenizer
         first = list(tokenizer("").input_ids)
         # text is what a person wrote, even where it looks like a special token
@@ -62,7 +68,8 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The tokens of each of `texts`, with none before and none after."""
-        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        with _refusing("its tokenizer cannot encode a text"):
+            found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(each.ids, np.int64) for each in found]
 
     def encode_with_bytes(self, text: str) -> tuple[Ids, npt.NDArray[np.int64]]:
@@ -74,7 +81,8 @@ class TextTokenizer:
         Raises:
             AccountingError: neither holds.
         """
-        encoded = self.backend.encode(text, add_special_tokens=False)
+        with _refusing("its tokenizer cannot encode a text"):
+            encoded = self.backend.encode(text, add_special_tokens=False)
         ids = np.array(encoded.ids, np.int64)
         pieces = self.pieces()
         spelled = [pieces[token] for token in encoded.ids]
@@ -141,23 +149,27 @@ def read_tokenizer(path: Path) -> tuple[TextTokenizer | None, dict[str, bytes]]:
     if path.is_dir():
         if not any((path / name).is_file() for name in (MAIN, *OLDER)):
             return None, {}
+        if (path / MAIN).is_file():
+            files = {n: (path / n).read_bytes() for n in FILES if (path / n).is_file()}
+            return tokenizer_of(files, path), files
         arguments = {"pretrained_model_name_or_path": str(path)}
     else:
         arguments = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    tokenizer = _loaded(path, arguments)
-    if path.is_dir() and (path / MAIN).is_file():
-        files = {n: (path / n).read_bytes() for n in FILES if (path / n).is_file()}
-    else:
-        with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
-            tokenizer.save_pretrained(folder)
-            files = {n: f.read_bytes() for n in FILES if (f := Path(folder) / n).is_file()}
+    found = _loaded(path, arguments)
+    with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
+        found.tokenizer.save_pretrained(folder)
+        files = {n: f.read_bytes() for n in FILES if (f := Path(folder) / n).is_file()}
     if MAIN not in files:
         raise TokenizerError(f"{path}: its tokenizer cannot be kept as {MAIN}; convert it first")
-    return TextTokenizer(tokenizer, files), files
+    found.files = files
+    return found, files
 
 
-def tokenizer_of(files: Mapping[str, bytes]) -> TextTokenizer | None:
-    """The tokenizer that is among the files of a packed model; None without one.
+def tokenizer_of(files: Mapping[str, bytes], path: Path = Path(MAIN)) -> TextTokenizer | None:
+    """The tokenizer that is among the files of a model; None without one.
+
+    Args:
+        path: place of the files, for messages.
 
     Raises:
         TokenizerError: the library cannot read it.
@@ -165,29 +177,77 @@ def tokenizer_of(files: Mapping[str, bytes]) -> TextTokenizer | None:
     kept = {name: files[name] for name in FILES if name in files}
     if MAIN not in kept:
         return None
+    _check(path, _object(path, MAIN, kept[MAIN]))
+    settings = _object(path, SETTINGS, kept.get(SETTINGS, b"{}"))
+    here = {k: v for k, v in settings.items() if k != "auto_map" and not k.endswith(ELSEWHERE)}
     with tempfile.TemporaryDirectory(prefix="gptpack-") as folder:
-        for name, content in kept.items():
+        for name, content in (kept | {SETTINGS: json.dumps(here).encode()}).items():
             (Path(folder) / name).write_bytes(content)
-        tokenizer = _loaded(Path(MAIN), {"pretrained_model_name_or_path": folder})
-    return TextTokenizer(tokenizer, kept)
-
-
-def _loaded(path: Path, arguments: Mapping[str, Any]) -> Any:
-    with quiet() as library:
-        try:
-            found = library.AutoTokenizer.from_pretrained(
-                **arguments, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the library's errors are of many kinds
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise TokenizerError(
-                f"{path}: transformers cannot load its tokenizer: {ascii(said[0])[1:-1]:.300}"
-            ) from error
-    if getattr(found, "backend_tokenizer", None) is None:
-        raise TokenizerError(
-            f"{path}: a tokenizer in Python; needed one of the library tokenizers, {MAIN}"
-        )
+        found = _loaded(path, {"pretrained_model_name_or_path": folder})
+    found.files = kept
     return found
+
+
+def _object(path: Path, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: its {name} is not JSON: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{path}: its {name} is {found!a:.40}, must be an object")
+    return found
+
+
+def _check(path: Path, values: dict[str, Any]) -> None:
+    """Refuse a `MAIN` that makes its library, or us, take memory that such a file never needs."""
+    model = values.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = vocab.values() if isinstance(vocab, dict) else ()
+    if large := [token for token in ids if type(token) is int and token >= MAX_VOCAB]:
+        raise TokenizerError(f"{path}: its {MAIN} has token {large[0]}, must be below {MAX_VOCAB}")
+    # a compiled table begins with the size of its first part, which is allocated unseen
+    for text in _charsmaps(values.get("normalizer")):
+        try:
+            table = base64.b64decode(text)
+        except ValueError as error:
+            raise TokenizerError(f"{path}: its {MAIN} has a charsmap not in base64") from error
+        if not 4 <= 4 + int.from_bytes(table[:4], "little") <= len(table):
+            raise TokenizerError(f"{path}: its {MAIN} has a charsmap that is cut short")
+
+
+def _charsmaps(value: Any) -> Iterator[str]:
+    """All compiled tables of a normalizer and those inside."""
+    if isinstance(value, dict):
+        if isinstance(found := value.get("precompiled_charsmap"), str):
+            yield found
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _charsmaps(item)
+
+
+def _loaded(path: Path, arguments: Mapping[str, Any]) -> TextTokenizer:
+    with quiet() as library, _refusing(f"{path}: transformers cannot load its tokenizer"):
+        found = library.AutoTokenizer.from_pretrained(
+            **arguments, local_files_only=True, trust_remote_code=False
+        )
+        if getattr(found, "backend_tokenizer", None) is not None:
+            return TextTokenizer(found)
+    raise TokenizerError(
+        f"{path}: a tokenizer in Python; needed one of the library tokenizers, {MAIN}"
+    )
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn whatever files provoke in the library into a `TokenizerError` of one line."""
+    try:
+        yield
+    except BaseException as error:
+        # the library's errors are of many kinds, and a panic of its Rust part is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{what}: {first_line(error)}") from error
 
 
 def _spelled(piece: str, byte_of: Mapping[str, int] | None) -> bytes:
