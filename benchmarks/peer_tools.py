@@ -104,7 +104,8 @@ class Row:
     same_top: float | None = None
     """Share of positions whose most likely token is the unquantized model's."""
     quantize_seconds: float | None = None
-    """Time to quantize, with loading where a tool does both at once; without saving."""
+    """Time to quantize, with loading where a tool does both at once; without saving. GPTQModel
+    compiles an extension when it first packs, 40 s on one core (2026-11-29)."""
     note: str = ""
 
 
@@ -474,7 +475,7 @@ def exl3(bits: float) -> Adapter:
                 raise RuntimeError(problem)
             _, seconds = context.timed(lambda: convert_model.main(prepared, state))
         saved = Model.from_config(Config.from_directory(str(context.folder)))
-        saved.load(context.device)
+        saved.load(device=context.device)
         found = {}
         for module in saved:
             if isinstance(module, Linear):

@@ -20,7 +20,8 @@ anything else of gptpack:
     pip install hqq bitsandbytes torchao gptqmodel auto-round exllamav3
 
 Rows of --published are of tools that did not run here. Their rises were measured on another text,
-as the column "text" says, and their bytes are of whole files.
+as the column "text" says, and their bytes are of whole files: llama.cpp's hold the tokenizer, which
+is 1.8 MB in SmolLM2's.
 """
 
 import argparse
@@ -81,11 +82,11 @@ class Runner:
             printed = Path(folder) / "log"
             request.write_text(json.dumps(dataclasses.asdict(self.request)))
             program = str(Path(__file__).with_name("peer_tools.py"))
-            problem = self._run([program, tool, str(request), str(found)], printed)
+            problem, status = self._run([program, tool, str(request), str(found)], printed)
             lines = found.read_text().splitlines() if found.exists() else []
             rows = [Row(**json.loads(line)) for line in lines]
             text = printed.read_text(errors="replace")
-        if problem and (last := text.strip().splitlines()[-1:]):
+        if status and (last := text.strip().splitlines()[-1:]):
             problem = f"{problem}: {ascii(last[0])[1:-1]:.200}"
         with self._lock:
             with self.log.open("a") as file:
@@ -93,15 +94,20 @@ class Runner:
             print(f"{tool}: {time.perf_counter() - began:.0f} s", flush=True)
         return self._without(tool, rows, problem or "its process wrote no row")
 
-    def _run(self, command: Sequence[str], printed: Path) -> str:
-        """Run Python; returns how it failed, if it did."""
-        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    def _run(self, command: Sequence[str], printed: Path) -> tuple[str, int]:
+        """Run Python; returns how it failed, if it did, and its exit status if it ended itself."""
+        # what a process that is killed leaves behind goes with the folder of what it printed
+        own = {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TMPDIR": str(printed.parent),
+        }
         with printed.open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | offline,
+                env={**os.environ, **own},
                 start_new_session=True,
             )
             try:
@@ -109,8 +115,8 @@ class Runner:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                return f"stopped after {self.timeout_seconds:.0f} s"
-        return f"its process ended with status {status}" if status else ""
+                return f"stopped after {self.timeout_seconds:.0f} s", 0
+        return (f"its process ended with status {status}" if status else ""), status
 
     def _without(self, tool: str, rows: list[Row], problem: str) -> list[Row]:
         """`rows`, and one that says `problem` for each setting that has none."""
@@ -261,6 +267,8 @@ def main() -> None:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = "cuda:0"  # not every tool takes a device without a number
     request = Request(
         folder=options.folder,
         eval_text=tuple(options.eval_text),
