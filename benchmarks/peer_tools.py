@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from gptpack.artifact.reader import decode_header
 from gptpack.evaluation.plain_text import stream
-from gptpack.families.language_model import most_logits
 from gptpack.families.transformers.model import TransformersModel
 from gptpack.jobs.evaluate import evaluate
 from gptpack.jobs.load import Loaded, load, load_packed
@@ -139,11 +138,11 @@ class Context:
         assert self.reference.tokenizer is not None
         if not self.request.calibration_text:
             raise ValueError("this tool calibrates: give --calibration-text")
-        length = min(WINDOW, self.reference.language_model.config.context)
+        length = min(WINDOW, self.reference.runnable().config.context)
         least = length * self.request.calibration_windows
         paths = [Path(path) for path in self.request.calibration_text]
         tokens = torch.from_numpy(
-            stream(paths, self.reference.tokenizer, least).astype("int64")[:least]
+            stream(paths, self.reference.tokenizer, least, seed=0).astype("int64")[:least]
         )
         whole = len(tokens) // length * length
         return list(tokens[:whole].view(-1, 1, length))
@@ -154,7 +153,7 @@ class Context:
         Raises:
             ValueError: none of `GROUPS` does.
         """
-        model = self.reference.language_model
+        model = self.reference.runnable()
         widths = {
             layer.module.weight.shape[1]
             for name, layer in model.layers().items()
@@ -214,7 +213,7 @@ class Context:
         Raises:
             ValueError: a weight is missing, unknown, or of another shape.
         """
-        like = self.reference.language_model
+        like = self.reference.runnable()
         inner: Any = copy.deepcopy(like.module)
         head, tokens = inner.get_output_embeddings(), inner.get_input_embeddings()
         at = {id(module): path for path, module in inner.named_modules()}
@@ -501,7 +500,7 @@ def llamacpp(kind: str) -> Adapter:
         _, seconds = context.timed(lambda: _llama_quantize(context, source, made, kind))
         loaded = load(made)
         return Made(
-            model=context.with_weights(loaded.language_model.module.state_dict()),
+            model=context.with_weights(loaded.model.state_dict()),
             size_bytes=made.stat().st_size - gguf_tokenizer_bytes(made),
             seconds=seconds,
             note="importance matrix" if context.request.imatrix else "no importance matrix",
@@ -545,7 +544,7 @@ def gguf_tokenizer_bytes(path: Path) -> int:
 def gptpack(path: str) -> Adapter:
     def make(context: Context) -> Made:
         file = Path(path)
-        model = load_packed(file, context.device).language_model
+        model = load_packed(file, context.device).runnable()
         if not isinstance(model, TransformersModel):
             raise ValueError(f"{file}: packed from another kind of model")
         data = file.read_bytes()
@@ -562,7 +561,7 @@ def gptpack(path: str) -> Adapter:
 def unquantized(context: Context) -> Made:
     folder = Path(context.request.folder)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    model = context.reference.language_model
+    model = context.reference.runnable()
     assert isinstance(model, TransformersModel)
     return Made(
         model=model,
@@ -601,57 +600,30 @@ def settings_of(tool: str, request: Request) -> dict[str, Adapter]:
     return known[tool]
 
 
-class Compared(TransformersModel):
-    """A model whose distributions are compared with those of `against` wherever it is run."""
-
-    def __init__(self, model: TransformersModel, against: TransformersModel) -> None:
-        self._against: tuple[TransformersModel, ...] = ()  # in a tuple, as it is no part of this
-        super().__init__(model.module, model.config, model.transposed)
-        self._against = (against,)
-        self.kl_nats: list[Tensor] = []
-        self.same: list[Tensor] = []
-
-    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
-        found = super().hidden(tokens, last=last)
-        for other in self._against:
-            self._compare(found.flatten(0, 1), other.hidden(tokens, last=last).flatten(0, 1), other)
-        return found
-
-    def _compare(self, ours: Tensor, theirs: Tensor, other: TransformersModel) -> None:
-        rows = max(1, most_logits(self.device) // (4 * self.config.vocab))
-        with torch.no_grad():
-            for mine, its in zip(torch.split(ours, rows), torch.split(theirs, rows), strict=True):
-                q_NV = self.logits(mine).log_softmax(-1)
-                p_NV = other.logits(its).log_softmax(-1)
-                self.kl_nats.append((p_NV.exp() * (p_NV - q_NV)).sum(-1).double().cpu())
-                self.same.append((p_NV.argmax(-1) == q_NV.argmax(-1)).cpu())
-
-
 def measured(context: Context, made: Made) -> dict[str, Any]:
     """Fields of a row: bits per byte by `evaluate`, and how far from the reference, there."""
-    reference = context.reference.language_model
+    reference = context.reference.runnable()
     assert isinstance(reference, TransformersModel)
     model = made.model.to(context.device).eval()
     model.compute_dtype = reference.compute_dtype = None
-    compared = Compared(model, reference)
     found = evaluate(
-        dataclasses.replace(context.reference, language_model=compared),
+        dataclasses.replace(context.reference, language_model=model),
         text=context.request.eval_text,
+        against=context.reference,
         limit_tokens=context.request.limit_tokens,
         compiled="off",
     )
-    kl, same = torch.cat(compared.kl_nats), torch.cat(compared.same).double()
-    if len(kl) != found.plain.tokens:
-        raise RuntimeError(f"{len(kl):,} positions compared, {found.plain.tokens:,} scored")
+    agreement = found.agreement
+    assert agreement is not None
     parameters = sum(p.numel() for p in reference.module.parameters())
     return {
         "size_bytes": made.size_bytes,
         "bits_per_parameter": 8 * made.size_bytes / parameters,
         "bpb": found.plain.bpb,
-        "kl_mean_nats": float(kl.mean()),
-        "kl_median_nats": float(kl.median()),
-        "kl_p99_nats": float(kl.quantile(0.99)),
-        "same_top": float(same.mean()),
+        "kl_mean_nats": agreement["kl_mean"],
+        "kl_median_nats": agreement["kl_median"],
+        "kl_p99_nats": agreement["kl_p99"],
+        "same_top": agreement["same_top"],
         "quantize_seconds": made.seconds,
         "note": made.note,
     }

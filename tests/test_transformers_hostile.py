@@ -387,7 +387,7 @@ def test_a_folder_that_asks_for_kernels_of_the_hub_gets_the_librarys_own(folder,
     assert torch.equal(loaded.model.lm_head.weight, gptpack.load(folder).model.lm_head.weight)
 
 
-def test_the_file_of_a_module_is_none_that_loads_alone(tmp_path):
+def test_the_file_of_a_module_gives_tensors_and_runs_nothing(tmp_path):
     path = tmp_path / "m.gptpack"
     tensor = PackedTensor(
         name="w", shape=(1,), method="float32", arrays={"values": torch.ones(1).numpy()}
@@ -395,8 +395,10 @@ def test_the_file_of_a_module_is_none_that_loads_alone(tmp_path):
     values = {"class": "os.system", "code": "import os"}
     model = ModuleConfig(vocab=4, context=8, values=values)
     write_artifact(path, model=model, tokenizer=None, tensors=[tensor], pack={})
-    with pytest.raises(GptpackError, match="module of its author's own") as caught:
-        gptpack.load(path)
+    loaded = gptpack.load(path)
+    assert loaded.state_dict().keys() == {"w"}
+    with pytest.raises(GptpackError, match="not how to run it") as caught:
+        loaded.runnable()
     assert caught.value.exit_status == 2
     assert read_artifact(path).header.model.values == values
 
