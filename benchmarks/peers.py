@@ -19,9 +19,9 @@ anything else of gptpack:
 
     pip install hqq bitsandbytes torchao gptqmodel auto-round exllamav3
 
-Rows of --published are of tools that did not run here. Their rises were measured on another text,
-as the column "text" says, and their bytes are of whole files: llama.cpp's hold the tokenizer, which
-is 1.8 MB in SmolLM2's.
+--rows adds those of an earlier run, on another machine, say. Rows of --published are of tools that
+did not run here. Their rises were measured on another text, as the column "text" says, and their
+bytes are of whole files: llama.cpp's hold the tokenizer, which is 1.8 MB in SmolLM2's.
 """
 
 import argparse
@@ -214,15 +214,15 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     axes.patch.set_alpha(0)
     axes.set_yscale("log")
     tools = list(dict.fromkeys(row.tool for row in shown))
-    for place, tool in enumerate(sorted(tools, key=lambda tool: tool == "gptpack")):
-        ours = tool == "gptpack"
+    for place, tool in enumerate(sorted(tools, key=lambda tool: tool.startswith("gptpack"))):
+        ours = tool.startswith("gptpack")
         points = sorted(
             ((row.size_bytes or 0) / 1e6, row.rise_bpb) for row in shown if row.tool == tool
         )
         elsewhere = all(row.sample != "this run" for row in shown if row.tool == tool)
         axes.plot(
             *zip(*points, strict=True),
-            linestyle="-" if ours else "",
+            linestyle="" if not ours else "-" if "," not in tool else "--",
             linewidth=2,
             marker="o" if ours else MARKERS[place % len(MARKERS)],
             markersize=7,
@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--tool", action="append", choices=sorted(PACKAGES), help="default: all")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--published", type=Path, help="table of other tools, measured elsewhere")
+    parser.add_argument("--rows", type=Path, help="rows of an earlier run, as JSON lines")
     parser.add_argument("--gptpack", nargs="+", action="extend", default=[], help="packed files")
     parser.add_argument("--gguf", help="the model as a GGUF file of 16 bits, for llama.cpp")
     parser.add_argument("--imatrix", help="importance matrix for llama.cpp")
@@ -299,11 +300,12 @@ def main() -> None:
         for found in pool.map(run, [*(["gptpack"] if options.gptpack else []), *tools]):
             rows += found
             _write(rows, options.output)
+    if options.rows:
+        rows += [Row(**json.loads(line)) for line in options.rows.read_text().splitlines()]
     if options.published:
         rows += published(options.published, {row.tool for row in rows if row.size_bytes})
     _write(rows, options.output)
-    table = markdown(rows)
-    print(table)
+    print(table := markdown(rows))
     if options.markdown:
         options.markdown.write_text(table)
     if options.plot:
