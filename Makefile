@@ -29,8 +29,9 @@ test: check ## lint, types and every test that needs no GPU
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-bench: $(VENV)/.installed-dev ## run each quick benchmark
+bench: $(VENV)/.installed-dev ## run each quick benchmark that needs no model
 	@set -e; for script in benchmarks/*.py; do \
+		case "$$script" in */hf_quality.py | */peer*.py) continue ;; esac; \
 		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script"; fi; done
 
 clean: ## remove the environment, caches and the demo's files
