@@ -185,6 +185,22 @@ def test_every_byte_of_a_text_is_charged_once(hf, tmp_path):
     assert found.plain.bpb == pytest.approx(nats / math.log(2) / found.plain.bytes, rel=1e-5)
 
 
+def test_a_tokenizer_that_normalises_is_charged_for_what_was_written(hf):
+    from tokenizers import normalizers
+
+    found = gptpack.load(hf("llama")).tokenizer
+    found.backend.normalizer = normalizers.NFC()
+    written = "cafe\u0301 \u212b, and the mill ground on"
+    ids, each = found.encode_with_bytes(written)
+    spelled = b"".join(found.pieces()[token] for token in ids.tolist())
+    assert spelled.decode() == "caf\u00e9 \u00c5, and the mill ground on"
+    assert each.sum() == len(written.encode()) != len(spelled)
+    assert (each >= 0).all()
+    found.backend.normalizer = normalizers.Strip()
+    with pytest.raises(gptpack.GptpackError, match="bits per byte would be wrong"):
+        found.encode_with_bytes("the mill   ")
+
+
 def test_a_pack_is_proved_on_other_text_in_a_fresh_process(hf, tmp_path):
     text = tmp_path / "val.txt"
     text.write_text(SAID * 4, encoding="utf-8")
