@@ -6,34 +6,28 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from gptpack.artifact.record import PackRecord
 from gptpack.calibration.text import (
-    TOKENS,
     TextSource,
     calibrate,
     calibration_text,
     shard_windows,
 )
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Tokens, has_shards
-from gptpack.data.splits import split_tokens
+from gptpack.data.shards import Tokens
 from gptpack.data.tokenizer import Tokenizer
-from gptpack.errors import CheckpointError, ConfigError, DataError, TokenizerError
-from gptpack.evaluation.plain_text import stream
+from gptpack.errors import CheckpointError, ConfigError, TokenizerError
 from gptpack.families.language_model import LanguageModel
-from gptpack.families.modules.model import Module
 from gptpack.families.wrapped import Wrapped
 from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
 from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
+from gptpack.jobs.training_text import check_texts, training_tokens
 from gptpack.packing.apart import take_apart
-from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
@@ -41,9 +35,6 @@ from gptpack.progress import Progress
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks, ranks
 from gptpack.values import TokenizerIdentity
-
-TUNING_TOKENS = 1 << 24
-"""Most tokens of text that tuning takes in: 8,192 windows of 2,048."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +121,7 @@ def prepared(
         loaded = _opened(source, request, here)
         model = loaded.runnable()
         config.check_names(model.weights())
-        _check_texts(loaded, request)
+        check_texts(loaded, request)
         if data is not None and not request.plan:
             check_scorable(
                 data,
@@ -152,7 +143,7 @@ def prepared(
                 step=loaded.step if loaded.path else None,
                 assumed=loaded.assumed or None,
             )
-            training = _training(loaded, request, config)
+            training = training_tokens(loaded, request, config)
             sensitivities: Mapping[str, Sensitivity] = {}
             if config.calibrated:
                 cache = loaded.path.parent if loaded.path and not request.plan else None
@@ -209,76 +200,6 @@ def _opened(
     if isinstance(model, Wrapped):
         model.compute_dtype = torch.bfloat16
     return loaded
-
-
-def _check_texts(loaded: Loaded, request: PackRequest) -> None:
-    """Refuse text where it has no use, and the same file for both of its uses."""
-    model = loaded.runnable()
-    if isinstance(model, Module):
-        if request.data is not None or request.eval_text or request.text:
-            raise ConfigError(
-                "a module is calibrated on tokens and proved by its caller: give calibration "
-                "(tokens), and score what load(...).state_dict() gives"
-            )
-        if request.tune != "none" and not model.copies:
-            raise ConfigError(
-                "tuning works on a copy of the module: make gptpack.Module with logits that take "
-                "the module too, such as lambda module, tokens: module(tokens)"
-            )
-    if not (request.text or request.eval_text):
-        return
-    if request.data is not None:
-        raise ConfigError("--data and --text: give one of them")
-    if loaded.tokenizer is None:
-        raise ConfigError(
-            "--text and --eval-text are for models that bring their tokenizer, as Hugging Face's "
-            "do; give --data with shards"
-        )
-    both = {Path(p).resolve() for p in request.text} & {
-        Path(p).resolve() for p in request.eval_text
-    }
-    if both:
-        raise ConfigError(
-            f"{min(both)}: --text and --eval-text must be different files, or the proof would be "
-            "made on text that the codes were fitted to"
-        )
-
-
-def _training(loaded: Loaded, request: PackRequest, config: PackConfig) -> Sequence[Tokens]:
-    """Text that Hessians and tuning may see, as tokens."""
-    model = loaded.runnable()
-    if request.tokens is not None:
-        return [_given(request.tokens, model)]
-    if request.text and loaded.tokenizer is not None:
-        context = model.config.context
-        least = request.calibration_tokens or TOKENS[model.device.type]
-        if request.tune != "none":
-            least = max(least, TUNING_TOKENS)
-        paths = [Path(path) for path in request.text]
-        tokens = stream(paths, loaded.tokenizer, least + context, seed=request.seed)
-        if len(tokens) < context:
-            raise DataError(
-                f"--text: {len(tokens):,} tokens, fewer than the model's window of {context:,}; "
-                "give more text"
-            )
-        return [tokens]
-    there = request.data is not None and has_shards(Path(request.data), "train")
-    wanted = config.calibrated and request.calibration in (None, "shards")
-    if request.data is None or not (request.tune != "none" or (there and wanted)):
-        return []
-    return split_tokens(request.data, "train", model.config.vocab)
-
-
-def _given(tokens: Any, model: LanguageModel) -> Tokens:
-    """Tokens that the caller gave, as one stream."""
-    found = np.asarray(tokens).reshape(-1).astype(np.int64)
-    context, vocab = model.config.context, model.config.vocab
-    if len(found) < context or found.min() < 0 or found.max() >= vocab:
-        raise DataError(
-            f"calibration: {len(found):,} tokens; needed at least the model's window of "
-            f"{context:,}, each from 0 to {vocab - 1:,}"
-        )
-    return found.astype(np.uint32)
 
 
 def _calibrated(
