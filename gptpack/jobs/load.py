@@ -1,10 +1,10 @@
 """A path -> the model of that checkpoint, folder or packed file, built, checked and hashed once."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gptpack.artifact.layout import LFS_POINTER, MAGIC
 from gptpack.artifact.record import PackRecord
@@ -83,6 +83,16 @@ class Loaded:
             ConfigError: see `runnable`.
         """
         return self.runnable().module
+
+    def generate(self, prompt: str, **settings: Any) -> Iterator[str]:
+        """Text that follows `prompt`, in pieces as it is drawn.
+
+        `settings` are those of `gptpack.jobs.sample.generate`: `max_tokens`, `temperature`,
+        `top_p`, `seed`, `chat`, and `tokenizer` for models that do not bring theirs.
+        """
+        from gptpack.jobs.sample import generate
+
+        return generate(self, prompt, **settings)
 
     def state_dict(self) -> "dict[str, torch.Tensor]":
         """The model's state, by the names that its module has, in float32."""

@@ -122,6 +122,19 @@ class TextTokenizer:
             self._pieces = found
         return self._pieces
 
+    def chat_prompt(self, message: str) -> list[int] | None:
+        """The tokens of a message in the chat template, up to the answer; None without one."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return None
+        messages = [{"role": "user", "content": message}]
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        self.backend.encode_special_tokens = False
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        self.backend.encode_special_tokens = True
+        return ids
+
     def chat_start(self) -> Ids | None:
         """The tokens before what a person says first, by the chat template; None without one."""
         if not getattr(self.tokenizer, "chat_template", None):

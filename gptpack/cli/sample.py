@@ -1,0 +1,52 @@
+"""`gptpack sample`: a packed file and a prompt -> text, as it is drawn."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptpack.cli.console import note
+from gptpack.cli.options import DEVICE, SEED, Finite
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=PATH)
+@click.option("--prompt", default="", help="Text to go on from.")
+@click.option("--tokens", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--temperature", type=Finite(min=0), default=0.8, show_default=True)
+@click.option("--top-p", type=Finite(min=0, max=1), default=1.0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
+@click.option("--raw", is_flag=True, help="Leave the tokenizer's chat template out.")
+@click.option("--tokenizer", type=PATH, help="SentencePiece model, where FILE brings none.")
+@click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
+def command(path: Path, tokens: int, raw: bool, **settings: Any) -> None:
+    """Let the model in FILE go on from a prompt.
+
+    FILE may also be a checkpoint or a Hugging Face folder. Temperature 0 takes the likeliest token
+    each time. Ctrl-C stops where it is.
+
+    \b
+    Examples:
+      gptpack sample SmolLM2-135M-Instruct.gptpack --prompt "Why is the sky blue?"
+      gptpack sample model.gptpack --tokenizer tok.model --prompt "The river" --temperature 0
+    """
+    from gptpack.jobs.sample import sample
+
+    pieces = 0
+    began = ended = time.perf_counter()
+    try:
+        for piece in sample(path, chat=not raw, max_tokens=tokens, **settings):
+            if not pieces:
+                began = time.perf_counter()  # loading is no part of the pace
+            click.echo(piece, nl=False)
+            pieces += 1
+            ended = time.perf_counter()
+    finally:
+        if pieces:
+            click.echo()
+    pace = (pieces - 1) / (ended - began) if pieces > 1 else 0.0
+    note(f"{pieces} pieces, {pace:.1f} a second")
