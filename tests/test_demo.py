@@ -8,6 +8,7 @@ import pytest
 from worlds import invoke
 
 from gptpack.jobs import demo_text
+from gptpack.jobs.demo_text import PROMPTS
 
 
 @pytest.mark.slow
@@ -28,6 +29,7 @@ def test_the_demo_ends_with_a_file_within_its_budget_and_proves_it(tmp_path, mon
     assert 0 < result["bpb"] < 6
     assert abs(result["bpb"] - result["bpb_before"]) < 0.1
     assert result["sliding_bpb"] > 0
+    assert [line.startswith(PROMPTS[i]) for i, line in enumerate(result["samples"])] == [True] * 3
     for command in ("data tokenizer", "data tokenize", "train", "pack"):
         assert f"$ gptpack {command} " in err
     assert "$ python -m gptpack eval" in err

@@ -6,6 +6,7 @@ from hugging import CONTEXT, SAID, make_folder
 from worlds import corpus, invoke
 
 import gptpack
+from gptpack.cli.sample import CONTROLS
 from gptpack.errors import ConfigError, TokenizerError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
@@ -103,7 +104,9 @@ def test_the_command_writes_what_python_gives(packed, capsys):
     arguments = ("--prompt", "The mill", "--tokens", "15", "--seed", "3", "--device", "cpu")
     assert invoke("sample", str(packed), *arguments) == 0
     out, err = capsys.readouterr()
-    assert out == "".join(gptpack.load(packed).generate("The mill", max_tokens=15, seed=3)) + "\n"
+    said = "".join(gptpack.load(packed).generate("The mill", max_tokens=15, seed=3))
+    assert out == CONTROLS.sub("\ufffd", said) + "\n"
+    assert CONTROLS.sub("?", "a\x1b[31m\r\n\tb\x9b") == "a?[31m?\n\tb?"
     assert "a second" in err
     assert invoke("sample", str(packed), "--top-p", "2") == 2
     assert invoke("sample", str(packed.parent / "absent")) == 2

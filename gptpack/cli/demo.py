@@ -17,6 +17,7 @@ from gptpack.cli import main
 from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.cli.options import DEVICE, POSITIVE
 from gptpack.errors import GptpackError
+from gptpack.escape import plain
 from gptpack.values import parse_size
 
 VOCAB = 1024
@@ -52,6 +53,8 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     # where other programs use the cores, about a fifth fewer where they do not (docs/log.md,
     # 2026-11-21).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    from gptpack.jobs.demo_text import speak
+
     began = time.perf_counter()
     parse_size(budget)
     output.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,8 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
             "--device", device)
     # fmt: on
     result = prove(packed, data, device)
+    note(f"$ gptpack sample {packed} --tokenizer {tokenizer} --prompt ...\n")
+    result["samples"] = speak(packed, tokenizer, device)
     result["seconds"] = time.perf_counter() - began
     if as_json:
         print_json(result)
@@ -129,7 +134,7 @@ def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> None:
-    """Print the table of results, and the file's path."""
+    """Print the table of results, and what the model in the file says."""
     print_table(
         ["demo", ""],
         [
@@ -143,4 +148,6 @@ def report(result: dict[str, Any]) -> None:
             ["seconds in all", f"{result['seconds']:.0f}"],
         ],
     )
-    click.echo(f"\n{result['file']}")
+    click.echo(f"\n{result['file']} says:")
+    for line in result["samples"]:
+        click.echo(f"  {plain(' '.join(line.split()), 90)}")

@@ -1,5 +1,6 @@
 """`gptpack sample`: a packed file and a prompt -> text, as it is drawn."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from gptpack.cli.console import note
 from gptpack.cli.options import DEVICE, SEED, Finite
 
 PATH = click.Path(path_type=Path)
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys, which a model might have learned; line ends and tabs stay."""
 
 
 @click.command()
@@ -42,7 +45,7 @@ def command(path: Path, tokens: int, raw: bool, **settings: Any) -> None:
         for piece in sample(path, chat=not raw, max_tokens=tokens, **settings):
             if not pieces:
                 began = time.perf_counter()  # loading is no part of the pace
-            click.echo(piece, nl=False)
+            click.echo(CONTROLS.sub("\ufffd", piece), nl=False)
             pieces += 1
             ended = time.perf_counter()
     finally:
