@@ -8,7 +8,7 @@ import pytest
 from worlds import invoke
 
 from gptpack.jobs import demo_text
-from gptpack.jobs.demo_text import PROMPTS
+from gptpack.jobs.demo import PROMPTS
 
 
 @pytest.mark.slow

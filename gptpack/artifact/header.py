@@ -210,11 +210,7 @@ def _model(family: str, values: Any, version: int) -> FamilyConfig:
         raise ArtifactError(f"the header's model is not one: {_escaped(error)}") from error
     if not isinstance(found, ModelConfig) and model_values(found) != values:
         raise ArtifactError(f"the header's model must have {', '.join(model_values(found))}")
-    if version == 1 and found.vocab > LARGEST_VOCAB_1:
-        raise ArtifactError(
-            f"the header's model is not one: vocab={found.vocab}, version 1 holds "
-            f"{LARGEST_VOCAB_1} at most"
-        )
+    _check_vocab("model", found.vocab, version)
     return found
 
 
@@ -227,12 +223,17 @@ def _tokenizer(values: Any, model: FamilyConfig, version: int) -> TokenizerIdent
         found = from_dict(TokenizerIdentity, values, "tokenizer")
     except ConfigError as error:
         raise ArtifactError(f"the header's tokenizer is not one: {_escaped(error)}") from error
-    if version == 1 and found.vocab > LARGEST_VOCAB_1:
-        raise ArtifactError(
-            f"the header's tokenizer is not one: vocab={found.vocab}, version 1 holds "
-            f"{LARGEST_VOCAB_1} at most"
-        )
+    _check_vocab("tokenizer", found.vocab, version)
     return found
+
+
+def _check_vocab(what: str, vocab: int, version: int) -> None:
+    """Raise the `ArtifactError` of a vocabulary that is too large for a file of this version."""
+    if version == 1 and vocab > LARGEST_VOCAB_1:
+        raise ArtifactError(
+            f"the header's {what} is not one: vocab={vocab}, version 1 holds {LARGEST_VOCAB_1} at "
+            "most"
+        )
 
 
 def _escaped(error: Exception) -> str:

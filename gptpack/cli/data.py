@@ -7,6 +7,7 @@ import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.cli.data_options import JSON, NORMALIZATION, OUTPUT, PATH, QUIET, SEPARATOR, setting
+from gptpack.cli.data_report import print_found
 from gptpack.jobs import data as jobs
 from gptpack.values import parse_size
 
@@ -72,7 +73,7 @@ def tokenize_command(as_json: bool, quiet: bool, **settings: Any) -> None:
     """
     with progress_bars(quiet=quiet) as progress:
         found = jobs.tokenize(progress=progress, **settings)
-    print_json(found) if as_json else _print_found(found)
+    print_json(found) if as_json else print_found(found)
 
 
 @command.command("download")
@@ -101,7 +102,7 @@ def download_command(output: Path, as_json: bool, quiet: bool, **settings: Any) 
         print_json(got)
         return
     note(f"{got['directory']}: {settings['repo']} at {got['commit']}")
-    _print_found(jobs.describe(output))
+    print_found(jobs.describe(output))
 
 
 @command.command("info")
@@ -120,35 +121,4 @@ def info_command(directory: Path, as_json: bool, quiet: bool) -> None:
     """
     with progress_bars(quiet=quiet) as progress:
         found = jobs.describe(directory, progress=progress)
-    print_json(found) if as_json else _print_found(found)
-
-
-def _print_found(found: dict[str, Any]) -> None:
-    """A folder's splits by its manifest, or its shards if it has none."""
-    if found.get("overlap", {}).get("documents"):
-        shared = found["overlap"]
-        note(
-            f"{shared['documents']:,} of {shared['val_documents']:,} documents of val, "
-            f"{shared['tokens'] / shared['val_tokens']:.2%} of its tokens, are in train as well"
-        )
-    if "shards" in found:
-        rows = [[shard["file"], f"{shard['tokens']:,}"] for shard in found["shards"]]
-        print_table(["shard", "tokens"], rows, title=f"{found['directory']}: no manifest.json")
-        return
-    counts = ("documents", "tokens", "text_bytes", "accounted_bytes", "unknown_tokens")
-    splits = {name: found[name] for name in ("train", "val")}
-    rows = [
-        [name, *(f"{split[count]:,}" for count in counts), f"{len(split['shards']):,}"]
-        for name, split in splits.items()
-    ]
-    print_table(
-        ["split", "documents", "tokens", "text bytes", "token bytes", "unknown tokens", "shards"],
-        rows,
-        title=f"{found['directory']}: {found['name']}, {found['tokenizer']['vocab']:,} pieces "
-        f"({found['tokenizer']['name']}); {found['split_rule']}",
-    )
-    if unknown := sum(split["unknown_tokens"] for split in splits.values()):
-        note(
-            f"{unknown:,} tokens are unknown pieces and count 0 bytes: the tokenizer has no byte "
-            "fallback, and bits per byte leaves the text behind them out"
-        )
+    print_json(found) if as_json else print_found(found)

@@ -18,11 +18,11 @@ from gptpack.cli.console import note, print_json, print_table, progress_bars
 from gptpack.cli.options import DEVICE, POSITIVE
 from gptpack.errors import GptpackError
 from gptpack.escape import plain
+from gptpack.jobs.demo import STRIDE, prove, speak
 from gptpack.values import parse_size
 
 VOCAB = 1024
 VAL_FRACTION = 0.05
-STRIDE = 64
 BUDGET = "150KB"
 
 
@@ -53,8 +53,6 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     # where other programs use the cores, about a fifth fewer where they do not (docs/log.md,
     # 2026-11-21).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    from gptpack.jobs.demo_text import speak
-
     began = time.perf_counter()
     parse_size(budget)
     output.mkdir(parents=True, exist_ok=True)
@@ -74,8 +72,9 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     execute("pack", checkpoint, "--budget", budget, "--data", data, "--output", packed,
             "--device", device)
     # fmt: on
+    note(f"$ python -m gptpack eval {packed} --data {data} --stride {STRIDE}")
     result = prove(packed, data, device)
-    note(f"$ gptpack sample {packed} --tokenizer {tokenizer} --prompt ...\n")
+    note(f"\n$ gptpack sample {packed} --tokenizer {tokenizer} --prompt ...\n")
     result["samples"] = speak(packed, tokenizer, device)
     result["seconds"] = time.perf_counter() - began
     if as_json:
@@ -109,28 +108,6 @@ def execute(*arguments: object) -> None:
         except click.ClickException as error:
             raise GptpackError(f"gptpack {words[0]}: {error.format_message()}") from error
     note("")
-
-
-def prove(packed: Path, data: Path, device: str) -> dict[str, Any]:
-    """Figures of the file's header, and the scores that a process finds which has only the file."""
-    from gptpack.inspection.inspect import inspect
-    from gptpack.jobs.fresh import evaluate_in_fresh_process
-
-    note(f"$ python -m gptpack eval {packed} --data {data} --stride {STRIDE}")
-    found = evaluate_in_fresh_process(packed, data, stride=STRIDE, device=device)
-    note("")
-    header = inspect(str(packed))
-    return {
-        "file": str(packed),
-        "parameters": header.parameters,
-        "budget_bytes": header.budget_bytes,
-        "bytes": packed.stat().st_size,
-        "headroom_bytes": header.headroom_bytes,
-        "bpb_before": header.record.quality.bpb_before,
-        "bpb": found.plain.bpb,
-        "sliding_bpb": found.best.bpb,
-        "stride": STRIDE,
-    }
 
 
 def report(result: dict[str, Any]) -> None:

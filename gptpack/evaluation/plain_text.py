@@ -4,7 +4,6 @@ Documents are joined by a blank line into one text, which is tokenized as a whol
 is charged to one token; special tokens stand for none.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +57,6 @@ class PlainText:
     tokens: npt.NDArray[np.uint32]
     token_bytes: _EachToken
     files: tuple[Path, ...]
-    sha256: str
-    """SHA-256 of the text, in hexadecimal."""
     accounting: str = "the text itself"
 
     @classmethod
@@ -77,10 +74,11 @@ class PlainText:
         """
         text = joined(paths)
         ids, each = tokenizer.encode_with_bytes(text)
-        if int(each.sum()) != len(text.encode()):
+        charged, written = int(each.sum()), len(text.encode())
+        if charged != written:
             raise AccountingError(
-                f"the tokens stand for {int(each.sum()):,} bytes, the text has "
-                f"{len(text.encode()):,}; bits per byte would be wrong"
+                f"the tokens stand for {charged:,} bytes, the text has {written:,}; bits per byte "
+                "would be wrong"
             )
         if tokenizer.begins_with is not None:
             ids = np.concatenate(([tokenizer.begins_with], ids))
@@ -89,8 +87,7 @@ class PlainText:
             raise DataError(f"{', '.join(map(str, paths))}: no text to score")
         if limit_tokens:
             ids, each = ids[: limit_tokens + 1], each[: limit_tokens + 1]
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return cls(ids.astype(np.uint32), _EachToken(each), tuple(paths), digest)
+        return cls(ids.astype(np.uint32), _EachToken(each), tuple(paths))
 
     def audited_bytes(self, targets: Iterable[int]) -> dict[int, int]:
         """Bytes of the first n targets for each n of `targets`."""

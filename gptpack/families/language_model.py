@@ -109,6 +109,10 @@ class LanguageModel(nn.Module):
         """float32 logits ``[B, T, V]`` of what follows each of the tokens ``[B, T]``."""
         return self.logits(self.hidden(tokens))
 
+    def next_logits(self, tokens: Tensor) -> Tensor:
+        """float32 logits ``[B, V]`` of what follows the last of the tokens ``[B, T]``."""
+        return self.logits(self.hidden(tokens)[:, -1])
+
     @abstractmethod
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats of each target, float32 ``[B, S]``.
@@ -145,7 +149,7 @@ class LanguageModel(nn.Module):
 
         def read(tokens: Tensor) -> Tensor:
             texts.append(tokens)
-            return self.logits(self.hidden(torch.cat(texts, 1))[:, -1])
+            return self.next_logits(torch.cat(texts, 1))
 
         return read
 

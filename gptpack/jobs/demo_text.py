@@ -10,7 +10,6 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from gptpack.errors import DataError
 from gptpack.progress import Progress, silent
@@ -19,8 +18,6 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 SEPARATOR = "\n\x1e\n"
 SKIPPED = frozenset({"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"})
-PROMPTS = ("This module provides", "The method returns", "If the argument is")
-"""What the demo's model goes on from at the end."""
 TOPICS = Path("pydoc_data/topics.py")
 
 
@@ -111,13 +108,3 @@ def _definitions(node: ast.AST) -> Iterator[Definition]:
         if isinstance(child, Definition):
             yield child
         yield from _definitions(child)
-
-
-def speak(packed: Path, tokenizer: Path, device: str) -> list[str]:
-    """Three lines that the demo's packed model goes on with, the same each time."""
-    from gptpack.jobs.sample import sample
-
-    asked: dict[str, Any] = {"max_tokens": 20, "temperature": 0.5, "device": device}
-    return [
-        prompt + "".join(sample(packed, prompt, tokenizer=tokenizer, **asked)) for prompt in PROMPTS
-    ]

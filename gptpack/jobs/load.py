@@ -1,5 +1,6 @@
 """A path -> the model of that checkpoint, folder or packed file, built, checked and hashed once."""
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,6 @@ class Loaded:
     """What a bare state dict did not say and was taken for granted, such as ``context=1024``."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock time of ``decode`` (read, decode, verify) and of ``build`` (the model)."""
-
     tensors: Mapping[str, "torch.Tensor"] = field(default_factory=dict, repr=False)
     """The tensors of a packed module, by name."""
 
@@ -185,7 +185,7 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
             model = build(header.model, weights, ArtifactError)
             tokenizer = tokenizer_of(artifact.files)
             named = header.tokenizer
-            if tokenizer and named and tokenizer.identity(1, 0).sha256 != named.sha256:
+            if tokenizer and named and tokenizer.sha256 != named.sha256:
                 raise ArtifactError("its tokenizer.json is not the one that its header names")
         except GptpackError as error:
             raise type(error)(f"{path}: {error}") from error
@@ -231,6 +231,8 @@ def _load_transformers(path: Path, device: "torch.device | str") -> Loaded:
     began = time.perf_counter()
     source = read_source(path)
     config = source.model.config
+    parts = [*source.weights, *([] if source.config is None else [source.config])]
+    hashes = "".join(f"{each.name} {file_sha256(each)}\n" for each in parts)
     identity = None
     if source.tokenizer is not None:
         identity = source.tokenizer.identity(config.vocab, config.bos)
@@ -238,8 +240,8 @@ def _load_transformers(path: Path, device: "torch.device | str") -> Loaded:
         language_model=source.model.to(device).eval(),
         kind="checkpoint",
         path=path,
-        file_bytes=source.file_bytes,
-        sha256=source.sha256,
+        file_bytes=sum(each.stat().st_size for each in source.weights),
+        sha256=hashlib.sha256(hashes.encode()).hexdigest(),
         tokenizer_identity=identity,
         tokenizer=source.tokenizer,
         files=source.files,

@@ -235,7 +235,7 @@ def _calibrated(
         training,
         tokens=request.calibration_tokens,
         seed=request.seed,
-        start=() if start is None else start.tolist(),
+        start=start or (),
         progress=progress,
     )
     found = calibrate(

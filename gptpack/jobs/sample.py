@@ -1,6 +1,7 @@
 """A loaded model and a prompt -> the text that follows, piece by piece as it is drawn."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,11 +43,10 @@ class _OfPieces:
         self.stops = frozenset({self.tokenizer.bos})
 
     def start(self, prompt: str) -> list[int]:
-        return [self.tokenizer.bos, *self.tokenizer.processor.encode(prompt)]
+        return [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
 
     def text(self, tokens: Sequence[int]) -> str:
-        (found,) = self.tokenizer.decode_batch([list(tokens[1:])])
-        return found
+        return self.tokenizer.decode(tokens[1:])
 
 
 class _OfModel:
@@ -57,7 +57,7 @@ class _OfModel:
         assert tokenizer is not None
         self.tokenizer, self.chat = tokenizer, chat
         ends = config.values.get("eos_token_id")
-        self.stops = frozenset(end for end in (ends if isinstance(ends, list) else [ends]))
+        self.stops = frozenset(ends if isinstance(ends, list) else [ends])
 
     def start(self, prompt: str) -> list[int]:
         if self.chat and (found := self.tokenizer.chat_prompt(prompt)) is not None:
@@ -96,7 +96,7 @@ def generate(
     """
     import torch
 
-    settings = _Settings(max_tokens, temperature, top_p)
+    settings = _Settings(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     words = _words(loaded, tokenizer, chat=chat)
     model = loaded.runnable()
     tokens = words.start(prompt)
@@ -147,11 +147,15 @@ def sample(
         yield from generate(loaded, prompt, **settings)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
     """How tokens are drawn."""
 
-    def __init__(self, max_tokens: int, temperature: float, top_p: float) -> None:
-        self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+    def __post_init__(self) -> None:
         check_fields(self, ("be a whole number above 0", lambda v: v > 0), "max_tokens")
         check_fields(self, ("be a finite number of at least 0", _is_heat), "temperature")
         check_fields(self, SHARE, "top_p")

@@ -150,14 +150,8 @@ class Module(Wrapped):
         with self.computing():
             return self._run(tokens).float()
 
-    def reader(self) -> Callable[[Tensor], Tensor]:
-        texts: list[Tensor] = []
-
-        def read(tokens: Tensor) -> Tensor:
-            texts.append(tokens)
-            return self.predictions(torch.cat(texts, 1))[:, -1]
-
-        return read
+    def next_logits(self, tokens: Tensor) -> Tensor:
+        return self.predictions(tokens)[:, -1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError("a module's logits come from its tokens; see `predictions`")

@@ -3,7 +3,6 @@
 Nothing is downloaded and no code of the folder is run. Weights become float32.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from gptpack.families.transformers.room import check_numbers, check_size, making
 from gptpack.families.transformers.texts import TextTokenizer, read_tokenizer
 
 CONFIG = "config.json"
-GGUF = b"GGUF"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Names of the files that hold weights; the first kind that is there is loaded."""
 LEAST_TENSOR_BYTES = 64
@@ -40,22 +38,12 @@ class Source:
     tokenizer: TextTokenizer | None
     files: Mapping[str, bytes]
     """Name and content of the files that running the model needs, beside weights and config."""
-    sha256: str
-    """One digest of all files that weights and configuration came from."""
-    file_bytes: int
+    weights: tuple[Path, ...]
+    """The files that weights came from."""
+    config: Path | None
+    """The file that the configuration came from; None where it is in that of the weights."""
     assumed: tuple[str, ...] = ()
     """What the files do not say and was taken for granted, such as ``bos=0``."""
-
-
-def is_transformers(path: Path) -> bool:
-    """Whether there is a folder with a ``config.json``, or a GGUF file."""
-    if path.is_dir():
-        return (path / CONFIG).is_file()
-    try:
-        with path.open("rb") as file:
-            return file.read(len(GGUF)) == GGUF
-    except OSError:
-        return False
 
 
 def read_source(path: Path) -> Source:
@@ -93,14 +81,12 @@ def read_source(path: Path) -> Source:
         model = TransformersModel(inner, config, as_linear(inner))
     if broken := not_finite(model.weights()):
         raise CheckpointError(f"{path}: not finite: {', '.join(broken[:4])}")
-    parts = [*weights, path / CONFIG] if path.is_dir() else weights
-    hashes = "".join(f"{each.name} {_sha256(each)}\n" for each in parts)
     return Source(
         model=model,
         tokenizer=tokenizer,
         files=files,
-        sha256=hashlib.sha256(hashes.encode()).hexdigest(),
-        file_bytes=sum(each.stat().st_size for each in weights),
+        weights=tuple(weights),
+        config=path / CONFIG if path.is_dir() else None,
         assumed=() if said else (f"bos={bos}",),
     )
 
@@ -265,8 +251,3 @@ def _difference(
         if value.shape != shapes[name]:
             return f"{name} has shape {tuple(value.shape)}, needed {tuple(shapes[name])}"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

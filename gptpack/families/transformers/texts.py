@@ -61,10 +61,14 @@ class TextTokenizer:
         """One more than the largest token."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file `MAIN`, in hexadecimal."""
+        return hashlib.sha256(self.files[MAIN]).hexdigest()
+
     def identity(self, vocab: int, bos: int) -> TokenizerIdentity:
         """What the header of a packed file says of it, for a model of `vocab` tokens."""
-        digest = hashlib.sha256(self.files[MAIN]).hexdigest()
-        return TokenizerIdentity(sha256=digest, vocab=min(self.vocab, vocab), bos=bos)
+        return TokenizerIdentity(sha256=self.sha256, vocab=min(self.vocab, vocab), bos=bos)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The tokens of each of `texts`, with none before and none after."""
@@ -123,34 +127,40 @@ class TextTokenizer:
         return self._pieces
 
     def chat_prompt(self, message: str) -> list[int] | None:
-        """The tokens of a message in the chat template, up to the answer; None without one."""
+        """The tokens of a message in the chat template, up to the answer; None without one.
+
+        Raises:
+            TokenizerError: the template cannot take a message.
+        """
+        with _refusing("its chat template cannot take a message"):
+            text = self._templated(message, add_generation_prompt=True)
+        return None if text is None else self._with_special_tokens(text)
+
+    def chat_start(self) -> list[int] | None:
+        """The tokens before what a person says first, by the chat template; None without one."""
+        try:
+            text = self._templated(PLACEHOLDER)
+        except Exception:  # a template is a program of its author's, and may not like this
+            return None
+        before, found, _ = (text or "").partition(PLACEHOLDER)
+        return self._with_special_tokens(before) or None if found else None
+
+    def _templated(self, message: str, **settings: Any) -> str | None:
+        """A message as the chat template puts it; None without a template."""
         if not getattr(self.tokenizer, "chat_template", None):
             return None
         messages = [{"role": "user", "content": message}]
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        self.backend.encode_special_tokens = False
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        self.backend.encode_special_tokens = True
-        return ids
+        found: str = self.tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+        return found
 
-    def chat_start(self) -> Ids | None:
-        """The tokens before what a person says first, by the chat template; None without one."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            return None
-        messages = [{"role": "user", "content": PLACEHOLDER}]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception:  # a template is a program of its author's, and may not like this
-            return None
-        before, found, _ = text.partition(PLACEHOLDER)
-        if not found:
-            return None
+    def _with_special_tokens(self, text: str) -> list[int]:
+        """The tokens of a template's text, in which special tokens are meant as such."""
         self.backend.encode_special_tokens = False
-        ids = self.backend.encode(before, add_special_tokens=False).ids
-        self.backend.encode_special_tokens = True
-        return np.array(ids, np.int64) if ids else None
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self.backend.encode_special_tokens = True
+        return ids
 
 
 def read_tokenizer(path: Path) -> tuple[TextTokenizer | None, dict[str, bytes]]:
