@@ -211,6 +211,13 @@ def test_a_pack_is_proved_on_other_text_in_a_fresh_process(hf, tmp_path):
     again = gptpack.evaluate(done.path, text=text)
     assert again.plain.bpb == pytest.approx(done.after.plain.bpb, rel=1e-6)
     assert again.difference_bpb == pytest.approx(0, abs=1e-5)
+    # before anything is calibrated
+    short, phases = tmp_path / "short.txt", []
+    short.write_text("The mill")
+    for text, said in ((tmp_path / "absent.txt", "absent.txt"), (short, "targets")):
+        with pytest.raises(gptpack.GptpackError, match=said):
+            packed(hf, "qwen3", eval_text=(text,), progress=lambda name, *_: phases.append(name))
+    assert phases == []
     with pytest.raises(ConfigError, match="must be different files"):
         packed(hf, "qwen3", eval_text=(hf.text,))
 

@@ -26,6 +26,7 @@ from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
 from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
+from gptpack.jobs.scored_text import check_text
 from gptpack.jobs.training_text import check_texts, training_tokens
 from gptpack.packing.apart import take_apart
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
@@ -131,6 +132,13 @@ def prepared(
                 stride=request.stride,
                 limit_tokens=request.eval_tokens,
                 tokenizer=None if request.tokenizer is None else Path(request.tokenizer),
+            )
+        if request.eval_text and not request.plan:
+            check_text(
+                loaded,
+                [Path(path) for path in request.eval_text],
+                stride=request.stride,
+                limit_tokens=request.eval_tokens,
             )
         identity = identity_of(loaded, request)
         # what a caller hands over may be no longer, or never have been, what the file says

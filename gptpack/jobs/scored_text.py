@@ -8,7 +8,7 @@ from gptpack.data.shards import file_sha256
 from gptpack.errors import ConfigError
 from gptpack.evaluation.plain_text import PlainText
 from gptpack.evaluation.text import Text
-from gptpack.evaluation.windows import Indices
+from gptpack.evaluation.windows import Indices, plan_windows
 from gptpack.jobs.load import Loaded
 
 
@@ -24,7 +24,22 @@ def plain_text(
     return PlainText.load(texts, loaded.tokenizer, limit_tokens)
 
 
+def check_text(
+    loaded: Loaded, texts: Sequence[Path], *, stride: int | None, limit_tokens: int
+) -> None:
+    """Check, before work is put into a model, that files of text can score it.
+
+    Raises:
+        GptpackError: the evaluation would fail; says why.
+    """
+    tokens = plain_text(loaded, texts, limit_tokens, None).tokens
+    context = loaded.runnable().config.context
+    for step in {None, stride}:
+        plan_windows(len(tokens), context=context, stride=step, limit_tokens=limit_tokens)
+
+
 def documents_of(text: Text | PlainText) -> Indices:
+    """Positions at which documents begin; those of plain text are not told apart."""
     if not isinstance(text, Text):
         raise ConfigError("--documents masked needs shards, whose tokens say where documents begin")
     return text.documents
