@@ -50,11 +50,16 @@ class Stream:
         must(found == kind)
         must(len(payload) == 5 + 4 * count)
         self.words = list(struct.unpack_from(f"<{count}I", payload, 5))
+        self.missing = 0
         self.lower, self.range = 0, 2**64 - 1
         self.point = self.next_word() * 2**32 + self.next_word()
 
     def next_word(self) -> int:
-        return self.words.pop(0) if self.words else 0
+        if self.words:
+            return self.words.pop(0)
+        self.missing += 1
+        must(self.missing < 2)
+        return 0
 
     def symbol(self, frequencies: Sequence[int]) -> int:
         scale = self.range >> 24

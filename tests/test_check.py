@@ -397,7 +397,7 @@ def test_names_of_files_write_into_no_report(run, tmp_path, monkeypatch):
 
 
 def test_it_needs_neither_torch_nor_the_network():
-    blocked = "torch numba sentencepiece safetensors constriction plotly scipy huggingface_hub"
+    blocked = "torch numba sentencepiece safetensors plotly scipy huggingface_hub"
     code = (
         "import sys\n"
         f"blocked = {blocked.split()!r}\n"

@@ -5,10 +5,8 @@ Run as a script, this file writes its golden payloads again (after a change of f
 
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gptpack.codec import stream, tables
+from gptpack.codec import tables
+from gptpack.codec.coder import PRECISION, carry
 from gptpack.codec.contexts import fit_scales, merge_classes
 from gptpack.codec.range import (
     PLAIN,
@@ -32,9 +31,8 @@ from gptpack.codec.range import (
     estimate_bits,
 )
 from gptpack.codec.stepper import TableStepper, joined
-from gptpack.codec.stream import HEADER, LIMIT, Reader, Writer
+from gptpack.codec.stream import HEADER, LIMIT, Book, Reader, Writer
 from gptpack.codec.tables import (
-    PRECISION,
     REACH_MAX,
     SHAPES,
     Span,
@@ -65,12 +63,11 @@ def gaussian_codes(
 def trellis_codes(shape: tuple[int, int]) -> npt.NDArray[np.int32]:
     """Codes k of points 2 k + parity, nearest to Gaussians of rms 1.5 along an 8-state path."""
     target_RC = 1.5 * np.random.default_rng(0).standard_normal(shape)
-    stepper = TableStepper(EIGHT)
-    parity_C = stepper.start(shape[1])
+    state_C = np.zeros(shape[1], dtype=np.int64)
     rows = []
     for target_C in target_RC:
-        rows.append(np.rint((target_C - parity_C) / 2).astype(np.int32))
-        parity_C = stepper.step(rows[-1])
+        rows.append(np.rint((target_C - (state_C & 1)) / 2).astype(np.int32))
+        state_C = EIGHT[state_C, rows[-1] & 1]
     return np.array(rows)
 
 
@@ -172,75 +169,6 @@ def test_golden_payloads_are_still_written_and_read(name: str) -> None:
     assert written == golden
 
 
-class IntegerDecoder:
-    """constriction's range decoder in Python integers: 64-bit state, 32-bit words."""
-
-    def __init__(self, words: npt.NDArray[np.uint32]) -> None:
-        self.words = [int(word) for word in words] + [0, 0]
-        self.lower, self.range = 0, 2**64 - 1
-        self.point = self.words[0] << 32 | self.words[1]
-        self.next = 2
-
-    def decode(self, frequencies: list[int], count: int) -> npt.NDArray[np.int32]:
-        return np.array([self.one(frequencies) for _ in range(count)], dtype=np.int32)
-
-    def one(self, frequencies: list[int]) -> int:
-        scale = self.range >> PRECISION
-        quantile = ((self.point - self.lower) % 2**64) // scale
-        symbol = left = 0
-        while left + frequencies[symbol] <= quantile:
-            left += frequencies[symbol]
-            symbol += 1
-        self.lower = (self.lower + scale * left) % 2**64
-        self.range = scale * frequencies[symbol]
-        if self.range < 2**32:
-            self.lower, self.range = (self.lower << 32) % 2**64, self.range << 32
-            word = self.words[self.next] if self.next < len(self.words) else 0
-            self.point = (self.point << 32) % 2**64 | word
-            self.next += 1
-        return symbol
-
-    def maybe_exhausted(self) -> bool:
-        return self.next >= len(self.words) - 2
-
-
-@pytest.fixture
-def integers_for_constriction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything that constriction decodes is decoded by `IntegerDecoder` instead."""
-
-    def categorical(weights: npt.NDArray[np.float64], *, perfect: bool) -> list[int]:
-        assert not perfect
-        assert weights.sum() + weights.size == 1 << PRECISION
-        return [int(weight) + 1 for weight in weights]
-
-    def uniform(size: int) -> list[int]:
-        assert (1 << PRECISION) % size == 0
-        return [(1 << PRECISION) // size] * size
-
-    fake = SimpleNamespace(
-        stream=SimpleNamespace(
-            model=SimpleNamespace(Categorical=categorical, Uniform=uniform),
-            queue=SimpleNamespace(RangeDecoder=IntegerDecoder),
-        )
-    )
-    parametric.cache_clear()
-    monkeypatch.setattr(stream, "constriction", fake)
-    monkeypatch.setattr(tables, "constriction", fake)
-    yield
-    parametric.cache_clear()
-
-
-@pytest.mark.usefixtures("integers_for_constriction")
-def test_python_integers_alone_decode_the_golden_payloads() -> None:
-    shapes = [(40, 24), (5, 16), (3, 7)]
-    plain = decode_codes((GOLDEN / "codes-plain.bin").read_bytes(), shapes)
-    data = (GOLDEN / "codes-trellis.bin").read_bytes()
-    assert equal(plain, decode_codes(data, shapes, steppers=steppers(3)))
-    assert plain[1][4, 15] == -1000
-    small = decode_small((GOLDEN / "codes-small.bin").read_bytes(), 200)
-    assert np.array_equal(small, counted(200, 2))
-
-
 @given(npst.arrays(np.int64, st.integers(1, 512), elements=st.integers(-(2**40), 2**40)))
 def test_frequencies_are_positive_and_sum_to_two_to_the_24(logs: npt.NDArray[np.int64]) -> None:
     found = frequencies(logs)
@@ -250,16 +178,32 @@ def test_frequencies_are_positive_and_sum_to_two_to_the_24(logs: npt.NDArray[np.
 
 @given(npst.arrays(np.int64, st.integers(2, 300), elements=st.integers(0, 320)), st.data())
 @settings(deadline=None)
-def test_constriction_uses_exactly_the_frequencies_of_the_table(
+def test_the_words_are_those_of_another_range_coder(
     logs: npt.NDArray[np.int64], data: st.DataObject
 ) -> None:
+    """constriction's queue coder, which has the same words, state, and precision."""
+    constriction = pytest.importorskip("constriction")
     table = tables.FrequencyTable(0, logs)
-    symbols = data.draw(st.lists(st.integers(0, logs.size - 1), min_size=1, max_size=40))
+    places = st.integers(0, table.size - 1)
+    values = np.array(data.draw(st.lists(places, min_size=1, max_size=99)), np.int32)
     writer = Writer()
-    writer._coder.encode(np.array(symbols, dtype=np.int32), table.model)
-    words = np.frombuffer(writer.payload(PLAIN), "<u4", offset=HEADER.size)
-    decoded = IntegerDecoder(words).decode(table.frequencies.tolist(), len(symbols))
-    assert decoded.tolist() == symbols
+    writer.values(values, Book([table]))
+    words = np.frombuffer(writer.payload(PLAIN), "<u4", offset=HEADER.size).astype(np.uint32)
+    # it grants each symbol one part of 2^24 and shares out the rest as these floats, exactly
+    shares = (table.frequencies - 1).astype(np.float64)
+    model = constriction.stream.model.Categorical(shares, perfect=False)
+    coder = constriction.stream.queue.RangeEncoder()
+    coder.encode(values, model)
+    assert coder.get_compressed().tolist() == words.tolist()
+    decoder = constriction.stream.queue.RangeDecoder(words)
+    assert decoder.decode(model, values.size).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("carries", [1, 3, 200])
+def test_a_carry_goes_back_through_words_of_ones(carries: int) -> None:
+    words = np.array([5, *[2**32 - 1] * carries, 9], np.uint32)
+    carry(words, 1 + carries)
+    assert words.tolist() == [6, *[0] * carries, 9]
 
 
 def test_probabilities_halve_every_sixteen_steps() -> None:
@@ -333,12 +277,11 @@ def test_parities_traced_at_once_are_those_of_row_after_row(
     codes: npt.NDArray[np.int32], states: int
 ) -> None:
     table = np.random.default_rng(states).integers(0, states, (states, 2))
-    stepper = TableStepper(table)
-    parity_C = stepper.start(codes.shape[1])
+    state_C = np.zeros(codes.shape[1], dtype=np.int64)
     expected = np.zeros(codes.shape, dtype=np.uint8)
     for row, symbols in enumerate(codes):
-        expected[row] = parity_C
-        parity_C = stepper.step(symbols)
+        expected[row] = state_C & 1
+        state_C = table[state_C, symbols & 1]
     assert np.array_equal(TableStepper(table).trace(codes), expected)
 
 
@@ -347,18 +290,14 @@ def test_matrices_side_by_side_step_as_each_does_alone() -> None:
     rng = np.random.default_rng(0)
     tables = [EIGHT, rng.integers(0, 3, (3, 2)), EIGHT, rng.integers(0, 5, (5, 2))]
     codes = [rng.integers(-4, 5, (9, columns)) for columns in (2, 4, 1, 6)]
-    together = joined([TableStepper(table) for table in tables], [2, 4, 1, 6])
-    for row in range(9):
-        if row == 5:
-            together.keep(np.repeat([True, False, True, True], [2, 4, 1, 6]))
-            del tables[1], codes[1]
-        found = together.step(np.concatenate([matrix[row] for matrix in codes]))
-        if row < 8:
-            alone = [
-                TableStepper(table).trace(matrix)[row + 1]
-                for matrix, table in zip(codes, tables, strict=True)
-            ]
-            assert np.array_equal(found, np.concatenate(alone))
+    doubled, place_C = joined([TableStepper(table) for table in tables], [2, 4, 1, 6])
+    parities = [TableStepper(table).trace(m) for table, m in zip(tables, codes, strict=True)]
+    for found, row in zip(np.hstack(parities), np.hstack(codes), strict=True):
+        assert np.array_equal(place_C >> 1 & 1, found)
+        place_C = doubled[place_C + (row & 1)]
+    data = encode_codes(codes, parities=parities)
+    machines = [TableStepper(table) for table in tables]
+    assert equal(decode_codes(data, [m.shape for m in codes], steppers=machines), codes)
 
 
 def test_knowing_the_parity_saves_bytes() -> None:
@@ -479,6 +418,13 @@ def test_truncated_and_lengthened_payloads_are_refused(name: str) -> None:
     for data in [payload[:cut] for cut in range(len(payload))] + [payload + bytes(4)]:
         with pytest.raises(ArtifactError):
             decode(data, name)
+
+
+def test_a_code_beyond_the_type_asked_for_is_refused() -> None:
+    data = encode_codes([np.array([[-129, 3]])])
+    assert decode_codes(data, [(1, 2)], dtype=np.int16)[0].dtype == np.int16
+    with pytest.raises(ArtifactError, match="beyond int8"):
+        decode_codes(data, [(1, 2)], dtype=np.int8)
 
 
 def test_words_after_the_last_code_are_refused() -> None:

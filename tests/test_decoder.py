@@ -87,7 +87,7 @@ def test_the_page_needs_numpy_alone_and_fits_on_250_lines(tmp_path):
     path.write_bytes(encode_artifact(tensors=example_tensors(), pack={}, codecs="zlib"))
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
-        "sys.modules.update(dict.fromkeys(('gptpack', 'torch', 'zstandard', 'constriction')))\n"
+        "sys.modules.update(dict.fromkeys(('gptpack', 'torch', 'zstandard', 'numba')))\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     command = [sys.executable, "-c", code, str(PAGE), str(path)]

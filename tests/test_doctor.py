@@ -29,7 +29,7 @@ def findings() -> dict[str, Finding]:
 
 
 def test_what_the_tests_need_works_here(findings):
-    for name in ("python", "numpy", "torch", "constriction", "codec zlib", "codec zstd"):
+    for name in ("python", "numpy", "torch", "numba", "codec zlib", "codec zstd"):
         assert findings[name].works, findings[name]
     able = {ability.task: ability for ability in abilities(findings.values())}
     for task in ("check", "inspect", "verify", "train", "pack", "eval"):

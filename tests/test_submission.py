@@ -35,7 +35,7 @@ from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 from gptpack.training.recipe import Recipe, TrainingConfig
 
 # fmt: off
-EVERYTHING = ["brotli", "click", "constriction", "gptpack", "numba", "plotly", "rich",
+EVERYTHING = ["brotli", "click", "gptpack", "numba", "plotly", "rich",
               "safetensors", "zstandard"]
 # fmt: on
 
@@ -174,7 +174,7 @@ def test_the_script_scores_as_eval_does_without_gptpack_or_what_no_codec_needs(
     shutil.copy(run / "model.gptpack", script.parent)
     source = make_script(codes, artifact="model.gptpack", stride=8)
     script.write_text(source.small if form == "small" else source.readable, encoding="utf-8")
-    absent = [name for name in EVERYTHING if name != "constriction" or "range" not in codes]
+    absent = [name for name in EVERYTHING if name != "numba" or "range" not in codes]
     python = bare_environment(tmp_path / "venv")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -206,10 +206,10 @@ def test_a_script_without_the_coder_says_what_it_cannot_read(
 ) -> None:
     script = ranged / "train_gpt.py"
     script.write_text(make_script({"range"}, artifact="model.gptpack").small)
-    command = blocked(script, ["constriction"], "--data", world.data, "--device", "cpu")
+    command = blocked(script, ["numba"], "--data", world.data, "--device", "cpu")
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "pip install constriction" in done.stderr
+    assert "pip install numba" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

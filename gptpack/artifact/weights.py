@@ -1,8 +1,11 @@
 """Packed tensors -> one hash of the weights that they stand for, whatever holds them."""
 
 import hashlib
+import os
 import struct
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +27,7 @@ def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) ->
         ArtifactError: a tensor's arrays or parameters do not decode to finite values.
     """
     state = hashlib.sha256()
-    for tensor in tensors:
-        try:
-            values = dequantize(tensor)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, ArtifactError):
-                raise
-            raise ArtifactError(
-                f"{tensor.name}: its {tensor.method} parameters cannot be decoded: {error!a:.100}"
-            ) from error
+    for tensor, values in _dequantized(tensors):
         rank = len(tensor.shape)
         state.update(tensor.name.encode("ascii") + b"\0")
         state.update(struct.pack(f"<B{rank}Q", rank, *tensor.shape))
@@ -40,3 +35,34 @@ def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) ->
         if keep is not None:
             keep(tensor.name, values)
     return state.hexdigest()
+
+
+def _dequantized(
+    tensors: Iterable[PackedTensor],
+) -> Iterator[tuple[PackedTensor, npt.NDArray[np.float32]]]:
+    """Each tensor with its values, computed in threads, a few tensors ahead."""
+    ahead = min(4, os.cpu_count() or 1)
+    pending: deque[tuple[PackedTensor, Future[npt.NDArray[np.float32]]]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        try:
+            for tensor in tensors:
+                pending.append((tensor, pool.submit(_values, tensor)))
+                if len(pending) > ahead:
+                    first, values = pending.popleft()
+                    yield first, values.result()
+            while pending:
+                first, values = pending.popleft()
+                yield first, values.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _values(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    try:
+        return dequantize(tensor)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(
+            f"{tensor.name}: its {tensor.method} parameters cannot be decoded: {error!a:.100}"
+        ) from error

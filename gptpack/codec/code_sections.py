@@ -37,7 +37,7 @@ class OfCodes:
         return ("row",) if integers and ranks in ({1}, {2}) and states else ()
 
     def encode(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
-        _need_constriction()
+        _need_numba()
         from gptpack.codec.range import encode_codes, encode_small
 
         del layout
@@ -48,7 +48,7 @@ class OfCodes:
     def draft(self, slots: "Sequence[Any]", arrays: Sequence[Array], layout: str) -> bytes:
         """Zeros, as many as `encode` makes bytes of matrices or up to `DRAFT_SPARE` more, in a
         third of the time."""
-        _need_constriction()
+        _need_numba()
         from gptpack.codec.range import estimate_bits
 
         del layout
@@ -56,7 +56,7 @@ class OfCodes:
         return bytes(math.ceil(bits / 8) + DRAFT_SPARE)
 
     def decode(self, stored: bytes, slots: "Sequence[Any]", layout: str) -> list[Array]:
-        _need_constriction()
+        _need_numba()
         from gptpack.codec.range import decode_codes, decode_small
 
         if layout != "row":
@@ -74,16 +74,16 @@ class OfCodes:
             states = _states(slots)
             steppers = [TableStepper(state_table(count)) for count in states]
             shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
-            found = decode_codes(stored, shapes, steppers=steppers or None)
+            return decode_codes(stored, shapes, steppers=steppers or None, dtype=slots[0].dtype)
         return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]
 
 
-def _need_constriction() -> None:
+def _need_numba() -> None:
     try:
-        import constriction  # noqa: F401
+        import numba  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "codec range needs a package that is not installed; pip install constriction"
+            "codec range needs a package that is not installed; pip install numba"
         ) from error
 
 

@@ -16,8 +16,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.codec.coder import Ints
 from gptpack.codec.stepper import Codes, Parity
-from gptpack.codec.tables import PLACES, REACH_MAX, Ints
+from gptpack.codec.tables import PLACES, REACH_MAX
 
 GRID = 6
 """Classes per octave of scale; 4 to 8 are within 0.0006 bit of each other."""

@@ -42,10 +42,11 @@ def _bits(
     parity: Parity | None,
 ) -> float:
     values = codes.astype(np.int64).ravel()
-    books = preface.books([matrix], slice(None)).ravel()
+    books = preface.books(matrix, slice(None)).ravel()
     if parity is not None:
         books += parity.ravel()
-    offsets, sizes = values - preface.book.lows[books], preface.book.sizes[books].astype(np.int64)
+    tables = preface.book.joined
+    offsets, sizes = values - tables.lows[books], tables.sizes[books].astype(np.int64)
     inside = (offsets >= 0) & (offsets < sizes)
     total = float(bits_BP[books, np.where(inside, offsets, sizes)].sum())
     if not inside.all():

@@ -3,8 +3,7 @@
 The stream holds the classes of rows and columns, the frequency tables, and the codes. Codes go in
 turns: a turn is a block of one matrix, or, where a trellis gives each code's parity, row r of all
 matrices at once, since the parities of row r + 1 follow from the codes of row r. Within a turn they
-go table by table, which makes a turn one call per table: 26 M codes decode in 1.0 s on one core, in
-1.7 s by rows (benchmarks/bench_codec.py).
+go table by table.
 
 Decoding adds, compares and divides integers: it gives the same codes on every machine.
 
@@ -19,6 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.codec.coder import Ints
 from gptpack.codec.contexts import (
     CLASSES_MAX,
     Scales,
@@ -31,14 +31,14 @@ from gptpack.codec.stepper import Codes, Parity, TableStepper, joined
 from gptpack.codec.stream import (
     LIMIT,
     Book,
-    Books,
+    Classes,
     Reader,
     Symbols,
     Writer,
     check_limit,
     escape_bits,
 )
-from gptpack.codec.tables import PLACES, REACH_MAX, Ints, Span, fit_span, histogram
+from gptpack.codec.tables import PLACES, REACH_MAX, Span, fit_span, histogram
 from gptpack.errors import ArtifactError, QuantError
 
 Shape = tuple[int, int]
@@ -49,7 +49,7 @@ _CODER_BITS = 2.0**-9 / 32 / math.log(2) ** 2
 """Bits that a symbol takes beyond its table's share: the coder cuts its range of 2^32 .. 2^64 to a
 multiple of 2^24 and loses half of that on average, over ranges spread evenly over the octaves."""
 _BLOCK = 1 << 18
-"""Codes of a turn without a trellis; so many are sorted within the cache."""
+"""Codes of a turn without a trellis, and of a call with one."""
 
 
 def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> bytes:
@@ -66,40 +66,42 @@ def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = 
     writer = Writer()
     preface.write(writer)
     shapes = [_shape(matrix) for matrix in codes]
-    if parities is None:
-        for m, rows in _blocks(shapes):
-            writer.symbols(codes[m][rows].ravel(), preface.books([m], rows).ravel(), preface.book)
-        return writer.payload(PLAIN)
-    for members, rows in _bands(shapes):
-        books_BC = preface.books(members, rows)
-        books_BC += np.hstack([parities[m][rows] for m in members])
-        writer.rows(np.hstack([codes[m][rows] for m in members]), books_BC, preface.book)
-    return writer.payload(TRELLIS)
+    for members, rows, height in _bands(shapes, trellis=parities is not None):
+        block_BC = np.hstack([codes[m][rows] for m in members])
+        parity_BC: Parity = np.zeros(block_BC.shape, np.uint8)
+        if parities is not None:
+            parity_BC = np.hstack([parities[m][rows] for m in members])
+        writer.rows(block_BC, parity_BC, preface.book, preface.classes(members, rows), height)
+    return writer.payload(PLAIN if parities is None else TRELLIS)
 
 
 def decode_codes(
-    data: bytes, shapes: Sequence[Shape], *, steppers: Sequence[TableStepper] | None = None
-) -> list[Symbols]:
+    data: bytes,
+    shapes: Sequence[Shape],
+    *,
+    steppers: Sequence[TableStepper] | None = None,
+    dtype: npt.DTypeLike = np.int32,
+) -> list[Codes]:
     """The matrices that `encode_codes` was given.
 
-    Memory and time are bounded by `shapes`: 4 bytes per code, and some 30 per code of a turn.
+    Memory and time are bounded by `shapes`: the codes', and some 30 bytes per code of a turn.
 
     Args:
         steppers: one per matrix if the codes are of a trellis, else None.
+        dtype: type of the matrices; a code beyond it is an error.
 
     Raises:
         ArtifactError: `data` is not a payload for these shapes.
     """
     reader = Reader(data, PLAIN if steppers is None else TRELLIS)
     preface = Preface.read(reader, shapes, lanes=1 if steppers is None else 2)
-    codes = [np.empty(shape, dtype=np.int32) for shape in shapes]
+    codes = [np.empty(shape, dtype) for shape in shapes]
     if steppers is None:
-        for m, rows in _blocks(shapes):
-            block = codes[m][rows]
-            books = preface.books([m], rows).ravel()
-            block[:] = reader.symbols(books, preface.book).reshape(block.shape)
+        for (m,), rows, height in _bands(shapes, trellis=False):
+            block_BC = reader.rows(preface.book, preface.classes([m], rows), height)
+            codes[m][rows] = _narrow(block_BC, dtype)
     else:
-        _decode_bands(reader, preface, codes, steppers)
+        _decode_trellis(reader, preface, codes, steppers)
     reader.finish()
     return codes
 
@@ -137,8 +139,7 @@ def encode_small(array: npt.NDArray[np.integer]) -> bytes:
             span = fit_span(histogram(coded - centre))
             writer.number(centre)
             writer.spans([span], 1)
-            books = np.zeros(coded.size, dtype=np.uint16)
-            writer.symbols((coded - centre).astype(np.int32), books, Book([span.table()]))
+            writer.values((coded - centre).astype(np.int32), Book([span.table()]))
         else:
             writer.integers(coded)
         payloads.append(writer.payload(SMALL))
@@ -158,7 +159,7 @@ def decode_small(data: bytes, size: int) -> Symbols:
     if mode & 2:
         centre = reader.number()
         book = Book([span.table() for span in reader.spans(1, 1)])
-        values = reader.symbols(np.zeros(size, dtype=np.uint16), book).astype(np.int64) + centre
+        values = reader.values(size, book).astype(np.int64) + centre
     else:
         values = reader.integers(size)
     reader.finish()
@@ -190,17 +191,24 @@ class Preface:
         return Book([span.table() for span in self.spans])
 
     @cached_property
-    def _shifted(self) -> list[Ints]:
-        return [scales.columns - self.lowest for scales in self.scales]
+    def _first(self) -> npt.NDArray[np.int32]:
+        return (self.groups * self.lanes).astype(np.int32)
 
-    @cached_property
-    def _first(self) -> Books:
-        return (self.groups * self.lanes).astype(np.uint16)
+    def classes(self, matrices: Sequence[int], rows: slice) -> Classes:
+        """The classes of these rows of matrices side by side."""
+        columns = [self.scales[m].columns for m in matrices]
+        return Classes(
+            rows=np.stack([self.scales[m].rows[rows] - self.lowest for m in matrices], 1),
+            ends=np.cumsum([each.size for each in columns]),
+            columns=np.concatenate(columns),
+            groups=self._first,
+        )
 
-    def books(self, matrices: Sequence[int], rows: slice) -> Books:
-        """The table of each code in these rows of matrices side by side, parities left out."""
-        class_BC = np.hstack([self.scales[m].rows[rows, None] + self._shifted[m] for m in matrices])
-        books: Books = self._first.take(class_BC, mode="clip")
+    def books(self, matrix: int, rows: slice) -> npt.NDArray[np.int32]:
+        """The table of each code in these rows of a matrix, parities left out."""
+        scales = self.scales[matrix]
+        class_BC = scales.rows[rows, None] + (scales.columns - self.lowest)
+        books: npt.NDArray[np.int32] = self._first.take(class_BC, mode="clip")
         return books
 
     def write(self, writer: Writer) -> None:
@@ -231,29 +239,31 @@ class Preface:
         return cls(scales, lowest, group_K, spans, lanes)
 
 
-def _decode_bands(
-    reader: Reader, preface: Preface, codes: Sequence[Symbols], steppers: Sequence[TableStepper]
+def _decode_trellis(
+    reader: Reader, preface: Preface, codes: Sequence[Codes], steppers: Sequence[TableStepper]
 ) -> None:
     """Decode into `codes`, whose parities `steppers` give."""
     shapes = [_shape(matrix) for matrix in codes]
     present = [m for m, shape in enumerate(shapes) if all(shape)]
     columns = [shapes[m][1] for m in present]
-    stepper = joined([steppers[m] for m in present], columns)
-    parity_C: Parity = np.zeros(sum(columns), dtype=np.uint8)
-    for members, rows in _bands(shapes):
+    doubled, machine_C = joined([steppers[m] for m in present], columns)
+    for members, rows, height in _bands(shapes, trellis=True):
         if members != present:
-            going_on = np.repeat(np.isin(present, members), columns)
-            stepper.keep(going_on)
-            parity_C = parity_C[going_on]
+            machine_C = machine_C[np.repeat(np.isin(present, members), columns)]
             present, columns = members, [shapes[m][1] for m in members]
-        books_BC = preface.books(members, rows)
-        block_BC = np.empty(books_BC.shape, dtype=np.int32)
-        for row in range(len(block_BC)):
-            block_BC[row] = reader.symbols(books_BC[row] + parity_C, preface.book)
-            parity_C = stepper.step(block_BC[row])
+        classes = preface.classes(members, rows)
+        block_BC = reader.rows(preface.book, classes, height, machine_C, doubled)
         parts = np.split(block_BC, np.cumsum(columns)[:-1], axis=1)
         for m, part in zip(members, parts, strict=True):
-            codes[m][rows] = part
+            codes[m][rows] = _narrow(part, codes[m].dtype)
+
+
+def _narrow(codes: Symbols, dtype: npt.DTypeLike) -> Symbols:
+    """The codes, all of which `dtype` can hold."""
+    info = np.iinfo(np.dtype(dtype))
+    if not (info.min <= codes.min() and codes.max() <= info.max):
+        raise ArtifactError(f"a decoded code is beyond {info.dtype.name}")
+    return codes
 
 
 def _preface(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Preface:
@@ -311,13 +321,13 @@ def _beyond_bits(codes: Codes, preface: Preface, matrix: int, parity: Parity | N
     """Bits of the lengths of the codes beyond `REACH_MAX`."""
     if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
         return 0.0
-    book_RC = preface.books([matrix], slice(None))
+    book_RC = preface.books(matrix, slice(None))
     if parity is not None:
         book_RC += parity
     beyond_RC = np.abs(codes.astype(np.int64)) > REACH_MAX
     values, books = codes[beyond_RC].astype(np.int64), book_RC[beyond_RC]
-    below = preface.book.lows[books] - 1 - values
-    above = values - preface.book.lows[books] - preface.book.sizes[books]
+    below = preface.book.joined.lows[books] - 1 - values
+    above = values - preface.book.joined.lows[books] - preface.book.joined.sizes[books]
     return float(escape_bits(np.where(below >= 0, 2 * below + 1, 2 * above)).sum())
 
 
@@ -326,21 +336,20 @@ def _shape(matrix: Codes) -> Shape:
     return rows, columns
 
 
-def _blocks(shapes: Sequence[Shape]) -> Iterator[tuple[int, slice]]:
-    """Matrix and rows of each turn without a trellis."""
-    for m, (rows, columns) in enumerate(shapes):
-        height = max(1, _BLOCK // max(columns, 1))
-        for row in range(0, rows if columns else 0, height):
-            yield m, slice(row, min(row + height, rows))
-
-
-def _bands(shapes: Sequence[Shape]) -> Iterator[tuple[list[int], slice]]:
-    """Some rows at a time, each of them a turn, and the matrices that have them."""
+def _bands(shapes: Sequence[Shape], *, trellis: bool) -> Iterator[tuple[list[int], slice, int]]:
+    """The matrices and rows of each call, and how many rows a turn has: without a trellis a block
+    of one matrix, with one a row of all matrices that have it."""
     heights = [rows if columns else 0 for rows, columns in shapes]
+    if not trellis:
+        for m, (_, columns) in enumerate(shapes):
+            height = max(1, _BLOCK // max(columns, 1))
+            for row in range(0, heights[m], height):
+                yield [m], slice(row, min(row + height, heights[m])), height
+        return
     row = 0
     while members := [m for m, height in enumerate(heights) if row < height]:
         columns = sum(shapes[m][1] for m in members)
         end = min(heights[m] for m in members)
         stop = min(end, row + max(1, _BLOCK // columns))
-        yield members, slice(row, stop)
+        yield members, slice(row, stop), 1
         row = stop

@@ -26,23 +26,6 @@ class TableStepper:
         """`next_states` holds the state after each state and bit, ``[S, 2]``; 0 is the first."""
         self.next_states = next_states
         self._doubled = 2 * next_states.astype(np.intp).ravel()
-        self._parity = (next_states.ravel() & 1).astype(np.uint8)
-        self._doubled_C: States = np.zeros(0, dtype=np.intp)
-
-    def start(self, columns: int) -> Parity:
-        """Begin anew with so many columns; returns the first row's parities, ``[C]``, all 0."""
-        self._doubled_C = np.zeros(columns, dtype=np.intp)
-        return np.zeros(columns, dtype=np.uint8)
-
-    def step(self, symbols: Codes) -> Parity:
-        """The parities of the next row, given this row's codes ``[C]``, which may be any int32."""
-        place_C = self._doubled_C + (symbols & 1)
-        self._doubled_C = self._doubled.take(place_C)
-        return self._parity.take(place_C)
-
-    def keep(self, columns: npt.NDArray[np.bool_]) -> None:
-        """Go on with these columns only."""
-        self._doubled_C = self._doubled_C[columns]
 
     def trace(self, codes: Codes) -> Parity:
         """The parity of each code of a matrix that starts in state 0: ``[R, C]``."""
@@ -76,10 +59,17 @@ def _eight_rows(doubled: bytes) -> tuple[States, npt.NDArray[np.uint8]]:
     return 256 * state_N, parities_N
 
 
-def joined(steppers: Sequence[TableStepper], columns: Sequence[int]) -> TableStepper:
-    """One stepper, started, for matrices of so many columns next to each other."""
+def joined(
+    steppers: Sequence[TableStepper], columns: Sequence[int]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """One machine for matrices of so many columns next to each other, which share equal tables.
+
+    Returns:
+        Twice the state that follows each state and bit, ``[2 S]``, and twice the state that each
+        column begins in, ``[C]``.
+    """
     offsets: dict[bytes, int] = {}
-    tables: list[Bits] = []
+    tables: list[Bits] = [np.zeros((0, 2), np.intp)]
     size = 0
     first = []
     for stepper in steppers:
@@ -90,7 +80,5 @@ def joined(steppers: Sequence[TableStepper], columns: Sequence[int]) -> TableSte
             tables.append(np.pad(table + size, ((0, len(table) % 2), (0, 0))))
             size += len(tables[-1])
         first.append(offsets[key])
-    joint = TableStepper(np.concatenate(tables) if tables else np.zeros((0, 2), dtype=np.intp))
-    joint.start(sum(columns))
-    joint._doubled_C += 2 * np.repeat(np.array(first, dtype=np.intp), columns)
-    return joint
+    doubled = 2 * np.concatenate(tables).ravel()
+    return doubled.astype(np.int32), 2 * np.repeat(np.array(first, np.int32), columns)

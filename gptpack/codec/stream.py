@@ -1,18 +1,33 @@
-"""One stream of range-coded words: numbers, integers, symbols by table, and the tables themselves.
+"""One stream of range-coded words: numbers, integers, values by table, and the tables themselves.
 
-`Writer` and `Reader` mirror each other method by method. Every symbol is coded by constriction
-under frequencies that are integers (tables.py), raw bits under `Uniform(2^n)`, which is exact.
+`Writer` and `Reader` mirror each other method by method; coder.py has their loops.
 """
 
 import struct
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Final
 
-import constriction
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.stepper import Codes
+from gptpack.codec.coder import (
+    BEYOND,
+    ENDED,
+    LENGTHS,
+    MOST_WORDS,
+    Ints,
+    Tables,
+    carry,
+    read_bits,
+    read_folded,
+    read_rows,
+    tables_of,
+    write_bits,
+    write_folded,
+    write_rows,
+)
+from gptpack.codec.stepper import Codes, Parity
 from gptpack.codec.tables import (
     CENTRE_MAX,
     CURVATURE_MAX,
@@ -21,100 +36,145 @@ from gptpack.codec.tables import (
     SHAPES,
     TOP,
     FrequencyTable,
-    Ints,
     Span,
     best_parametric,
+    frequencies,
     parametric,
 )
 from gptpack.errors import ArtifactError, QuantError
 
 Symbols = npt.NDArray[np.int32]
-Books = npt.NDArray[np.uint16]
 
 HEADER: Final = struct.Struct("<BI")
 """Kind of the payload; number of 32-bit little-endian words that follow."""
 LIMIT: Final = 1 << 20
 """Bound of the magnitude of coded values, which stay below it."""
-_LENGTHS = 24
-"""Bits of an escape or a number after folding the sign, at most; they stay below 2^24 - 1."""
+_SHAPE_BITS = SHAPES.bit_length() - 1
+_NOTHING = np.zeros(0, np.int32)
 
 
 class Book:
-    """Frequency tables, with the model, the lowest value and the size of each."""
+    """Frequency tables, by their numbers."""
 
     def __init__(self, tables: list[FrequencyTable]) -> None:
         self.tables = tables
-        self.models = [table.model for table in tables]
-        self.lows = np.array([table.low for table in tables], dtype=np.int32)
-        self.sizes = np.array([table.size for table in tables], dtype=np.int32)
+
+    @cached_property
+    def joined(self) -> Tables:
+        """The tables as the loops read them."""
+        found = self.tables
+        return tables_of([table.low for table in found], [table.frequencies for table in found])
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """Which table of a book each value of some rows of matrices side by side has."""
+
+    rows: Ints
+    """Class of each row in each matrix, ``[B, M]``."""
+    ends: Ints
+    """Where each matrix' columns end, ``[M]``."""
+    columns: Ints
+    """Class of each column, ``[C]``; a value's class is the sum, or the nearest that exists."""
+    groups: npt.NDArray[np.int32]
+    """Number of the table of each class, ``[K]``."""
+
+
+@cache
+def _one_table() -> npt.NDArray[np.int32]:
+    return np.zeros(1, np.int32)
+
+
+def _by_one_table(count: int) -> Classes:
+    columns = np.zeros(count, np.int64)
+    return Classes(np.zeros((1, 1), np.int64), np.array([count]), columns, _one_table())
+
+
+@cache
+def _length_starts() -> npt.NDArray[np.uint64]:
+    """Where the frequency of each length of a folded number begins: length n has probability
+    2^-(n + 1)."""
+    logs = TOP - OCTAVE * np.minimum(np.arange(1, LENGTHS + 1), 19)
+    return np.concatenate(([0], np.cumsum(frequencies(logs)))).astype(np.uint64)
+
+
+@cache
+def _parametric_book(shape: int) -> Book:
+    return Book([parametric(shape)])
 
 
 class Writer:
     """A growing stream, and what can be coded into it."""
 
     def __init__(self) -> None:
-        self._coder: Any = constriction.stream.queue.RangeEncoder()
-        self._uniform: Any = constriction.stream.model.Uniform
-        self._lengths = _length_table().model
+        self._words = np.zeros(64, np.uint32)
+        # the coder's range, the lower end of its interval, and the number of words
+        self._state = np.array([2**64 - 1, 0, 0], np.uint64)
 
     def payload(self, kind: int) -> bytes:
         """The stream so far with its header."""
-        words = self._coder.get_compressed().astype("<u4")
-        return HEADER.pack(kind, words.size) + words.tobytes()
+        words, (wide, lower, count) = self._words.copy(), self._state.tolist()
+        last = lower + 2**32 - 1
+        if last >> 64:
+            carry(words, count)
+        ending = [last >> 32 & 0xFFFFFFFF]
+        # a word that the other end of the interval has too would not tell where the stream ends
+        if ending[0] == lower + wide >> 32 & 0xFFFFFFFF:
+            ending.append(0)
+        found = np.concatenate((words[:count], np.array(ending, np.uint32)))
+        return HEADER.pack(kind, found.size) + found.astype("<u4").tobytes()
+
+    def _room(self, values: int) -> npt.NDArray[np.uint32]:
+        """The words, with room for so many values more."""
+        needed = int(self._state[2]) + MOST_WORDS * values
+        if needed > self._words.size:
+            grown = np.zeros(max(needed, 2 * self._words.size), np.uint32)
+            grown[: self._words.size] = self._words
+            self._words = grown
+        return self._words
 
     def number(self, value: int) -> None:
         """Code one signed number of magnitude below 2^22 in some 6 to 50 bits."""
-        self._folded(np.array([2 * value if value >= 0 else -2 * value - 1]))
+        folded = np.array([2 * value if value >= 0 else -2 * value - 1])
+        write_folded(self._room(1), self._state, _length_starts(), folded)
 
     def integers(self, values: Ints) -> None:
         """Code integers that lie about one centre, by the best table of the fixed family."""
         centre, shape = best_parametric(values)
         self.number(centre)
-        self._coder.encode(shape, self._uniform(SHAPES))
-        books = np.zeros(values.size, dtype=np.uint16)
-        self.symbols((values - centre).astype(np.int32), books, Book([parametric(shape)]))
+        write_bits(self._room(1), self._state, shape, _SHAPE_BITS)
+        self.values((values - centre).astype(np.int32), _parametric_book(shape))
 
-    def symbols(self, values: Codes, books: Books, book: Book) -> None:
-        """Code `values`, each by table ``books[i]`` of `book`: table by table, in stable order."""
-        self.rows(values[None], books[None], book)
+    def values(self, values: Symbols, book: Book) -> None:
+        """Code `values` by the only table of `book`."""
+        if values.size:
+            parity = np.zeros((1, values.size), np.uint8)
+            self.rows(values[None], parity, book, _by_one_table(values.size), 1)
 
-    def rows(self, values_BN: Codes, books_BN: Books, book: Book) -> None:
-        """Code as `symbols` does, one row after the other."""
-        order_BN = np.argsort(books_BN, axis=1, kind="stable")
-        height, tables = len(books_BN), len(book.models)
-        line_BN = books_BN + tables * np.arange(height)[:, None]
-        counts = np.bincount(line_BN.ravel(), minlength=height * tables)
-        sizes = np.repeat(np.tile(book.sizes, height), counts)
-        offsets = np.take_along_axis(values_BN, order_BN, 1).ravel().astype(np.int32)
-        offsets -= np.repeat(np.tile(book.lows, height), counts)
-        # Negative offsets are large as unsigned numbers.
-        inside = offsets.view(np.uint32) < sizes.view(np.uint32)
-        places = np.where(inside, offsets, sizes)
-        width = books_BN.shape[1]
-        inside_B: npt.NDArray[np.bool_] = np.all(inside.reshape(height, width), axis=1)
-        stop = 0
-        for row, counts_P in enumerate(counts.reshape(height, tables)):
-            for index in np.flatnonzero(counts_P).tolist():
-                start, stop = stop, stop + int(counts_P[index])
-                self._coder.encode(places[start:stop], book.models[index])
-            if not inside_B[row]:
-                outside = slice(row * width, stop)
-                self._escapes(offsets[outside], sizes[outside], ~inside[outside])
+    def rows(
+        self, values_BC: Codes, parity_BC: Parity, book: Book, classes: Classes, height: int
+    ) -> None:
+        """Code rows of values in turns of `height` rows, within a turn table by table.
 
-    def _escapes(self, offsets: Symbols, sizes: Symbols, outside: npt.NDArray[np.bool_]) -> None:
-        """Code how far beyond their tables those values lie that are `outside`."""
-        distances = offsets[outside].astype(np.int64)
-        beyond = distances - sizes[outside]
-        self._folded(np.where(distances < 0, -2 * distances - 1, 2 * beyond))
-
-    def _folded(self, values: Ints) -> None:
-        """Code non-negative integers: the lengths of value + 1, then their lower bits."""
-        lengths = _bit_lengths(values + 1)
-        self._coder.encode(lengths, self._lengths)
-        for length in range(1, _LENGTHS):
-            members = (values + 1)[lengths == length] - (1 << length)
-            if members.size:
-                self._coder.encode(members.astype(np.int32), self._uniform(1 << length))
+        A value's table is that of its class, or the one after it where its parity is 1.
+        """
+        tables = book.joined
+        write_rows(
+            self._room(values_BC.size),
+            self._state,
+            _length_starts(),
+            tables.lows,
+            tables.sizes,
+            tables.first,
+            tables.starts,
+            classes.rows,
+            classes.ends,
+            classes.columns,
+            classes.groups,
+            np.ascontiguousarray(parity_BC),
+            height,
+            np.ascontiguousarray(values_BC, np.int32),
+        )
 
     def spans(self, spans: list[Span], lanes: int) -> None:
         """Code tables: each field by its difference from that of the table `lanes` before."""
@@ -143,54 +203,73 @@ class Reader:
         if len(data) != HEADER.size + 4 * words:
             needed = HEADER.size + 4 * words
             raise ArtifactError(f"codes: {len(data)} bytes, but {words} words need {needed}")
-        stream = np.frombuffer(data, dtype="<u4", offset=HEADER.size).astype(np.uint32)
-        self._decoder: Any = constriction.stream.queue.RangeDecoder(stream)
-        self._uniform: Any = constriction.stream.model.Uniform
-        self._lengths = _length_table().model
+        self._words = np.frombuffer(data, dtype="<u4", offset=HEADER.size).astype(np.uint32)
+        first, second = [*self._words[:2].tolist(), 0, 0][:2]
+        # the coder's range, how far into it the stream points, and the next word
+        self._state = np.array([2**64 - 1, first << 32 | second, 2], np.uint64)
 
     def finish(self) -> None:
         """Check that the stream ends here."""
-        if not self._decoder.maybe_exhausted():
+        if self._state[2] < self._words.size or self._state[1] >= 2**33 - 1:
             raise ArtifactError("codes: the stream goes on after its last code")
 
+    def _check(self, wrong: int) -> None:
+        if wrong == ENDED or self._state[2] > self._words.size + 1:
+            raise ArtifactError("codes: the stream ends before its last code")
+        if wrong == BEYOND:
+            raise ArtifactError("codes: the stream is damaged")
+
     def number(self) -> int:
-        value = int(self._folded(1)[0])
+        folded = np.zeros(1, np.int64)
+        self._check(read_folded(self._words, self._state, _length_starts(), folded))
+        value = int(folded[0])
         return -(value + 1) // 2 if value % 2 else value // 2
 
     def integers(self, count: int) -> Ints:
         centre = self.number()
-        shape = int(self._decode(self._uniform(SHAPES), 1)[0])
-        books = np.zeros(count, dtype=np.uint16)
-        return self.symbols(books, Book([parametric(shape)])).astype(np.int64) + centre
+        shape = read_bits(self._words, self._state, _SHAPE_BITS)
+        self._check(BEYOND if shape < 0 else 0)
+        return self.values(count, _parametric_book(shape)).astype(np.int64) + centre
 
-    def symbols(self, books: Books, book: Book) -> Symbols:
-        order = np.argsort(books, kind="stable")
-        counts = np.bincount(books, minlength=len(book.models))
-        sizes = np.repeat(book.sizes, counts)
-        places = np.empty(books.size, dtype=np.int32)
-        stop = 0
-        for index in np.flatnonzero(counts).tolist():
-            start, stop = stop, stop + int(counts[index])
-            places[start:stop] = self._decode(book.models[index], stop - start)
-        escaped = np.flatnonzero(places == sizes)
-        if escaped.size:
-            folded = self._folded(escaped.size)
-            beyond = sizes[escaped] + folded // 2
-            places[escaped] = np.where(folded % 2, -(folded + 1) // 2, beyond)
-        places += np.repeat(book.lows, counts)
-        values = np.empty_like(places)
-        values[order] = places
-        return values
+    def values(self, count: int, book: Book) -> Symbols:
+        if not count:
+            return np.zeros(0, np.int32)
+        return self.rows(book, _by_one_table(count), 1)[0]
 
-    def _folded(self, count: int) -> Ints:
-        lengths = self._decode(self._lengths, count)
-        values = np.zeros(count, dtype=np.int64)
-        for length in range(1, _LENGTHS):
-            members = np.flatnonzero(lengths == length)
-            if members.size:
-                low_bits = self._decode(self._uniform(1 << length), members.size)
-                values[members] = (1 << length) - 1 + low_bits.astype(np.int64)
-        return values
+    def rows(
+        self,
+        book: Book,
+        classes: Classes,
+        height: int,
+        machine_C: npt.NDArray[np.int32] = _NOTHING,
+        doubled: npt.NDArray[np.int32] = _NOTHING,
+    ) -> Symbols:
+        """Rows of values; `machine_C` and `doubled` lead from them to parities (see `joined`).
+
+        The machine's columns are led on, so that the next call goes on where this one ends.
+        """
+        tables = book.joined
+        value_BC = np.empty((len(classes.rows), classes.columns.size), np.int32)
+        wrong = read_rows(
+            self._words,
+            self._state,
+            _length_starts(),
+            tables.lows,
+            tables.sizes,
+            tables.first,
+            tables.starts,
+            tables.buckets,
+            classes.rows,
+            classes.ends,
+            classes.columns,
+            classes.groups,
+            machine_C,
+            doubled,
+            height,
+            value_BC,
+        )
+        self._check(wrong)
+        return value_BC
 
     def spans(self, count: int, lanes: int) -> list[Span]:
         """`count` tables, a multiple of `lanes`."""
@@ -208,13 +287,6 @@ class Reader:
             start, stop = stop, stop + span.size
             spans[index] = replace(span, residuals=tuple(residuals[start:stop]))
         return spans
-
-    def _decode(self, model: Any, count: int) -> Symbols:
-        try:
-            symbols: Symbols = self._decoder.decode(model, count)
-        except AssertionError as error:  # constriction's words for a point outside every interval
-            raise ArtifactError("codes: the stream is damaged") from error
-        return symbols
 
 
 def _checked(span: Span) -> Span:
@@ -246,8 +318,3 @@ def escape_bits(values: Ints) -> npt.NDArray[np.float64]:
 def _bit_lengths(values: Ints) -> Symbols:
     """``floor(log2(values))``: exact for integers below 2^53."""
     return (np.frexp(values.astype(np.float64))[1] - 1).astype(np.int32)
-
-
-def _length_table() -> FrequencyTable:
-    """The table of lengths, in which each further bit halves the probability."""
-    return FrequencyTable(0, TOP - OCTAVE * (1 + np.arange(_LENGTHS, dtype=np.int64)).clip(max=19))

@@ -1,26 +1,19 @@
 """Counts of symbols -> a table as a file holds it -> frequencies, in integers alone.
 
 A table is written as logarithms on a grid of 1/16 octave, which cost some 1.5 bits each and lose
-0.0001 bit per symbol. Integer arithmetic alone turns them into frequencies f that sum to 2^24.
-constriction 0.5 makes its model from the floats f - 1: it grants every symbol one part of 2^24 and
-scales the rest by (2^24 - n) / sum(f - 1), which is exactly 1. So cumulative sums are integers
-below 2^24, exact in float32 and float64, and the frequencies it uses are exactly f.
+0.0001 bit per symbol. Integer arithmetic alone turns them into frequencies that sum to 2^24.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
 
-import constriction
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from gptpack.codec.coder import PRECISION, Ints
 
-PRECISION = 24
-"""Bits of the sum of frequencies, 2^24, which is the fixed-point precision inside constriction."""
 OCTAVE = 16
 """Grid points of logarithms per factor of two."""
 TOP = 20 * OCTAVE
@@ -73,12 +66,6 @@ class FrequencyTable:
     @cached_property
     def frequencies(self) -> Ints:
         return frequencies(self.logs)
-
-    @cached_property
-    def model(self) -> Any:
-        """The constriction model with exactly `frequencies`."""
-        categorical = constriction.stream.model.Categorical
-        return categorical((self.frequencies - 1).astype(np.float64), perfect=False)
 
     @cached_property
     def bits(self) -> npt.NDArray[np.float64]:

@@ -24,20 +24,21 @@ LEFT_OUT = (
     "gptpack.data.documents",
     "gptpack.families.golf.flash4",
     "gptpack.families.transformers.folder",
+    "gptpack.families.transformers.library",
     "gptpack.families.transformers.texts",
 )
 """Modules for tokenizers other than SentencePiece's, a kernel of training, and models of other
 families: a submission has no use for them."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
-    "constriction": "constriction>=0.4.2",
+    "numba": "numba>=0.61",
     "numpy": "numpy>=2.0",
     "sentencepiece": "sentencepiece>=0.2",
     "torch": "torch>=2.11",
     "zstandard": "zstandard>=0.22",
 }
 """Every third-party package that decoding and evaluating may import, and its requirement."""
-BY_CODEC = {"brotli": "brotli", "range": "constriction", "zstd": "zstandard"}
+BY_CODEC = {"brotli": "brotli", "range": "numba", "zstd": "zstandard"}
 """Package that a codec needs; the other codecs are in Python's standard library."""
 WRAPPER = "import base64,lzma\nexec(lzma.decompress(base64.b85decode('%s')))\n"
 

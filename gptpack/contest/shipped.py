@@ -18,7 +18,7 @@ FIELDS: dict[str, type] = {
     "seed_results": dict,
 }
 """Fields that submission.json must have, and their types."""
-OPTIONAL = frozenset({"brotli", "constriction", "kernels", "triton", "zstandard"})
+OPTIONAL = frozenset({"brotli", "kernels", "numba", "triton", "zstandard"})
 """Packages that our script imports only where an artifact or an option asks for them."""
 
 Verdict = tuple[bool | None, str]

@@ -3,6 +3,8 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -167,7 +169,8 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
 
     began = time.perf_counter()
     values: dict[str, npt.NDArray[np.float32]] = {}
-    artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
+    with _imports_of(path):
+        artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
     header = artifact.header
     sha256 = file_sha256(path)
     decoded = time.perf_counter()
@@ -206,6 +209,22 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
         weights_sha256=header.weights_sha256,
         seconds={"decode": decoded - began, "build": time.perf_counter() - decoded},
     )
+
+
+@contextmanager
+def _imports_of(path: Path) -> Iterator[None]:
+    """Import what the model in the file at `path` needs while the body runs: both take seconds."""
+    from gptpack.artifact.reader import read_header
+
+    config = read_header(path).model
+    if not isinstance(config, TransformersConfig):
+        yield
+        return
+    from gptpack.families.transformers.library import import_model
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(import_model, config.model_type)
+        yield
 
 
 def _check_room(path: Path, header: "ArtifactHeader") -> None:

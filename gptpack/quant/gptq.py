@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from gptpack.compiled import compiled
 from gptpack.errors import QuantError
 from gptpack.quant.columns import (
     LIMIT,
@@ -28,7 +28,7 @@ CLIP_SCALES = tuple(1.0 - 0.04 * i for i in range(13))
 """Fractions of a row's largest magnitude that `quantize_clipped` tries: 1.0 down to 0.52."""
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@compiled(fastmath={"contract"})
 def _round_columns(
     target_PR: Array,
     error_PR: Array,

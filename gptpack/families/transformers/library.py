@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -26,6 +26,14 @@ def load_library() -> Any:
             "run: pip install 'gptpack[hf]'"
         ) from error
     return transformers
+
+
+def import_model(model_type: str) -> None:
+    """Import the library's module of a kind of model; one that it does not know is passed over."""
+    with suppress(Exception):
+        library = load_library()
+        kind = type(library.AutoConfig.for_model(model_type))
+        library.MODEL_FOR_CAUSAL_LM_MAPPING[kind]
 
 
 def check_gguf() -> None:
