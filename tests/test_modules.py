@@ -82,6 +82,10 @@ def test_a_script_packs_its_module_and_gets_its_state_back(tmp_path, tied):
     floats = {name for name, method in methods.items() if method != "trellis"}
     assert floats == {"skip_weights"}
     found = gptpack.load(target)
+    halves = gptpack.load(target, dtype="float16").state_dict()
+    assert all(
+        torch.equal(halves[name], value.half()) for name, value in found.state_dict().items()
+    )
     model.load_state_dict(found.state_dict())
     with torch.no_grad():
         after = model.forward_logits(text[:, :CONTEXT])

@@ -166,3 +166,21 @@ def test_a_mask_of_the_last_positions_is_the_end_of_that_of_all():
     assert not isinstance(whole, BlockMask)
     for last in range(1, 7):
         assert torch.equal(document_mask(tokens, 1, last=last), whole[:, :, -last:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["baseline", "all", "all of the later parts"])
+def test_a_text_read_token_by_token_is_as_good_in_bfloat16(name):
+    config = replace(MODELS[name], width=128, attention_gate_inputs=0, context=64)
+    model = exact(config)
+    tokens = torch.randint(2, 40, (2, 60), generator=torch.Generator().manual_seed(1))
+    tokens[:, 20] = config.bos
+    with torch.inference_mode():
+        wanted = anew(model, tokens)
+        model.float().cuda().compute_dtype = None
+        model.use_attention("auto")
+        whole = (anew(model, tokens.cuda()).cpu() - wanted).abs().mean()
+        read = model.reader()
+        *_, last = (read(part) for part in tokens.cuda().split([40, *[1] * 20], 1))
+        alone = (last.cpu() - wanted).abs().mean()
+    assert alone < 2 * whole

@@ -140,6 +140,13 @@ class LanguageModel(nn.Module):
         """How many times its row an embedding of `lookups` gives out."""
         return 1.0
 
+    def convert(self, dtype: torch.dtype) -> None:
+        """Give all real numbers of the state the type `dtype`, in which the model then computes."""
+        # what is not in the state, such as rotary frequencies, needs its digits
+        for value in self.state_dict(keep_vars=True).values():
+            if value.is_floating_point():
+                value.data = value.data.to(dtype)
+
     @property
     def reach(self) -> int:
         """Most tokens of a text that the model reads at once; that of `reader` goes on beyond."""

@@ -18,7 +18,7 @@ from gptpack.calibration.text import (
 )
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
-from gptpack.data.tokenizer import Tokenizer
+from gptpack.data.tokenizer import Tokenizer, check_tokenizer
 from gptpack.errors import CheckpointError, ConfigError, TokenizerError
 from gptpack.families.language_model import LanguageModel
 from gptpack.families.wrapped import Wrapped
@@ -279,14 +279,5 @@ def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity | Non
             "--tokenizer or give --data"
         )
     found = Tokenizer.load(path).identity
-    if known is not None and found != known:
-        raise TokenizerError(
-            f"{path}: sha256 {found.sha256}, but the checkpoint was trained with {known.sha256}; "
-            "give that tokenizer, and its shards"
-        )
-    if found.vocab > vocab:
-        raise TokenizerError(
-            f"{path}: {found.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
-            "give the tokenizer that the model was trained with"
-        )
+    check_tokenizer(path, found, sha256=None if known is None else known.sha256, vocab=vocab)
     return found

@@ -46,8 +46,8 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
     """The backend that `name` stands for on `device`; ``auto`` takes the fastest measured one.
 
     On a Hopper GPU that is FlashAttention-3 if it has been downloaded before, else cuDNN
-    (docs/log.md); on CPU torch's flash implementation. With documents `masked`, CUDA has
-    FlexAttention alone.
+    (docs/log.md); on CPU torch's flash implementation, on MPS its plain one. With documents
+    `masked`, CUDA has FlexAttention alone.
 
     Raises:
         ConfigError: there is no backend of this name, or it does not go with `masked`.
@@ -81,7 +81,9 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
     if name == "auto":
         if cuda and _fa3_is_here(device):
             return "fa3"
-        return "cudnn" if cuda and torch.backends.cudnn.enabled else "flash"
+        if cuda and torch.backends.cudnn.enabled:
+            return "cudnn"
+        return "math" if device.type == "mps" else "flash"
     chosen: Backend = next(backend for backend in get_args(Backend) if backend == name)
     return chosen
 

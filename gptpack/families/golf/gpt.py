@@ -310,6 +310,10 @@ class GPT(LanguageModel):
         """Soft-capped float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
         return ops.softcapped(hidden, self.head, self.config.logit_softcap)
 
+    def convert(self, dtype: torch.dtype) -> None:
+        super().convert(dtype)
+        self.compute_dtype = dtype
+
     def _reader(self) -> Callable[[Tensor], Tensor]:
         cache = Cache()
         return lambda tokens: self.logits(self.hidden(tokens, last=1, cache=cache)[:, -1])
