@@ -162,3 +162,5 @@ def test_modules_and_tokens_that_cannot_be_used_are_refused_in_one_line(tmp_path
             gptpack.pack(wrapped(model), calibration=given, delta=1e-3)
     with pytest.raises(ConfigError, match="proved by its caller"):
         gptpack.pack(wrapped(model), calibration=tokens(), delta=1e-3, data=tmp_path)
+    with pytest.raises(ConfigError, match=r"weights in torch\.bfloat16 cannot be packed"):
+        gptpack.pack(wrapped(model.bfloat16()), calibration=tokens(), delta=1e-3)

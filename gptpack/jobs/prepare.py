@@ -205,6 +205,11 @@ def _opened(
             f"{loaded.path}: a packed file; give the checkpoint that it was made of"
         )
     model = loaded.runnable().to(here.device).eval()
+    if halves := {v.dtype for v in model.weights().values()} & {torch.bfloat16, torch.float16}:
+        raise ConfigError(
+            f"a model with weights in {halves.pop()} cannot be packed; needed float32: load it "
+            "without dtype=, or call float() on it"
+        )
     if isinstance(model, Wrapped):
         model.compute_dtype = torch.bfloat16
     return loaded

@@ -242,8 +242,12 @@ class GPT(LanguageModel):
         text = tokens if cache is None else cache.read(tokens)
         length = text.shape[1]
         seen = length - new
-        begin = max(0, seen - LOOKS_BACK)
-        x0 = x = self._embedded(text[:, begin:], dtype)[:, seen - begin :]
+        if seen:
+            back = min(seen, LOOKS_BACK)
+            x = self._embedded(text[:, -new - back :], dtype)[:, back:]
+        else:
+            x = self._embedded(tokens, dtype)
+        x0 = x
         values = self._value_embeddings(tokens, dtype)
         rope = self.rope or Rope(self._ntk_base(length if cache is None else config.context))
         tables = rotary_tables(length, self.rope_dims, rope=rope, like=x, first=seen)
