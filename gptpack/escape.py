@@ -19,6 +19,13 @@ def plain(value: Any, longest: int = LONGEST) -> str:
     return ascii(text)[1:-1][:longest]
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a message, in printable ASCII; with the second where it leads up to it."""
+    lines = str(error).strip().split("\n")
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return plain(said or type(error).__name__, longest=300)
+
+
 def markdown(value: Any) -> str:
     """`value` for a cell of a Markdown table: no markup, no mention, no end of the cell."""
     return plain(value).translate(_MARKUP)

@@ -115,32 +115,40 @@ class Ranks:
             dist.all_reduce(torch.zeros(()))
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `name` asks for; ``auto`` is this rank's CUDA device, or else the CPU.
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device that `name` asks for; ``auto`` is CUDA where there is a device, or else the CPU.
+
+    Args:
+        local_rank: number of the CUDA device; None takes torch's current one, or that in `name`.
 
     Raises:
         ConfigError: no such device.
-        MissingDependencyError: CUDA was asked for by name and is not there.
+        MissingDependencyError: CUDA or MPS was asked for by name and is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r}: choose auto, cpu, cuda")
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise MissingDependencyError(
-                "device 'cuda': torch sees no CUDA device; use --device cpu"
-            )
-        return torch.device("cuda", local_rank)
-    return torch.device(name)
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise ConfigError(f"device {name!r}: choose auto, cpu, cuda, mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise MissingDependencyError("device 'cuda': torch sees no CUDA device; use --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise MissingDependencyError("device 'mps': torch sees no GPU of Apple's; use --device cpu")
+    return torch.device(name if kind != "cuda" or local_rank is None else f"cuda:{local_rank}")
 
 
 @contextmanager
 def ranks(device: str = "auto") -> Iterator[Ranks]:
-    """This process among the ranks that torchrun started, or alone."""
+    """This process among the ranks that torchrun started, or alone, on ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError, MissingDependencyError: see `pick_device`; on MPS models only run.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "mps":
+        raise ConfigError("device 'mps': models are only loaded and sampled there; use cpu or cuda")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:

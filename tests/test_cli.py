@@ -16,6 +16,7 @@ from worlds import invoke
 
 from gptpack import errors
 from gptpack.cli import console, main
+from gptpack.escape import first_line
 from gptpack.version import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -300,3 +301,20 @@ def test_quiet_progress_says_nothing(monkeypatch):
     with console.progress_bars(quiet=True) as report:
         report("train", 1, 2)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("\n404 Client Error\n\nNot found: x", "404 Client Error"),
+        (
+            "Unrecognized configuration:\n  caf\u00e9 \x1b[31m\nfor",
+            r"Unrecognized configuration: caf\xe9 \x1b[31m",
+        ),
+        ("", "KeyError"),
+        ("x" * 900, "x" * 300),
+    ],
+)
+def test_of_a_librarys_error_one_line_is_shown_in_printable_ascii(said, line):
+    error = KeyError() if not said else ValueError(said)
+    assert first_line(error) == line

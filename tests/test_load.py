@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hugging import make_folder
 from strategies import write_artifact
 
-from gptpack.errors import ArtifactError, GptpackError
+from gptpack.errors import ArtifactError, ConfigError, GptpackError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.jobs.load import load
 from gptpack.quant.int8 import keep_float, quantize_reference
 from gptpack.quant.types import PackedTensor, dequantize
+from gptpack.ranks import pick_device, ranks
 from gptpack.values import TokenizerIdentity
 
 CONFIG = ModelConfig(
@@ -173,3 +175,69 @@ def test_models_of_other_shapes_come_back(config: ModelConfig, tmp_path: Path) -
     values = weights(config)
     state = load(write(tmp_path / "m.gptpack", float32(values), config)).model.state_dict()
     assert all(np.array_equal(state[name].numpy(), value) for name, value in values.items())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "float32"])
+def test_weights_are_converted_once_all_of_them_are_verified(dtype, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gptpack", float32(weights()))
+    plain, found = load(path), load(path, dtype=dtype)
+    kind = getattr(torch, str(dtype).removeprefix("torch."))
+    assert found.weights_sha256 == plain.weights_sha256 is not None
+    state = found.state_dict()
+    for name, value in plain.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(state[name], value.to(kind))
+        assert state[name].dtype == kind
+    tokens = torch.arange(14)[None]
+    with torch.inference_mode():
+        assert found.model.hidden(tokens).dtype == kind
+        read = found.model.reader()
+        given = [read(part) for part in tokens.split([9, 1, 4], 1)]
+        difference = given[-1] - plain.model.next_logits(tokens)
+    assert given[-1].dtype == torch.float32
+    # less than the type's rounding, of some fifty roundings in a row
+    assert difference.abs().max() <= 50 * torch.finfo(kind).eps
+
+
+def test_a_type_or_a_device_that_there_is_not_is_refused_before_the_file_is_read() -> None:
+    with pytest.raises(ConfigError, match="dtype='int8': choose float32, bfloat16, float16"):
+        load("absent", dtype="int8")
+    with pytest.raises(ConfigError, match="device 'tpu': choose auto, cpu, cuda, mps"):
+        load("absent", device="tpu")
+    with pytest.raises(ConfigError, match="device 'cuda:x': choose"):
+        load("absent", device="cuda:x")
+
+
+def test_devices_are_those_that_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (("mps", "no GPU of Apple's"), ("cuda:1", "no CUDA device")):
+        part = torch.backends.mps if name == "mps" else torch.cuda
+        monkeypatch.setattr(part, "is_available", lambda: False)
+        with pytest.raises(MissingDependencyError, match=said):
+            pick_device(name)
+        assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+        monkeypatch.setattr(part, "is_available", lambda: True)
+        assert pick_device(name) == torch.device(name)
+    assert pick_device("auto", local_rank=3) == torch.device("cuda", 3)
+    with pytest.raises(ConfigError, match="only loaded and sampled"), ranks("mps"):
+        pass
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_model_of_transformers_is_converted_but_for_its_angles(family, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / family, family)
+    plain, found = load(folder), load(folder, dtype=torch.bfloat16)
+    state, wanted = found.state_dict(), plain.state_dict()
+    assert all(torch.equal(state[name], value.bfloat16()) for name, value in wanted.items())
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    # what is tied stays tied
+    assert found.runnable().weights().keys() == plain.runnable().weights().keys()
+    for name, buffer in found.model.named_buffers():
+        if name not in state:
+            assert torch.equal(buffer, dict(plain.model.named_buffers())[name])
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits = [loaded.model(tokens).logits.float() for loaded in (plain, found)]
+        read = found.runnable().reader()
+        torch.testing.assert_close(read(tokens)[0], logits[1][0, -1], rtol=0.05, atol=0.5)
+    assert (logits[0] - logits[1]).norm() < 0.05 * logits[0].norm()
+    assert "".join(found.generate("The mill", max_tokens=5, temperature=0))

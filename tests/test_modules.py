@@ -82,6 +82,10 @@ def test_a_script_packs_its_module_and_gets_its_state_back(tmp_path, tied):
     floats = {name for name, method in methods.items() if method != "trellis"}
     assert floats == {"skip_weights"}
     found = gptpack.load(target)
+    halves = gptpack.load(target, dtype="float16").state_dict()
+    assert all(
+        torch.equal(halves[name], value.half()) for name, value in found.state_dict().items()
+    )
     model.load_state_dict(found.state_dict())
     with torch.no_grad():
         after = model.forward_logits(text[:, :CONTEXT])
@@ -158,3 +162,5 @@ def test_modules_and_tokens_that_cannot_be_used_are_refused_in_one_line(tmp_path
             gptpack.pack(wrapped(model), calibration=given, delta=1e-3)
     with pytest.raises(ConfigError, match="proved by its caller"):
         gptpack.pack(wrapped(model), calibration=tokens(), delta=1e-3, data=tmp_path)
+    with pytest.raises(ConfigError, match=r"weights in torch\.bfloat16 cannot be packed"):
+        gptpack.pack(wrapped(model.bfloat16()), calibration=tokens(), delta=1e-3)

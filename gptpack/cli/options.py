@@ -10,6 +10,8 @@ import click
 from gptpack.errors import ConfigError
 
 DEVICE = click.Choice(["auto", "cpu", "cuda"])
+RUNS_ON = click.Choice([*DEVICE.choices, "mps"])
+"""Devices that a model can be run on, and no more."""
 
 
 class Finite(click.FloatRange):

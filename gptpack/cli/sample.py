@@ -1,14 +1,13 @@
 """`gptpack sample`: a packed file and a prompt -> text, as it is drawn."""
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gptpack.cli.console import note
-from gptpack.cli.options import DEVICE, SEED, Finite
+from gptpack.cli.options import RUNS_ON, SEED, Finite
 
 PATH = click.Path(path_type=Path)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -25,31 +24,27 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.option("--raw", is_flag=True, help="Leave the tokenizer's chat template out.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model, where FILE brings none.")
 @click.option("--model", help="Recipe (file or name) whose [model] a bare state dict has.")
-@click.option("--device", type=DEVICE, default="auto", show_default=True)
+@click.option("--device", type=RUNS_ON, default="auto", show_default=True)
 def command(path: Path, tokens: int, raw: bool, **settings: Any) -> None:
     """Let the model in FILE go on from a prompt.
 
     FILE may also be a checkpoint or a Hugging Face folder. Temperature 0 takes the likeliest token
-    each time. Ctrl-C stops where it is.
+    each time. Of more tokens than the model reads at once, it forgets the oldest half. Ctrl-C stops
+    where it is. What is said at the end counts tokens and the seconds that the model took.
 
     \b
     Examples:
       gptpack sample SmolLM2-135M-Instruct.gptpack --prompt "Why is the sky blue?"
       gptpack sample model.gptpack --tokenizer tok.model --prompt "The river" --temperature 0
     """
-    from gptpack.jobs.sample import sample
+    from gptpack.jobs.sample import Tally, sample
 
-    pieces = 0
-    began = ended = time.perf_counter()
+    tally = Tally()
     try:
-        for piece in sample(path, chat=not raw, max_tokens=tokens, **settings):
-            if not pieces:
-                began = time.perf_counter()  # loading is no part of the pace
+        for piece in sample(path, chat=not raw, max_tokens=tokens, tally=tally, **settings):
             click.echo(CONTROLS.sub("\ufffd", piece), nl=False)
-            pieces += 1
-            ended = time.perf_counter()
     finally:
-        if pieces:
+        if tally.tokens:
             click.echo()
-    pace = (pieces - 1) / (ended - began) if pieces > 1 else 0.0
-    note(f"{pieces} pieces, {pace:.1f} a second")
+        if tally.prompt_tokens:
+            note(str(tally))

@@ -49,7 +49,9 @@ _CODER_BITS = 2.0**-9 / 32 / math.log(2) ** 2
 """Bits that a symbol takes beyond its table's share: the coder cuts its range of 2^32 .. 2^64 to a
 multiple of 2^24 and loses half of that on average, over ranges spread evenly over the octaves."""
 _BLOCK = 1 << 18
-"""Codes of a turn without a trellis, and of a call with one."""
+"""Codes of a turn without a trellis."""
+_CALL = 1 << 21
+"""Codes that one call of the loops takes with a trellis, whose turns are single rows."""
 
 
 def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> bytes:
@@ -350,6 +352,6 @@ def _bands(shapes: Sequence[Shape], *, trellis: bool) -> Iterator[tuple[list[int
     while members := [m for m, height in enumerate(heights) if row < height]:
         columns = sum(shapes[m][1] for m in members)
         end = min(heights[m] for m in members)
-        stop = min(end, row + max(1, _BLOCK // columns))
+        stop = min(end, row + max(1, _CALL // columns))
         yield members, slice(row, stop), 1
         row = stop

@@ -17,6 +17,7 @@ from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Shard, file_sha256
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import ConfigError, DataError, MissingDependencyError
+from gptpack.escape import first_line
 from gptpack.progress import Progress, silent
 from gptpack.values import NOT_NEGATIVE, check_fields
 
@@ -191,10 +192,10 @@ class _Hub:
         try:
             yield
         except self._invalid as error:
-            raise ConfigError(f"repository '{self._config.repo}': {_first_line(error)}") from error
+            raise ConfigError(f"repository '{self._config.repo}': {first_line(error)}") from error
         except self._failures as error:
             raise DataError(
-                f"{self._config.repo}/{remote}: {_first_line(error)}; run again to go on"
+                f"{self._config.repo}/{remote}: {first_line(error)}; run again to go on"
             ) from error
         finally:
             if drawn:
@@ -208,8 +209,3 @@ def _has_hash(path: Path, etag: str) -> bool:
     data = path.read_bytes()
     blob = b"blob %d\0" % len(data) + data
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == etag
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import sentencepiece
 
@@ -111,6 +111,37 @@ class Tokenizer:
         """The vocabulary's entry for `token`; a space is U+2581."""
         piece: str = self.processor.id_to_piece(token)
         return piece
+
+
+class _Known(Protocol):
+    """A tokenizer as its file has it, of whatever kind."""
+
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def vocab(self) -> int: ...
+
+
+def check_tokenizer(path: Path, found: _Known, *, sha256: str | None, vocab: int) -> None:
+    """Check that the tokenizer of the file `path` is a model's.
+
+    Args:
+        sha256: hash of the tokenizer that the model was trained with; None takes any.
+        vocab: vocabulary of the model, which may exceed the tokenizer's.
+
+    Raises:
+        TokenizerError: it has another hash, or too many pieces.
+    """
+    if sha256 is not None and found.sha256 != sha256:
+        raise TokenizerError(
+            f"{path}: sha256 {found.sha256}, but the model was trained with the tokenizer "
+            f"{sha256}; give that one with --tokenizer, and its shards where there are any"
+        )
+    if found.vocab > vocab:
+        raise TokenizerError(
+            f"{path}: {found.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
+            "give the tokenizer that the model was trained with"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

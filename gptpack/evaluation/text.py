@@ -20,7 +20,7 @@ from gptpack.data.manifest import TOKENIZER
 from gptpack.data.overlap import COMPARED_TOKENS, overlap_beside
 from gptpack.data.shards import Shard, Tokens, find_sidecars
 from gptpack.data.splits import joined, manifest_beside, open_split
-from gptpack.data.tokenizer import Tokenizer
+from gptpack.data.tokenizer import Tokenizer, check_tokenizer
 from gptpack.errors import (
     AccountingError,
     ConfigError,
@@ -108,16 +108,7 @@ class Text:
         if sidecar:
             accounting = "sidecar"
             token_bytes = _byte_tables().load_sidecar(directory, "val", limit)
-        if sha256 is not None and loaded.sha256 != sha256:
-            raise TokenizerError(
-                f"{path}: sha256 {loaded.sha256}, but the model was trained with the tokenizer "
-                f"{sha256}; give that one with --tokenizer, and its shards"
-            )
-        if loaded.vocab > vocab:
-            raise TokenizerError(
-                f"{path}: {loaded.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
-                "give the tokenizer that the model was trained with"
-            )
+        check_tokenizer(path, loaded, sha256=sha256, vocab=vocab)
         if accounting in ("sidecar", "table") and source is None:
             what = "the byte sidecars beside the shards" if sidecar else str(path)
             raise ConfigError(

@@ -140,11 +140,42 @@ class LanguageModel(nn.Module):
         """How many times its row an embedding of `lookups` gives out."""
         return 1.0
 
+    def convert(self, dtype: torch.dtype) -> None:
+        """Give all real numbers of the state the type `dtype`, in which the model then computes."""
+        # what is not in the state, such as rotary frequencies, needs its digits
+        for value in self.state_dict(keep_vars=True).values():
+            if value.is_floating_point():
+                value.data = value.data.to(dtype)
+
+    @property
+    def reach(self) -> int:
+        """Most tokens of a text that the model reads at once; that of `reader` goes on beyond."""
+        reach: int = self.config.context
+        return reach
+
     def reader(self) -> Callable[[Tensor], Tensor]:
         """A function that takes the next tokens ``[B, n]`` of B texts, as often as it is called.
 
-        It returns the float32 logits ``[B, V]`` of what follows, after all that it was given.
+        It returns the float32 logits ``[B, V]`` of what follows, after all that it was given. Of
+        texts longer than `reach`, the model begins anew at the token that `first_read` says: it
+        reads the last `reach` tokens at most, and about half of them at least.
         """
+        text: Tensor | None = None
+        begun, read = 0, self._reader()
+
+        def read_on(tokens: Tensor) -> Tensor:
+            nonlocal text, begun, read
+            text = tokens if text is None else torch.cat((text, tokens), 1)
+            first = first_read(text.shape[1], self.reach)
+            if first != begun:
+                begun, read = first, self._reader()
+                tokens = self.window(text[:, first:])
+            return read(tokens)
+
+        return read_on
+
+    def _reader(self) -> Callable[[Tensor], Tensor]:
+        """A function like that of `reader`, for `reach` tokens in all; here, it reads them anew."""
         texts: list[Tensor] = []
 
         def read(tokens: Tensor) -> Tensor:
@@ -173,6 +204,15 @@ class LanguageModel(nn.Module):
         Raises:
             ConfigError: there is no scaling of this name.
         """
+
+
+def first_read(length: int, reach: int) -> int:
+    """The token at which a model begins to read a text of `length`, which may exceed its `reach`.
+
+    It moves by half the reach at a time, so that a text that grows is seldom read anew.
+    """
+    half = max(1, reach // 2)
+    return max(0, -(-(length - reach) // half) * half)
 
 
 def most_logits(device: torch.device) -> int:

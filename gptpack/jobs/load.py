@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from gptpack.data.shards import file_sha256
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.transformers.config import TransformersConfig
-from gptpack.values import TokenizerIdentity
+from gptpack.values import TokenizerIdentity, check_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gptpack.families.language_model import LanguageModel
     from gptpack.families.transformers.texts import TextTokenizer
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that weights can be loaded in."""
 LARGEST_EXCESS = 4
 """A model is not even allocated if its matrices have so many times the weights of the file."""
 
@@ -97,7 +99,7 @@ class Loaded:
         return generate(self, prompt, **settings)
 
     def state_dict(self) -> "dict[str, torch.Tensor]":
-        """The model's state, by the names that its module has, in float32."""
+        """The model's state, by the names that its module has; float32 unless loaded otherwise."""
         return dict(self.tensors) if self.language_model is None else self.model.state_dict()
 
 
@@ -106,6 +108,7 @@ def load(
     *,
     model: str | ModelConfig | None = None,
     device: "torch.device | str" = "cpu",
+    dtype: "torch.dtype | str | None" = None,
 ) -> Loaded:
     """The model of the checkpoint, Hugging Face folder, GGUF or packed file at `path`.
 
@@ -116,13 +119,16 @@ def load(
     Args:
         model: what a bare state dict does not say: a recipe, by file or name, whose ``[model]`` it
             has, or the configuration itself.
-        device: where the weights go.
+        device: where the weights go: a device, or ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``: type that the weights get once all is
+            verified, and that the model computes in. None leaves them in float32; our own family
+            then computes in bfloat16 on CUDA.
 
     Raises:
         CheckpointError: no checkpoint, or its tensors are not those of its model.
-        ConfigError: `model` is given, and the file says its own.
+        ConfigError: `model` is given, and the file says its own; no such device or type.
         ArtifactError: a packed file that is corrupt or hostile.
-        MissingDependencyError: the codec of a section, or transformers, is not installed.
+        MissingDependencyError: the codec of a section, transformers or the device is not there.
 
     Example:
         >>> loaded = gptpack.load("model.gptpack")
@@ -132,12 +138,32 @@ def load(
         True
     """
     path = Path(path)
+    if isinstance(device, str):
+        from gptpack.ranks import pick_device
+
+        device = pick_device(device)
+    kind = None if dtype is None else str(dtype).removeprefix("torch.")
+    check_choice("dtype", kind, (None, *DTYPES))
     packed, foreign = is_packed(path), is_transformers(path)
     if model is not None and (packed or foreign):
         raise ConfigError(f"--model {model} is for bare state dicts; {path} says its own model")
     if packed:
-        return load_packed(path, device)
-    return _load_transformers(path, device) if foreign else _load_checkpoint(path, model, device)
+        loaded = load_packed(path, device)
+    elif foreign:
+        loaded = _load_transformers(path, device)
+    else:
+        loaded = _load_checkpoint(path, model, device)
+    return loaded if kind is None else _converted(loaded, kind)
+
+
+def _converted(loaded: Loaded, kind: str) -> Loaded:
+    """`loaded` with its weights, or its tensors, in the type of this name."""
+    import torch
+
+    dtype = getattr(torch, kind)
+    if loaded.language_model is not None:
+        loaded.language_model.convert(dtype)
+    return replace(loaded, tensors={n: value.to(dtype) for n, value in loaded.tensors.items()})
 
 
 def is_packed(path: Path) -> bool:

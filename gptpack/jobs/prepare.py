@@ -18,7 +18,7 @@ from gptpack.calibration.text import (
 )
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
-from gptpack.data.tokenizer import Tokenizer
+from gptpack.data.tokenizer import Tokenizer, check_tokenizer
 from gptpack.errors import CheckpointError, ConfigError, TokenizerError
 from gptpack.families.language_model import LanguageModel
 from gptpack.families.wrapped import Wrapped
@@ -205,6 +205,11 @@ def _opened(
             f"{loaded.path}: a packed file; give the checkpoint that it was made of"
         )
     model = loaded.runnable().to(here.device).eval()
+    if halves := {v.dtype for v in model.weights().values()} & {torch.bfloat16, torch.float16}:
+        raise ConfigError(
+            f"a model with weights in {halves.pop()} cannot be packed; needed float32: load it "
+            "without dtype=, or call float() on it"
+        )
     if isinstance(model, Wrapped):
         model.compute_dtype = torch.bfloat16
     return loaded
@@ -279,14 +284,5 @@ def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity | Non
             "--tokenizer or give --data"
         )
     found = Tokenizer.load(path).identity
-    if known is not None and found != known:
-        raise TokenizerError(
-            f"{path}: sha256 {found.sha256}, but the checkpoint was trained with {known.sha256}; "
-            "give that tokenizer, and its shards"
-        )
-    if found.vocab > vocab:
-        raise TokenizerError(
-            f"{path}: {found.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
-            "give the tokenizer that the model was trained with"
-        )
+    check_tokenizer(path, found, sha256=None if known is None else known.sha256, vocab=vocab)
     return found

@@ -1,13 +1,13 @@
 """A loaded model and a prompt -> the text that follows, piece by piece as it is drawn."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gptpack.errors import ConfigError, TokenizerError
+from gptpack.errors import TokenizerError
+from gptpack.jobs.words import Telling, words_of
 from gptpack.values import SHARE, check_fields
 
 if TYPE_CHECKING:
@@ -15,59 +15,28 @@ if TYPE_CHECKING:
 
     from gptpack.jobs.load import Loaded
 
-UNFINISHED = "\ufffd"
-"""Character that stands for the beginning of one whose other bytes have not come yet."""
-MOST_HELD = 3
-"""Tokens that are waited for while the last character is not whole: it has four bytes at most."""
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """How many tokens a text has so far, and how long the model took for them."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    """Wall-clock seconds from the prompt to the first token after it."""
+    tokens: int = 0
+    """Tokens drawn after the prompt, without one that ends the text."""
+    seconds: float = 0.0
+    """Wall-clock seconds of those after the first, which came with the prompt."""
+
+    def __str__(self) -> str:
+        prompt = _pace(self.prompt_tokens, self.prompt_seconds)
+        return f"{self.prompt_tokens:,} prompt tokens{prompt}; {self.tokens:,} tokens" + _pace(
+            self.tokens - 1, self.seconds
+        )
 
 
-class _Words(Protocol):
-    """What text becomes tokens by, and back."""
-
-    stops: frozenset[int]
-
-    def start(self, prompt: str) -> list[int]:
-        """The tokens that the model is given."""
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of all tokens so far."""
-
-
-class _OfPieces:
-    """A SentencePiece model's tokens; BOS begins a document, and so ends the one before."""
-
-    def __init__(self, path: Path) -> None:
-        from gptpack.data.tokenizer import Tokenizer
-
-        self.tokenizer = Tokenizer.load(path)
-        self.stops = frozenset({self.tokenizer.bos})
-
-    def start(self, prompt: str) -> list[int]:
-        return [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens[1:])
-
-
-class _OfModel:
-    """The tokens of the tokenizer that came with a model; a chat model is spoken to as one."""
-
-    def __init__(self, loaded: "Loaded", *, chat: bool) -> None:
-        tokenizer, config = loaded.tokenizer, loaded.runnable().config
-        assert tokenizer is not None
-        self.tokenizer, self.chat = tokenizer, chat
-        ends = config.values.get("eos_token_id")
-        self.stops = frozenset(ends if isinstance(ends, list) else [ends])
-
-    def start(self, prompt: str) -> list[int]:
-        if self.chat and (found := self.tokenizer.chat_prompt(prompt)) is not None:
-            return found
-        begin = self.tokenizer.begins_with
-        (ids,) = self.tokenizer.encode([prompt])
-        return [*([] if begin is None else [begin]), *ids.tolist()]
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(np.array(tokens))
+def _pace(tokens: int, seconds: float) -> str:
+    return f", {tokens / seconds:,.1f} a second" if tokens > 0 and seconds > 0 else ""
 
 
 def generate(
@@ -80,6 +49,7 @@ def generate(
     seed: int = 0,
     chat: bool = True,
     tokenizer: str | Path | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[str]:
     """Text that follows `prompt`, in pieces, until the model ends it or `max_tokens` are drawn.
 
@@ -89,6 +59,7 @@ def generate(
         seed: what the draws are made from.
         chat: whether a tokenizer's chat template is put around the prompt, where it has one.
         tokenizer: a SentencePiece model, for models that do not bring their tokenizer.
+        tally: what counts tokens and seconds, as they are spent.
 
     Raises:
         ConfigError: a setting makes no sense, or the file does not say how to run its model.
@@ -97,28 +68,31 @@ def generate(
     import torch
 
     settings = _Settings(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    words = _words(loaded, tokenizer, chat=chat)
+    words = words_of(loaded, None if tokenizer is None else Path(tokenizer), chat=chat)
+    tally = Tally() if tally is None else tally
     model = loaded.runnable()
     tokens = words.start(prompt)
     if not tokens:
         raise TokenizerError("an empty prompt gives this model nothing to begin with; write a word")
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    read = model.reader()
-    given = torch.tensor([tokens], dtype=torch.int64, device=model.device)
-    said, held = words.text(tokens), 0
-    for _ in range(settings.max_tokens):
+    read, telling = model.reader(), Telling(words, tokens)
+    tally.prompt_tokens = len(tokens)
+    for step in range(settings.max_tokens):
+        began = time.perf_counter()
+        given = torch.tensor([tokens], dtype=torch.int64, device=model.device)
         with torch.inference_mode():
             token = _drawn(read(given)[0], settings, generator)
+        spent = time.perf_counter() - began
+        if step == 0:
+            tally.prompt_seconds = spent
         if token in words.stops:
             break
-        tokens.append(token)
-        given = torch.tensor([[token]], dtype=torch.int64, device=model.device)
-        text, held = words.text(tokens), held + 1
-        # bytes that are part of no character are given out as such, once that is clear
-        if not text.endswith(UNFINISHED) or held > MOST_HELD:
-            yield text[len(said) :]
-            said, held = text, 0
-    if rest := words.text(tokens)[len(said) :]:
+        tally.tokens += 1
+        tally.seconds += spent if step else 0.0
+        tokens = [token]
+        if piece := telling.add(token):
+            yield piece
+    if rest := telling.rest():
         yield rest
 
 
@@ -130,7 +104,7 @@ def sample(
     device: str = "auto",
     **settings: Any,
 ) -> Iterator[str]:
-    """`generate` of the model at `path`, on ``auto``, ``cpu`` or ``cuda``.
+    """`generate` of the model at `path`, on ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Args:
         model: recipe whose ``[model]`` a bare state dict has.
@@ -139,12 +113,10 @@ def sample(
         GptpackError: see `gptpack.jobs.load.load` and `generate`.
     """
     from gptpack.jobs.load import load
-    from gptpack.ranks import ranks
 
-    with ranks(device) as here:
-        loaded = load(path, model=model, device=here.device)
-        loaded.runnable().use_attention("auto")
-        yield from generate(loaded, prompt, **settings)
+    loaded = load(path, model=model, device=device)
+    loaded.runnable().use_attention("auto")
+    yield from generate(loaded, prompt, **settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,23 +135,6 @@ class _Settings:
 
 def _is_heat(value: Any) -> bool:
     return bool(0 <= value < float("inf"))
-
-
-def _words(loaded: "Loaded", tokenizer: str | Path | None, *, chat: bool) -> _Words:
-    if loaded.tokenizer is not None:
-        if tokenizer is not None:
-            raise ConfigError(f"{loaded.path} brings its tokenizer; leave --tokenizer out")
-        return _OfModel(loaded, chat=chat)
-    if tokenizer is None:
-        raise TokenizerError(f"{loaded.path} brings no tokenizer; name its file with --tokenizer")
-    found = _OfPieces(Path(tokenizer))
-    known = loaded.tokenizer_identity
-    if known is not None and found.tokenizer.sha256 != known.sha256:
-        raise TokenizerError(
-            f"{tokenizer}: sha256 {found.tokenizer.sha256}, but the model was trained with "
-            f"{known.sha256}; give that tokenizer"
-        )
-    return found
 
 
 def _drawn(logits_V: "Tensor", settings: _Settings, generator: Any) -> int:

@@ -25,6 +25,9 @@ from gptpack.ops import Tables
 
 Backend = Literal["auto", "fa4", "fa3", "cudnn", "flash", "math", "flex"]
 
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Function that puts those of earlier positions before keys and values ``[B, T, G, D]``."""
+
 FA3_KERNEL = "kernels-community/flash-attn3"
 """Name of FlashAttention-3 on Hugging Face's hub, from where it is fetched if asked for by name."""
 
@@ -43,8 +46,8 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
     """The backend that `name` stands for on `device`; ``auto`` takes the fastest measured one.
 
     On a Hopper GPU that is FlashAttention-3 if it has been downloaded before, else cuDNN
-    (docs/log.md); on CPU torch's flash implementation. With documents `masked`, CUDA has
-    FlexAttention alone.
+    (docs/log.md); on CPU torch's flash implementation, on MPS its plain one. With documents
+    `masked`, CUDA has FlexAttention alone.
 
     Raises:
         ConfigError: there is no backend of this name, or it does not go with `masked`.
@@ -78,7 +81,9 @@ def choose_backend(name: str, device: torch.device, *, masked: bool = False) -> 
     if name == "auto":
         if cuda and _fa3_is_here(device):
             return "fa3"
-        return "cudnn" if cuda and torch.backends.cudnn.enabled else "flash"
+        if cuda and torch.backends.cudnn.enabled:
+            return "cudnn"
+        return "math" if device.type == "mps" else "flash"
     chosen: Backend = next(backend for backend in get_args(Backend) if backend == name)
     return chosen
 
@@ -152,11 +157,14 @@ def attend(
     if isinstance(mask, BlockMask):
         return attend_masked(q_BHTD, k_BGTD, v_BGTD, mask).transpose(1, 2)
     queries, keys = q.shape[1], k.shape[1]
-    if mask is None and queries < keys:
+    if mask is None and 1 < queries < keys:
         sees = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
         mask = sees[None, None]
-    if mask is not None:
+    if mask is not None or queries < keys:
         able = _SDPA["math"] if backend == "math" else _SDPA_MASKED[torch.is_grad_enabled() :]
+        if queries == 1:
+            # cuDNN makes a plan for each number of keys, which grows with each token of a text
+            able = [each for each in able if each is not SDPBackend.CUDNN_ATTENTION]
         with sdpa_kernel(able, set_priority=True):
             y = F.scaled_dot_product_attention(
                 q_BHTD, k_BGTD, v_BGTD, attn_mask=mask, enable_gqa=grouped
@@ -224,12 +232,14 @@ class CausalSelfAttention(nn.Module):
         mask: Mask | None = None,
         *,
         last: int | None = None,
+        extend: Extend | None = None,
     ) -> Tensor:
         """x ``[B, T, W]``; `value_embedding` ``[B, T, G * D]`` is added to the values.
 
         `scale` ``[W]`` multiplies the output's channels. With `last`, only the last so many
         positions have queries: the output is ``[B, last, W]``, and a `mask` is for those positions
-        alone, ``[B, 1, last, T]``.
+        alone, ``[B, 1, last, T]``. With `extend`, x goes on from earlier positions, whose keys and
+        values that gives; the columns of a `mask` are for those too.
         """
         if last is None:
             q, k, v = ops.split_heads(
@@ -245,6 +255,8 @@ class CausalSelfAttention(nn.Module):
         else:
             q, k, v = self._heads_of_the_last(x, tables, value_embedding, last)
             own = v[:, -last:]
+        if extend is not None:
+            k, v = extend(k, v)
         y = attend(q, k, v, self.backend, mask, self.fa3)
         if self.xsa:
             y = remove_own_value(y, own)

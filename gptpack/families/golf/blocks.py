@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpack import ops
-from gptpack.families.golf.attention import CausalSelfAttention
+from gptpack.families.golf.attention import CausalSelfAttention, Extend
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.layers import Linear, scaled
 from gptpack.families.golf.masks import Mask
@@ -92,15 +92,18 @@ class Block(nn.Module):
         *,
         last: int | None = None,
         thinned: Callable[[Tensor, int], Tensor] | None = None,
+        extend: Extend | None = None,
     ) -> Lanes:
         """The lanes after this layer, ``[B, T, W]``, or ``[B, last, W]`` of the last positions.
 
         Lanes and the embedding `x0` are ``[B, T, W]``. `thinned` leaves out some of attention's
-        output (0) and of the MLP's (1).
+        output (0) and of the MLP's (1). `extend` is attention's.
         """
         x, h = self._mixed(lanes.first, x0)
         other, h_other = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
-        attention = self.attn(h, tables, value_embedding, self.attn_scale, mask, last=last)
+        attention = self.attn(
+            h, tables, value_embedding, self.attn_scale, mask, last=last, extend=extend
+        )
         if thinned is not None:
             attention = thinned(attention, 0)
         if last is not None:

@@ -20,6 +20,7 @@ from gptpack import ops
 from gptpack.errors import ConfigError
 from gptpack.families.golf.attention import choose_backend, flash_attention_3
 from gptpack.families.golf.blocks import Block, Lanes
+from gptpack.families.golf.cache import LOOKS_BACK, Cache
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.dropout import Dropout
 from gptpack.families.golf.layers import (
@@ -224,27 +225,35 @@ class GPT(LanguageModel):
             raise ConfigError(f"rope scaling '{scaling}': choose model, none, ntk, yarn")
         return f"{scaling}, trained at {trained:,}" if length > trained else "as trained"
 
-    def hidden(self, tokens: Tensor, *, last: int | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, *, last: int | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """Normalised output of the last layer, ``[B, T, W]``, for tokens ``[B, T]`` (int64).
 
         With `last`, that of the last so many positions: ``[B, last, W]``. The last layer then
         computes only keys and values for all positions, and everything else for those alone.
+
+        With a `cache` the tokens go on from those that it has read. The rotary angles are then
+        those of sequences of ``config.context``, however many there will be.
         """
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
         dtype = self.compute_dtype or device_dtype
-        x = self.tok_emb(tokens, dtype)
-        if self.bigram is not None:
-            x = x + self.bigram(tokens, dtype)
-        x = rms_norm(x)
-        if self.smear is not None:
-            x = self.smear(x, tokens)
+        config, new = self.config, tokens.shape[1]
+        text = tokens if cache is None else cache.read(tokens)
+        length = text.shape[1]
+        seen = length - new
+        if seen:
+            back = min(seen, LOOKS_BACK)
+            x = self._embedded(text[:, -new - back :], dtype)[:, back:]
+        else:
+            x = self._embedded(tokens, dtype)
         x0 = x
         values = self._value_embeddings(tokens, dtype)
-        config = self.config
-        length = tokens.shape[1]
-        rope = self.rope or Rope(self._ntk_base(length))
-        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x)
-        mask = document_mask(tokens, config.bos) if config.document_mask else None
+        rope = self.rope or Rope(self._ntk_base(length if cache is None else config.context))
+        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x, first=seen)
+        mask = None
+        if config.document_mask:
+            mask = document_mask(text, config.bos, last=None if cache is None else new)
         order = config.layer_order(self.looped)
         encoders = len(order) // 2
         lanes = Lanes(x)
@@ -254,18 +263,30 @@ class GPT(LanguageModel):
                 lanes = self._take_up(skips.pop(), lanes, position - encoders)
             block = self.blocks[layer]
             assert isinstance(block, Block)
-            asking = last if position == len(order) - 1 and last != length else None
+            asking = last if position == len(order) - 1 and last != new else None
             if isinstance(mask, BlockMask):
                 # FlexAttention's blocks are made for all queries
                 asking = None
             elif asking is not None and mask is not None:
                 mask = mask[:, :, -asking:]
             thinned = partial(self.dropout, position) if self.dropout is not None else None
-            lanes = block(lanes, x0, tables, values.get(layer), mask, last=asking, thinned=thinned)
+            extend = partial(cache.extend, position) if cache is not None else None
+            value = values.get(layer)
+            lanes = block(
+                lanes, x0, tables, value, mask, last=asking, thinned=thinned, extend=extend
+            )
             if position < encoders:
                 skips.append(lanes)
         x = rms_norm(lanes.mean())
         return x if last is None or x.shape[1] == last else x[:, -last:]
+
+    def _embedded(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the first layer is given, ``[B, T, W]``."""
+        x = self.tok_emb(tokens, dtype)
+        if self.bigram is not None:
+            x = x + self.bigram(tokens, dtype)
+        x = rms_norm(x)
+        return x if self.smear is None else self.smear(x, tokens)
 
     def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
         """`lanes` plus a skip of the first half, or with gates a blend, ``s + g (x - s)``."""
@@ -292,6 +313,14 @@ class GPT(LanguageModel):
     def logits(self, hidden: Tensor) -> Tensor:
         """Soft-capped float32 logits ``[..., V]`` of `hidden` ``[..., W]``."""
         return ops.softcapped(hidden, self.head, self.config.logit_softcap)
+
+    def convert(self, dtype: torch.dtype) -> None:
+        super().convert(dtype)
+        self.compute_dtype = dtype
+
+    def _reader(self) -> Callable[[Tensor], Tensor]:
+        cache = Cache()
+        return lambda tokens: self.logits(self.hidden(tokens, last=1, cache=cache)[:, -1])
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats of each target, float32 ``[B, S]``.

@@ -107,14 +107,14 @@ def yarn(base: float, dims: int, *, length: int, trained: int) -> Rope:
     return Rope(base, factors, 0.1 * math.log(scale) + 1)
 
 
-def rotary_tables(length: int, dims: int, *, rope: Rope, like: Tensor) -> Tables:
-    """Rotary angles for `length` positions, in the dtype and on the device of `like`."""
+def rotary_tables(length: int, dims: int, *, rope: Rope, like: Tensor, first: int = 0) -> Tables:
+    """Rotary angles of positions from `first` to `length`, in `like`'s dtype and on its device."""
     pairs = torch.arange(0, dims, 2, dtype=torch.float32, device=like.device) / dims
     frequencies = rope.base**-pairs
     if rope.factors:
         frequencies = frequencies * torch.tensor(rope.factors, device=like.device)
-    positions = torch.arange(length, dtype=torch.float32, device=like.device)
-    angles = torch.outer(positions, frequencies).view(1, length, 1, dims // 2)
+    positions = torch.arange(first, length, dtype=torch.float32, device=like.device)
+    angles = torch.outer(positions, frequencies).view(1, length - first, 1, dims // 2)
     cos, sin = angles.cos(), angles.sin()
     if rope.temperature != 1:
         cos, sin = cos * rope.temperature, sin * rope.temperature

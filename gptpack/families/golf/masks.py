@@ -1,6 +1,6 @@
 """Tokens -> a mask of the earlier positions that each position may attend to.
 
-Shape legend: B = sequences, T = positions.
+Shape legend: B = sequences, T = positions, S = the last positions, those with a query.
 """
 
 from functools import cache
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 Mask: TypeAlias = Tensor | BlockMask
-"""Booleans that are true where a position may attend, ``[B, 1, T, T]``; in blocks for
+"""Booleans that are true where a position may attend, ``[B, 1, S, T]``; in blocks for
 FlexAttention."""
 
 
@@ -20,16 +20,20 @@ def document_ids(tokens: Tensor, bos: int) -> Tensor:
     return (tokens == bos).cumsum(1)
 
 
-def document_mask(tokens: Tensor, bos: int) -> Mask:
+def document_mask(tokens: Tensor, bos: int, *, last: int | None = None) -> Mask:
     """The mask of causal attention within a document, for tokens ``[B, T]``.
 
-    On CUDA it is made in blocks, so that attention skips other documents; elsewhere in full.
+    On CUDA it is made in blocks, so that attention skips other documents; elsewhere, and for the
+    `last` so many positions alone, in full.
     """
     ids_BT = document_ids(tokens, bos)
     batch, length = tokens.shape
-    if tokens.device.type != "cuda":
-        causal_TT = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        return (ids_BT.unsqueeze(1) == ids_BT.unsqueeze(2)).unsqueeze(1) & causal_TT
+    if last is not None or tokens.device.type != "cuda":
+        late_BS = ids_BT if last is None else ids_BT[:, -last:]
+        queries = late_BS.shape[1]
+        causal_ST = torch.ones(queries, length, dtype=torch.bool, device=tokens.device)
+        same_BST = late_BS.unsqueeze(2) == ids_BT.unsqueeze(1)
+        return same_BST.unsqueeze(1) & causal_ST.tril(length - queries)
 
     def allowed(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (ids_BT[b, q] == ids_BT[b, k])

@@ -63,8 +63,7 @@ class TransformersConfig:
         if not _is_count(self.vocab) or self.vocab > MAX_VOCAB:
             raise ConfigError(f"vocab_size={self.vocab!a:.40} must lie in 1..{MAX_VOCAB:,}")
         if not self.context:
-            reach = _first_count(self.values, CONTEXTS) or MOST_CONTEXT
-            object.__setattr__(self, "context", min(reach, MOST_CONTEXT))
+            object.__setattr__(self, "context", min(self.reach, MOST_CONTEXT))
         if not 2 <= self.context <= 1 << 20:
             raise ConfigError(f"context={self.context} must lie in 2..{1 << 20:,}")
         if not 0 <= self.bos < self.vocab:
@@ -75,6 +74,11 @@ class TransformersConfig:
         """The architecture's name in transformers, such as ``llama``."""
         found: str = self.values.get("model_type", None)
         return found
+
+    @property
+    def reach(self) -> int:
+        """Tokens that the model's positions reach; `MOST_CONTEXT` where that is not said."""
+        return _first_count(self.values, CONTEXTS) or MOST_CONTEXT
 
     @property
     def vocab(self) -> int:

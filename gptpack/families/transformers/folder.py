@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gptpack.errors import CheckpointError, GptpackError, MissingDependencyError
+from gptpack.escape import first_line
 from gptpack.families.language_model import not_finite
 from gptpack.families.transformers.config import TransformersConfig, portable
-from gptpack.families.transformers.library import check_gguf, first_line, quiet
+from gptpack.families.transformers.library import check_gguf, quiet
 from gptpack.families.transformers.model import TransformersModel
 from gptpack.families.transformers.room import check_numbers, check_size, making
 from gptpack.families.transformers.texts import TextTokenizer, read_tokenizer

@@ -69,10 +69,3 @@ def quiet() -> Iterator[Any]:
         logs.set_verbosity(verbosity)
         if bars:
             logs.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message that says more than what follows, in printable ASCII."""
-    lines = str(error).split("\n")
-    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-    return f"{ascii(said.strip() or type(error).__name__)[1:-1]:.300}"

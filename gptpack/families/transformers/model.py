@@ -80,7 +80,12 @@ class TransformersModel(Wrapped):
             found = self._softcap * torch.tanh(found / self._softcap)
         return found
 
-    def reader(self) -> Callable[[Tensor], Tensor]:
+    @property
+    def reach(self) -> int:
+        reach: int = self.config.reach
+        return reach
+
+    def _reader(self) -> Callable[[Tensor], Tensor]:
         inner = cast(Any, self.module)
         with quiet() as library:
             cache = library.DynamicCache(config=inner.config)

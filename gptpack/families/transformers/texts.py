@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.errors import AccountingError, TokenizerError
-from gptpack.families.transformers.library import first_line, quiet
+from gptpack.escape import first_line
+from gptpack.families.transformers.library import quiet
 from gptpack.values import MAX_VOCAB, TokenizerIdentity
 
 MAIN, SETTINGS = "tokenizer.json", "tokenizer_config.json"
