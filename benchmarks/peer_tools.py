@@ -558,6 +558,13 @@ def gptpack(path: str) -> Adapter:
     return make
 
 
+def _described(path: str) -> str:
+    """A packed file in words, by its header."""
+    header = decode_header(Path(path).read_bytes())
+    tuned = header.record is not None and header.record.tuned_steps
+    return f"{'tuned' if tuned else 'untuned'}, {header.file_bytes:,} bytes with its tokenizer"
+
+
 def unquantized(context: Context) -> Made:
     folder = Path(context.request.folder)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
@@ -595,7 +602,7 @@ def settings_of(tool: str, request: Request) -> dict[str, Adapter]:
         "autoround": {f"W{bits}": autoround(bits) for bits in (4, 3, 2)},
         "exl3": {f"{bits} bit": exl3(bits) for bits in (4, 3, 2.5, 2)},
         "llamacpp": {kind: llamacpp(kind) for kind in LLAMACPP},
-        "gptpack": {Path(path).name: gptpack(path) for path in request.gptpack},
+        "gptpack": {_described(path): gptpack(path) for path in request.gptpack},
     }
     return known[tool]
 

@@ -56,6 +56,8 @@ TITLES = {
     "gptpack": "gptpack",
 }
 """Names of the tools as their authors write them."""
+TUNED = "gptpack, tuned"
+"""What the line of tuned files is called."""
 NO_TOOL = ("transformers", "ESTIMATE")
 """How rows of a published table begin that are no tool's files."""
 MARKERS = "sv^D<>pPX*h"
@@ -199,6 +201,10 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
 
 
+def _tuned(row: Row) -> bool:
+    return row.tool == "gptpack" and row.setting.startswith("tuned")
+
+
 def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     """Bytes against rise, a marker for each tool; gptpack's points are joined.
 
@@ -213,6 +219,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     axes.set_yscale("log")
+    shown = [dataclasses.replace(row, tool=TUNED) if _tuned(row) else row for row in shown]
     tools = list(dict.fromkeys(row.tool for row in shown))
     for place, tool in enumerate(sorted(tools, key=lambda tool: tool.startswith("gptpack"))):
         ours = tool.startswith("gptpack")
