@@ -62,6 +62,7 @@ INSIDE: dict[str, set[str]] = {
         "runs",
         "training",
     },
+    "hf": {"families.transformers.export", "jobs.load"},
     "cli": {"contest", "gate", "inspection", "jobs", "runs"},
 }
 """Part -> the parts it may import; a dotted name allows that module only. Commands may also import
@@ -76,7 +77,7 @@ OUTSIDE: dict[str, set[str]] = {
     "ops": {*NUMERIC, "triton"},
     "ranks": {"torch"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
-    "families": {*NUMERIC, "kernels", "transformers"},
+    "families": {*NUMERIC, "gguf", "kernels", "safetensors", "transformers"},
     "quant": {*NUMERIC, "numba"},
     "training": {*NUMERIC, "safetensors", "zstandard"},
     "artifact": {"numpy"},
@@ -87,7 +88,8 @@ OUTSIDE: dict[str, set[str]] = {
     "gate": set(),
     "runs": {"numpy", "plotly"},
     "contest": set(),
-    "jobs": {*NUMERIC, "matplotlib"},
+    "jobs": {*NUMERIC, "matplotlib", "safetensors"},
+    "hf": {"torch", "transformers"},
     "cli": {"click", "rich"},
 }
 """Part -> the third-party packages it may import; the standard library is open to all."""
