@@ -65,9 +65,11 @@ def add_words(writer: Any, tokenizer: TextTokenizer | None, config: Any, rows: i
         if unknown is not None:
             types[unknown] = UNKNOWN
         _add_spaces(writer, state)
+        if kind == "Unigram" and state["model"].get("byte_fallback"):
+            notes.append("llama.cpp has no bytes for what a Unigram model's pieces cannot spell")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _add_special(writer, tokenizer, config, rows)
+    _add_special(writer, tokenizer, state, config, rows)
     return notes
 
 
@@ -121,10 +123,13 @@ def _add_spaces(writer: Any, state: Mapping[str, Any]) -> None:
             writer.add_remove_extra_whitespaces(True)
 
 
-def _add_special(writer: Any, tokenizer: TextTokenizer, config: Any, rows: int) -> None:
+def _add_special(
+    writer: Any, tokenizer: TextTokenizer, state: Mapping[str, Any], config: Any, rows: int
+) -> None:
     """Write merges, the tokens with a task, and the chat template, as the package gguf finds them.
 
-    The package reads them from a folder.
+    The package reads them from a folder. What is put before a text it would guess from the
+    post-processor; the tokenizer itself was asked.
     """
     import gguf
 
@@ -132,8 +137,10 @@ def _add_special(writer: Any, tokenizer: TextTokenizer, config: Any, rows: int) 
         folder = Path(name)
         for file, content in tokenizer.files.items():
             (folder / file).write_bytes(content)
-        (folder / MAIN).write_text(tokenizer.backend.to_str(), encoding="utf-8")
+        asked = {**state, "post_processor": None}
+        (folder / MAIN).write_text(json.dumps(asked), encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
-        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=rows)
+        merges = "merges" in state["model"]
+        special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=rows)
     special.add_special_token["bos"] = tokenizer.begins_with is not None
     special.add_to_gguf(writer, quiet=True)
