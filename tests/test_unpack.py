@@ -1,6 +1,7 @@
 """What a packed file becomes for others: a plain folder, one safetensors file, a GGUF."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from hugging import CONTEXT, SAID, make_folder, sentencepiece_tokenizer
+from hugging import CONTEXT, SAID, make_folder, sentencepiece_tokenizer, train_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import corpus, invoke
 
 import gptpack
+from gptpack.artifact.reader import decode_header
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
@@ -114,18 +116,49 @@ def test_a_large_model_is_sharded(packed, tmp_path, monkeypatch):
     assert torch.equal(logits(model), logits(gptpack.load(packed("llama")).model))
 
 
-def test_packing_it_again_at_the_same_budget_is_no_worse(tmp_path):
-    folder = make_folder(tmp_path / "llama", "llama")
-    text = tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A trained model's packed file, and with what it was packed."""
+    root = tmp_path_factory.mktemp("first")
+    text = root / "text.txt"
     text.write_text(SAID * 30, encoding="utf-8")
-    asked = {"text": (text,), "calibration_tokens": 8 * CONTEXT, "budget": 30_000}
-    first = gptpack.pack(folder, output=tmp_path / "1.gptpack", **asked)
-    gptpack.unpack(first.path, tmp_path / "out", to="transformers")
-    again = gptpack.pack(tmp_path / "out", output=tmp_path / "2.gptpack", **asked)
-    against = {"text": text, "against": folder}
-    one, two = (gptpack.evaluate(made.path, **against) for made in (first, again))
+    asked = {"text": (text,), "calibration_tokens": 8 * CONTEXT}
+    folder = train_folder(make_folder(root / "llama", "llama"))
+    made = gptpack.pack(folder, budget=30_000, output=root / "1.gptpack", **asked)
+    gptpack.unpack(made.path, root / "out", to="transformers")
+    return made, root / "out", asked
+
+
+def test_packing_it_again_at_the_same_budget_is_no_worse(first):
+    made, folder, asked = first
+    again = gptpack.pack(folder, budget=30_000, **asked)
     assert len(again.data) <= 30_000
-    assert two.plain.bpb <= one.plain.bpb * (1 + 1e-3)
+    before, after = (decode_header(each.data) for each in (made, again))
+    assert before.weights_sha256 == after.weights_sha256
+    assert (before.model, before.files) == (after.model, after.files)
+    count = sum(tensor.method == "trellis" for tensor in before.tensors)
+    note = f"{count} of {count} matrices were unpacked from a file and keep their codes"
+    assert note in again.coded.notes
+
+
+def test_what_was_trained_on_is_rounded_again_and_the_rest_is_not(first, tmp_path):
+    made, folder, asked = first
+    shutil.copytree(folder, tmp_path / "out")
+    model = gptpack.load(made.path).model
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    model.save_pretrained(tmp_path / "out")
+    again = gptpack.pack(tmp_path / "out", budget=32_000, output=tmp_path / "2.gptpack", **asked)
+    before, after = (gptpack.load(each.path).state_dict() for each in (made, again))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"model.layers.0.mlp.up_proj.weight"}
+
+
+def test_a_smaller_budget_rounds_all_of_it_again(first):
+    _, folder, asked = first
+    again = gptpack.pack(folder, budget=25_000, **asked)
+    assert len(again.data) <= 25_000
+    assert not any("keep their codes" in note for note in again.coded.notes)
 
 
 # one safetensors file

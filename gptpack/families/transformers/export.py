@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -22,6 +23,7 @@ QUANT_METHOD = "gptpack"
 SHARD_BYTES = 4_000_000_000
 """Most bytes of one file of weights; what is larger is sharded."""
 WEIGHTS = "model.safetensors"
+GENERATION = "generation_config.json"
 
 
 def write_plain(model: LanguageModel, files: Mapping[str, bytes], folder: Path) -> list[str]:
@@ -31,6 +33,9 @@ def write_plain(model: LanguageModel, files: Mapping[str, bytes], folder: Path) 
     """
     with quiet():
         model.module.save_pretrained(folder, max_shard_size=SHARD_BYTES)  # type: ignore[operator]
+    # no more than there was, so that packing the folder again takes no more bytes
+    (folder / GENERATION).unlink(missing_ok=True)
+    _write_config(model, folder, {"dtype": str(model.embedding.weight.dtype).split(".")[1]})
     return _write_files(files, folder)
 
 
@@ -43,15 +48,16 @@ def write_packed(
     embedding: where `gptpack.hf` is not imported, transformers would warn of an unknown quantizer
     and draw weights at random, but ends with an error for either reason.
     """
-    values = {
-        **model.config.values,
-        "architectures": [type(model.module).__name__],
-        "quantization_config": {"quant_method": QUANT_METHOD},
-    }
-    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    _write_config(model, folder, {"quantization_config": {"quant_method": QUANT_METHOD}})
     data = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     (folder / WEIGHTS).write_bytes(save({model.embedding_name: data}, {"format": "pt"}))
     return _write_files(files, folder)
+
+
+def _write_config(model: LanguageModel, folder: Path, more: Mapping[str, Any]) -> None:
+    """Write the configuration that the header has, and how the weights are kept here."""
+    said = {**model.config.values, "architectures": [type(model.module).__name__], **more}
+    (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_files(files: Mapping[str, bytes], folder: Path) -> list[str]:
