@@ -432,7 +432,7 @@ def test_values_beyond_a_type_are_refused(tmp_path):
     model.save_pretrained(folder)
     gptpack.pack(folder, delta=1e-3, output=tmp_path / "m.gptpack", **FAST)
     for to in ("transformers", "gguf"):
-        with pytest.raises(ConfigError, match="beyond float16; take --dtype bfloat16"):
+        with pytest.raises(ConfigError, match="take --dtype bfloat16"):
             gptpack.unpack(tmp_path / "m.gptpack", tmp_path / "out", to=to, dtype="float16")
     assert not (tmp_path / "out").exists()
 
@@ -440,7 +440,6 @@ def test_values_beyond_a_type_are_refused(tmp_path):
 def test_a_killed_unpack_leaves_nothing_under_the_final_name(packed, tmp_path):
     code = (
         "import sys, time, gptpack.families.transformers.export as export\n"
-        "write = export._write_files\n"
         "def slow(files, folder):\n"
         "    print('writing', flush=True); time.sleep(60)\n"
         "export._write_files = slow\n"

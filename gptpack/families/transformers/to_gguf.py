@@ -24,6 +24,10 @@ from gptpack.families.transformers.texts import TextTokenizer
 
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
 """Type of the matrices -> its name in GGUF."""
+BLOCK = 32
+"""Values in a row that share a scale in Q8_0."""
+LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}
+"""Largest magnitude that a type holds, where float32 has larger ones."""
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """``general.file_type`` of a file whose matrices have that type."""
 SCALED = {"llama": ("default", "linear", "llama3")}
@@ -187,11 +191,9 @@ def _add_tensors(writer: Any, model: LanguageModel, known: Architecture, dtype: 
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     asked = TYPES[dtype]
     writer.add_file_type(FILE_TYPES[asked])
-    heads = (
-        {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        if (known.permuted)
-        else {}
-    )
+    heads: dict[str, int] = {}
+    if known.permuted:
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     odd = []
     for name, weight in model.weights().items():
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -202,10 +204,7 @@ def _add_tensors(writer: Any, model: LanguageModel, known: Architecture, dtype: 
             values = permuted(values, count)
         matrix = values.ndim > 1 and not found.startswith("position_embd")
         kind = asked if matrix else "F32"
-        if (
-            kind == "Q8_0"
-            and values.shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0][0]
-        ):
+        if kind == "Q8_0" and values.shape[-1] % BLOCK:
             odd.append(name)
             kind = "F16"
         _add(writer, found, values, kind)
@@ -219,10 +218,9 @@ def _add(writer: Any, name: str, values: npt.NDArray[np.float32], kind: str) -> 
     import gguf
 
     coded = gguf.GGMLQuantizationType[kind]
-    with np.errstate(over="ignore"):
-        data = gguf.quants.quantize(np.ascontiguousarray(values), coded)
-    if not np.isfinite(data).all() if kind == "F16" else False:
-        raise ConfigError(f"{name} has values beyond float16; take --dtype bfloat16")
+    if np.abs(values).max(initial=0) > LARGEST.get(kind, np.inf):
+        raise ConfigError(f"{name} has values beyond {kind}; take --dtype bfloat16")
+    data = gguf.quants.quantize(np.ascontiguousarray(values), coded)
     writer.add_tensor(name, data, raw_dtype=coded)
 
 
