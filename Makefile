@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help demo install dev check test test-gpu bench clean
+.PHONY: help demo install dev check test test-gpu test-transformers bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## train, pack and prove a small model on this machine; about three minutes
 	$(BIN)/gptpack demo
@@ -28,6 +28,9 @@ test: check ## lint, types and every test that needs no GPU
 
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+test-transformers: $(VENV)/.installed-dev ## the plug-in's tests under each release of transformers from 5.9 on
+	$(BIN)/python tests/transformers_releases.py
 
 bench: $(VENV)/.installed-dev ## run each quick benchmark that needs no model
 	@set -e; for script in benchmarks/*.py; do \

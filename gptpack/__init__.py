@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gptpack.jobs.request import PackRequest as PackRequest
     from gptpack.jobs.train import TrainResult as TrainResult
     from gptpack.jobs.train import train as train
+    from gptpack.jobs.unpack import unpack as unpack
     from gptpack.jobs.verify import verify as verify
     from gptpack.training.recipe import Recipe as Recipe
 
@@ -48,6 +49,7 @@ _PUBLIC = {
     "load": "gptpack.jobs.load",
     "pack": "gptpack.jobs.pack",
     "train": "gptpack.jobs.train",
+    "unpack": "gptpack.jobs.unpack",
     "verify": "gptpack.jobs.verify",
 }
 """Name of the public surface -> the module that defines it, imported when it is first used."""

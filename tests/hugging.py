@@ -72,6 +72,78 @@ def make_folder(folder: Path, family: str, template: str | None = None, **more: 
     return folder
 
 
+def train_folder(folder: Path, steps: int = 120) -> Path:
+    """The folder, its model trained on `SAID` until it knows it, so that all layers have effect."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.tensor(AutoTokenizer.from_pretrained(folder).encode(SAID * 4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.div_(3.0 if parameter.ndim > 1 else 1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        starts = torch.randint(0, len(tokens) - CONTEXT, (8, 1), generator=generator)
+        windows = tokens[starts + torch.arange(CONTEXT)]
+        model(windows, labels=windows).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def sentencepiece_tokenizer(kind: str, folder: Path) -> tuple[Any, Any]:
+    """A SentencePiece model, ``bpe`` or ``unigram``, and what Llama's ``tokenizer.json`` makes of
+    one."""
+    import sentencepiece
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    text = folder / "text.txt"
+    text.write_text(SAID * 5, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / kind),
+        model_type=kind,
+        vocab_size=VOCAB + 60,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / f"{kind}.model"))
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
+    if kind == "bpe":
+        cuts = [(p[:at], p[at:]) for p in vocab for at in range(1, len(p))]
+        merges = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
+        merges.sort(key=lambda cut: -scores["".join(cut)])
+        model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    else:
+        model = models.Unigram(list(scores.items()), unk_id=0, byte_fallback=True)
+    made = Tokenizer(model)
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return pieces, PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
 def make_gguf(path: Path, folder: Path) -> Path:
     """A GGUF file, in float32, of the Llama in a folder."""
     import json

@@ -19,7 +19,7 @@ from gptpack.artifact.reader import decode_artifact
 from gptpack.cli.main import run
 from gptpack.families.golf.gpt import GPT
 
-FUNCTIONS = ["check", "evaluate", "inspect", "load", "pack", "train", "verify"]
+FUNCTIONS = ["check", "evaluate", "inspect", "load", "pack", "train", "unpack", "verify"]
 
 
 @pytest.fixture(scope="module")

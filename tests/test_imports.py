@@ -63,6 +63,7 @@ INSIDE: dict[str, set[str]] = {
         "runs",
         "training",
     },
+    "hf": {"families.transformers.export", "jobs.load"},
     "cli": {"contest", "gate", "inspection", "jobs", "runs"},
 }
 """Part -> the parts it may import; a dotted name allows that module only. Commands may also import
@@ -78,8 +79,8 @@ OUTSIDE: dict[str, set[str]] = {
     "ops": {*NUMERIC, "triton"},
     "ranks": {"torch"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
-    "families": {*NUMERIC, "kernels", "transformers"},
     "quant": NUMERIC,
+    "families": {*NUMERIC, "gguf", "kernels", "safetensors", "transformers"},
     "training": {*NUMERIC, "safetensors", "zstandard"},
     "artifact": {"numpy"},
     "calibration": {*NUMERIC, "safetensors"},
@@ -89,7 +90,8 @@ OUTSIDE: dict[str, set[str]] = {
     "gate": set(),
     "runs": {"numpy", "plotly"},
     "contest": set(),
-    "jobs": {*NUMERIC, "matplotlib"},
+    "jobs": {*NUMERIC, "matplotlib", "safetensors"},
+    "hf": {"torch", "transformers"},
     "cli": {"click", "rich"},
 }
 """Part -> the third-party packages it may import; the standard library is open to all."""

@@ -14,6 +14,7 @@ COMMANDS = {
     "pack": "Pack a checkpoint into one file under a byte budget.",
     "eval": "Reload a packed file and measure its bits per byte.",
     "sample": "Let a packed model go on from a prompt.",
+    "unpack": "Write a packed model for others: a Hugging Face folder, safetensors, GGUF.",
     "stats": "Test whether runs beat a threshold by more than chance.",
     "log": "Read a reference-style training log and check it.",
     "check": "Hold packed files to limits on bytes and bits per byte, in CI.",

@@ -28,6 +28,7 @@ from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
 from gptpack.jobs.scored_text import check_text
 from gptpack.jobs.training_text import check_texts, training_tokens
+from gptpack.packing.again import pack_again
 from gptpack.packing.apart import take_apart
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
@@ -64,6 +65,8 @@ class Prepared:
         """
         request, model = self.request, self.model
         if request.tune == "none":
+            if delta is None and bits is None:
+                return pack_again(self.packer, progress=self.progress)
             return pack_to_budget(self.packer, delta=delta, bits=bits, progress=self.progress)
         if not self.packer.matrices:
             raise ConfigError("--tune needs a gptq-trellis or gptq-uniform method")
