@@ -16,8 +16,8 @@ from strategies import MODEL, TOKENIZER, write_artifact
 from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.cli import main
-from gptpack.data.shards import file_sha256
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import file_sha256
 from gptpack.inspection.inspect import inspect
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import PackedTensor

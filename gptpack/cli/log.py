@@ -6,6 +6,7 @@ import click
 
 from gptpack.cli.console import print_json, print_table
 from gptpack.errors import LimitError
+from gptpack.inputs import once
 from gptpack.runs.logs import read_log
 
 
@@ -23,7 +24,7 @@ def command(paths: tuple[str, ...], as_json: bool) -> None:
       gptpack log train_seed1337.log
       gptpack log records/*/train*.log --json | jq '.[].contradictions'
     """
-    results = [read_log(path).to_dict() for path in paths]
+    results = [read_log(path).to_dict() for path in once(paths)]
     if as_json:
         print_json(results)
     else:

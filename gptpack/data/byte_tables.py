@@ -35,6 +35,7 @@ from gptpack.data.accounting import (
 )
 from gptpack.data.shards import Shard, Split, Tokens, find_shards, find_sidecars
 from gptpack.errors import AccountingError, ShardError, TokenizerError
+from gptpack.inputs import read_input
 from gptpack.values import MAX_VOCAB
 
 _NAMES = {
@@ -109,7 +110,7 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_input(path)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
     pieces, own = None, bos is None

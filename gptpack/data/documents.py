@@ -20,6 +20,7 @@ from typing import BinaryIO
 import zstandard
 
 from gptpack.errors import DataError
+from gptpack.inputs import opened
 
 SEPARATOR = "\n\x1e\n"
 COMPRESSIONS = (".gz", ".xz", ".zst")
@@ -149,7 +150,7 @@ def _chunks(path: Path, position: Position | None) -> Iterator[bytes]:
     """The decompressed bytes of `path` in pieces of bounded size."""
     done = 0
     try:
-        with path.open("rb") as raw:
+        with opened(path) as raw:
             if path.suffix in COMPRESSIONS and not raw.read(1):
                 raise EOFError("the file is empty")
             raw.seek(0)

@@ -29,9 +29,10 @@ from gptpack.data.manifest import (
     TokenizerEntry,
     write_manifest,
 )
-from gptpack.data.shards import MAX_TOKENS, Shard, ShardWriter, Split, file_sha256
+from gptpack.data.shards import MAX_TOKENS, Shard, ShardWriter, Split
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import file_sha256
 from gptpack.progress import Progress, silent
 from gptpack.values import BELOW_ONE, NOT_NEGATIVE, check_fields
 

@@ -12,6 +12,7 @@ import sentencepiece
 
 from gptpack.atomic import replacing
 from gptpack.errors import ConfigError, DataError, TokenizerError
+from gptpack.inputs import read_input
 from gptpack.progress import Progress, silent
 from gptpack.values import MAX_VOCAB, NOT_NEGATIVE, TokenizerIdentity, check_fields
 
@@ -47,7 +48,7 @@ class Tokenizer:
         """
         path = Path(path)
         try:
-            model = path.read_bytes()
+            model = read_input(path)
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
         try:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gptpack.artifact.layout import LFS_POINTER, MAGIC
 from gptpack.artifact.record import PackRecord
-from gptpack.data.shards import file_sha256
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.transformers.config import TransformersConfig
+from gptpack.inputs import file_sha256, opened
 from gptpack.values import TokenizerIdentity
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ def is_transformers(path: Path) -> bool:
 def _start(path: Path, count: int) -> bytes | None:
     """The first bytes of a file; None of what is none, of which its reader says more."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return file.read(count)
-    except (OSError, ValueError):
+    except OSError:
         return None
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
+from gptpack.inputs import once
 from gptpack.packing.config import PackConfig
 from gptpack.values import SHARE, Check, check_choice, check_fields, parse_size
 
@@ -126,12 +127,12 @@ class PackRequest:
         return parse_size(self.budget) if isinstance(self.budget, str) else self.budget
 
     def code_bytes(self) -> int:
-        """Bytes of the files in `code`.
+        """Bytes of the files in `code`, each counted once.
 
         Raises:
             ConfigError: one cannot be read.
         """
-        return sum(_code_size(Path(path)) for path in self.code)
+        return sum(map(_code_size, once(self.code)))
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""

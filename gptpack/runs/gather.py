@@ -5,7 +5,6 @@ and cannot be read is an error.
 """
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import file_sha256, read_text
 from gptpack.inspection.inspect import InspectReport, inspect
 from gptpack.runs.metrics import read_metrics
 
@@ -122,7 +122,7 @@ def reports(folder: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects in the .json files of a folder; files that hold none are passed over."""
     for path in sorted(folder.glob("*.json")):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(values, dict):
@@ -132,7 +132,7 @@ def reports(folder: Path) -> Iterator[dict[str, Any]]:
 def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> PackedFile:
     """A packed file with the reports that name it."""
     report = inspect(path, decode=True)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = file_sha256(path)
     packings = [values for values in beside if values.get("sha256") == sha256]
     seconds: dict[str, float] = {}
     for values in packings:
@@ -193,7 +193,7 @@ def read_curve(path: Path, name: str) -> Curve:
             number.
     """
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.DictReader(read_text(path).splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot read the curve: {error}") from error
     header = list(rows[0]) if rows else []

@@ -35,6 +35,7 @@ from gptpack.families.golf.reference import (
 )
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.families.transformers.nanogpt import from_nanogpt, is_nanochat, is_nanogpt
+from gptpack.inputs import opened
 from gptpack.training.compressed import decompressed, is_compressed
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity, from_dict, to_dict
@@ -217,7 +218,7 @@ def _other_data(old: tuple[ShardEntry, ...], new: tuple[ShardEntry, ...]) -> str
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with opened(path) as file, warnings.catch_warnings():
             # the length of a JSON header, 8 bytes, and its first character; headers are below
             # 100 MB, so the upper half of the length is 0, which it never is in torch's files
             start = file.read(9)
