@@ -277,7 +277,7 @@ def test_sources_are_told_apart_by_their_names(runs: list[Path], tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"no \*\.gptpack"):
         gather([tmp_path / "empty"])
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         gather([tmp_path / "nosuch"])
 
 

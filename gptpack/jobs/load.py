@@ -76,6 +76,14 @@ class Loaded:
         return self.language_model
 
     @property
+    def bos(self) -> int | None:
+        """The token that begins a document; None where the file does not say it."""
+        if self.tokenizer_identity is not None:
+            return self.tokenizer_identity.bos
+        assumed = any(fact.startswith("bos=") for fact in self.assumed)
+        return None if assumed else self.runnable().config.bos
+
+    @property
     def model(self) -> "torch.nn.Module":
         """The module: for a Hugging Face model, transformers' own class.
 

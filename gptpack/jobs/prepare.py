@@ -18,8 +18,8 @@ from gptpack.calibration.text import (
 )
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
-from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import CheckpointError, ConfigError, TokenizerError
+from gptpack.evaluation.text import read_vocabulary
 from gptpack.families.language_model import LanguageModel
 from gptpack.families.wrapped import Wrapped
 from gptpack.jobs.data import check_scorable
@@ -127,7 +127,7 @@ def prepared(
             check_scorable(
                 data,
                 vocab=model.config.vocab,
-                bos=model.config.bos,
+                bos=loaded.bos,
                 context=model.config.context,
                 stride=request.stride,
                 limit_tokens=request.eval_tokens,
@@ -278,7 +278,7 @@ def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity | Non
             "the checkpoint does not say which tokenizer it belongs to; name its file with "
             "--tokenizer or give --data"
         )
-    found = Tokenizer.load(path).identity
+    found = read_vocabulary(path, vocab=vocab, bos=loaded.bos).identity
     if known is not None and found != known:
         raise TokenizerError(
             f"{path}: sha256 {found.sha256}, but the checkpoint was trained with {known.sha256}; "

@@ -10,9 +10,9 @@ from gptpack.calibration.text import shard_windows
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
 from gptpack.data.splits import entries, manifest_beside, open_split
-from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import GptpackError
 from gptpack.evaluation.result import Evaluation
+from gptpack.evaluation.text import read_vocabulary
 from gptpack.families.golf.gpt import build
 from gptpack.jobs.data import check_scorable
 from gptpack.jobs.fresh import evaluate_in_fresh_process
@@ -111,7 +111,10 @@ def train(
     opened = open_split(data, "train", settings.model.vocab)
     shards = [shard.tokens for shard in opened]
     beside, manifest = data / TOKENIZER, manifest_beside(data)
-    tokenizer = Tokenizer.load(beside).identity if beside.exists() else None
+    tokenizer = None
+    if beside.exists():
+        shape = settings.model
+        tokenizer = read_vocabulary(beside, vocab=shape.vocab, bos=shape.bos).identity
     if manifest is not None and tokenizer is not None:
         manifest.check_tokenizer(beside, tokenizer.sha256)
     if validate:

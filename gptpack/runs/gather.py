@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
-from gptpack.inputs import file_sha256, read_text
+from gptpack.inputs import file_sha256, opened, read_text
 from gptpack.inspection.inspect import InspectReport, inspect
 from gptpack.runs.metrics import read_metrics
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+LONGEST_LINE = 1 << 12
+"""Bytes of a file's first line that show what it is."""
 LONGEST_SECONDS = 1e12
 """Bound of a time; a longer one is passed over."""
 
@@ -86,12 +88,17 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _source(path: Path, name: str) -> Source:
     if path.is_dir():
         return _folder(path, name)
-    if path.suffix == ".csv":
-        return Source(name=name, curves=(read_curve(path, name),))
-    if path.name == METRICS:
+    try:
+        with opened(path) as file:
+            start = file.readline(LONGEST_LINE)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read it: {error.strerror}; give a run's folder or a packed file"
+        ) from error
+    if start.startswith(b"{"):
         return Source(name=name, metrics=tuple(read_metrics(path)))
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder; give a run's folder or a packed file")
+    if b"," in start and start.isascii():
+        return Source(name=name, curves=(read_curve(path, name),))
     beside = list(reports(path.parent))
     return Source(name=name, packed=(_packed(path, name, beside),))
 

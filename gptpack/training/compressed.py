@@ -1,6 +1,6 @@
 """A compressed checkpoint's bytes -> what torch.save wrote, in memory that their number justifies.
 
-Contest scripts compress what torch.save writes by zlib, xz or zstd, all under the same name
+Contest scripts compress what torch.save writes by zlib, gzip, xz or zstd, all under the same name
 (``.ptz``), so the first bytes say which it is.
 """
 
@@ -11,6 +11,7 @@ import zstandard
 
 from gptpack.errors import CheckpointError
 
+GZIP = b"\x1f\x8b"
 XZ = b"\xfd7zXZ\0"
 ZSTD = b"\x28\xb5\x2f\xfd"
 RAW_PER_STORED = 64
@@ -23,9 +24,9 @@ PIECE = 1 << 20
 
 
 def is_compressed(start: bytes) -> bool:
-    """Whether a file that begins so is a zlib, xz or zstd stream."""
+    """Whether a file that begins so is a zlib, gzip, xz or zstd stream."""
     deflate = len(start) > 1 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0
-    return deflate or start.startswith((XZ, ZSTD))
+    return deflate or start.startswith((GZIP, XZ, ZSTD))
 
 
 def decompressed(where: object, stored: bytes) -> bytes:
@@ -40,7 +41,7 @@ def decompressed(where: object, stored: bytes) -> bytes:
             raw, ended = _zstd(stored, most), True  # torch's loader sees where it was cut
         else:
             xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=WINDOW)
-            stream = xz if stored.startswith(XZ) else zlib.decompressobj()
+            stream = xz if stored.startswith(XZ) else zlib.decompressobj(zlib.MAX_WBITS | 32)
             raw = stream.decompress(stored, most + 1)
             ended = stream.eof
     except (lzma.LZMAError, zlib.error, zstandard.ZstdError, MemoryError) as error:
