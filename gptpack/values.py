@@ -104,6 +104,18 @@ def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
         raise ConfigError(f"{name}={value!r}: choose {', '.join(filter(None, choices))}")
 
 
+def check_idle(circumstance: str, idle: bool, **given: object) -> None:
+    """Raise the `ConfigError` of settings that are `given` where they are `idle`.
+
+    Args:
+        circumstance: why they would do nothing, such as ``without --data``.
+    """
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if idle and names:
+        does = "does" if len(names) == 1 else "do"
+        raise ConfigError(f"{', '.join(names)} {does} nothing {circumstance}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """`config` as plain dictionaries, lists and scalars; `from_dict` reads it back."""
     plain = dataclasses.asdict(config)

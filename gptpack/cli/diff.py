@@ -13,6 +13,7 @@ from gptpack.escape import plain
 from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
 from gptpack.jobs.diff import diff
+from gptpack.values import check_idle
 
 PATH = click.Path(path_type=Path)
 
@@ -57,8 +58,8 @@ def command(
     """
     if bpb and data is None:
         raise ConfigError("--bpb needs a folder of validation shards; name it with --data")
-    if data is not None and not bpb:
-        raise ConfigError("--data is for --bpb; give both")
+    idle = {"data": data, "tokens": settings["limit_tokens"], "stride": settings["stride"]}
+    check_idle("without --bpb", not bpb, **idle, tokenizer=settings["tokenizer"])
     report = diff(
         before, after, weights=weights, checkpoint=checkpoint, data=data, quiet=as_json, **settings
     )

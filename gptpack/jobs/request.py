@@ -9,7 +9,7 @@ from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
 from gptpack.inputs import once
 from gptpack.packing.config import PackConfig
-from gptpack.values import SHARE, Check, check_choice, check_fields, parse_size
+from gptpack.values import SHARE, Check, check_choice, check_fields, check_idle, parse_size
 
 Calibration = Literal["shards", "text", "self", "random"]
 Tune = Literal["none", "floats", "deep"]
@@ -98,8 +98,18 @@ class PackRequest:
         check_fields(self, WIDTH, "stride")
         check_fields(self, SHARE, "tune_labels")
         check_fields(self, SEVERAL, "methods delta_factors codecs code text eval_text")
-        if self.tune == "none" and self.tune_seconds:
-            raise ConfigError("tune_seconds (--tune-seconds) goes with tune, floats or deep")
+        check_idle(
+            "without --tune floats or deep",
+            self.tune == "none",
+            tune_seconds=self.tune_seconds,
+            tune_labels=self.tune_labels,
+        )
+        check_idle(
+            "without --data or --eval-text, which prove the file",
+            self.data is None and not self.eval_text,
+            stride=self.stride,
+            eval_tokens=self.eval_tokens,
+        )
 
     @property
     def config(self) -> PackConfig:
