@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,16 +22,48 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gptpack.escape import line
 from gptpack.progress import Progress as ProgressCallback
 
 NOTE_SECONDS = 20.0
 """Seconds between two lines about one phase, where there is no terminal."""
 
 
+class _Console(Console):
+    """A console that says when its reader has gone; rich's own would end with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+@contextmanager
+def reader_may_go() -> Iterator[None]:
+    """Drop what is printed inside, and after it, once nobody reads it: a verdict stays its own."""
+    try:
+        yield
+    except BrokenPipeError:
+        # what is still in the buffers goes there as well
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say(*lines: str) -> None:
+    """Write lines to stdout, each as `escape.line` shows it."""
+    with reader_may_go():
+        for text in lines or ("",):
+            click.echo(line(text))
+
+
 def print_json(value: Any) -> None:
     """Write `value` as one JSON document to stdout."""
-    json.dump(value, sys.stdout, indent=2, sort_keys=False, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False)
+    with reader_may_go():
+        click.echo(text)
 
 
 def print_table(
@@ -45,11 +78,12 @@ def print_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else align, no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(soft_wrap=True)
+        table.add_row(*(Text(line(cell)) for cell in row))
+    console = _Console(soft_wrap=True)
     if not console.is_terminal:
-        console = Console(width=200, soft_wrap=True, no_color=True)
-    console.print(table)
+        console = _Console(width=200, soft_wrap=True, no_color=True)
+    with reader_may_go():
+        console.print(table)
 
 
 def main_rank() -> bool:
@@ -57,9 +91,11 @@ def main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def note(text: str) -> None:
-    """Write one line to stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+def note(*lines: str) -> None:
+    """Write lines to stderr, each as `escape.line` shows it."""
+    with reader_may_go():
+        for text in lines:
+            click.echo(line(text), err=True)
 
 
 def note_assumed(assumed: Sequence[str]) -> None:
@@ -78,7 +114,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     Without a terminal it writes a line per phase, and one every `NOTE_SECONDS` while the phase
     lasts. An interrupt is raised again with what had been reached as its message.
     """
-    console = Console(stderr=True)
+    console = _Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -95,6 +131,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
 
     def report(phase: str, done: float, total: float) -> None:
         nonlocal noted, reached
+        phase = line(phase)
         reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
         lines = not quiet and not console.is_terminal
         now = time.monotonic()

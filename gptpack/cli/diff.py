@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
@@ -74,7 +74,7 @@ def command(
 
 def _print(report: DiffReport) -> None:
     first, second = report.before, report.after
-    click.echo(f"A {plain(first.path)}\nB {plain(second.path)}\n")
+    say(f"A {first.path}", f"B {second.path}", "")
     total = GroupDiff(
         name="file",
         before=Side(parameters=first.parameters, stored_bytes=first.file_bytes),
@@ -90,10 +90,10 @@ def _print(report: DiffReport) -> None:
         if not one.name.startswith("pack.quality.")
     ]
     if settings:
-        click.echo()
+        say()
         print_table(["setting", "A", "B"], settings)
-    click.echo()
-    click.echo(_verdict(report))
+    say()
+    say(_verdict(report))
     if report.weights is not None:
         _print_tensors(["relative difference"], [report.weights])
     if report.errors is not None:
@@ -139,7 +139,7 @@ def _print_tensors(titles: Sequence[str], found: Sequence[WeightErrors]) -> None
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.6f}"
 
-    click.echo()
+    say()
     print_table(
         ["tensor", *titles],
         [[plain(name, 80), *(number(column[name]) for column in columns)] for name in names[:10]]

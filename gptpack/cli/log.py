@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import print_json, print_table
+from gptpack.cli.console import print_json, print_table, say
 from gptpack.errors import LimitError
 from gptpack.inputs import once
 from gptpack.runs.logs import read_log
@@ -30,7 +30,7 @@ def command(paths: tuple[str, ...], as_json: bool) -> None:
     else:
         for number, result in enumerate(results):
             if number:
-                click.echo()
+                say()
             _print(result)
     count = sum(len(result["contradictions"]) for result in results)
     if count:
@@ -43,7 +43,7 @@ def command(paths: tuple[str, ...], as_json: bool) -> None:
 
 def _print(result: dict[str, Any]) -> None:
     training, sizes, file = result["training"], result["sizes"], result["file"]
-    click.echo(
+    say(
         f"{file['path']}: {training['steps']:,} of {training['planned_steps']:,} steps in "
         f"{result['seconds']['train']:,.1f} s"
     )
@@ -65,9 +65,9 @@ def _print(result: dict[str, Any]) -> None:
         ],
     )
     if file["bytes"]:
-        click.echo(
+        say(
             f"{file['bytes']:,} bytes stated; model and code add up to "
             f"{sizes['recomputed_total'] or 0:,}; {sizes['cap'] - file['bytes']:,} below the cap"
         )
     for one in result["contradictions"]:
-        click.echo(f"contradiction ({one['about']}): {one['says']}")
+        say(f"contradiction ({one['about']}): {one['says']}")
