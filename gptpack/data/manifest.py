@@ -143,6 +143,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     path = Path(directory) / MANIFEST
     try:
         values = json.loads(read_input(path))
+        json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate is in no name or text
     except OSError as error:
         raise DataError(
             f"{path}: cannot read the manifest: {error.strerror or error}; "

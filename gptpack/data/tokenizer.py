@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -54,7 +55,7 @@ class Tokenizer:
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             vocab = processor.vocab_size() if model else 0
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise TokenizerError(
                 f"{path}: not a SentencePiece model ({len(model)} bytes)"
             ) from error
@@ -62,6 +63,8 @@ class Tokenizer:
             raise TokenizerError(f"{path}: not a SentencePiece model ({len(model)} bytes)")
         if vocab > MAX_VOCAB:
             raise TokenizerError(f"{path}: {vocab} pieces; gptpack takes {MAX_VOCAB} at most")
+        with _spelling(path):
+            processor.id_to_piece(list(range(vocab)))
         bos = processor.bos_id()
         if bos < 0:
             raise TokenizerError(f"{path}: no BOS piece; documents need one (train with bos_id=1)")
@@ -85,7 +88,8 @@ class Tokenizer:
 
     def normalized_bytes(self, texts: Sequence[str]) -> list[int]:
         """UTF-8 bytes of each text as the model normalises it, without a space that it adds."""
-        probe, *normalized = self.processor.normalize(["a", *texts])
+        with _spelling(self.path):
+            probe, *normalized = self.processor.normalize(["a", *texts])
         # the space that SentencePiece adds at one end by default is no text
         added = probe.startswith(SPACE) or probe.endswith(SPACE)
         # SPACE stands for one byte and has three.
@@ -101,7 +105,9 @@ class Tokenizer:
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """`decode` of each list; raises TokenizerError for an id that the model lacks."""
         try:
-            texts: list[str] = self.processor.decode([list(ids) for ids in batch], num_threads=1)
+            with _spelling(self.path):
+                ids = [list(row) for row in batch]
+                texts: list[str] = self.processor.decode(ids, num_threads=1)
         except IndexError as error:
             raise TokenizerError(
                 f"{self.path}: {error}; the model has ids below {self.vocab}"
@@ -112,6 +118,18 @@ class Tokenizer:
         """The vocabulary's entry for `token`; a space is U+2581."""
         piece: str = self.processor.id_to_piece(token)
         return piece
+
+
+@contextmanager
+def _spelling(path: Path) -> Iterator[None]:
+    """Refuse a model whose pieces or rules spell something that is no text."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{path}: a damaged SentencePiece model: it spells bytes that are not UTF-8 "
+            f"({error.reason})"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from gptpack.artifact.header import ArtifactHeader
     from gptpack.families.language_model import LanguageModel
     from gptpack.families.transformers.texts import TextTokenizer
 
@@ -198,7 +197,6 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
         except GptpackError as error:
             raise type(error)(f"{path}: {error}") from error
     elif isinstance(header.model, ModelConfig):
-        _check_room(path, header)
         model = _built(path, header.model, weights, ArtifactError)
     return Loaded(
         language_model=None if model is None else model.to(device).eval(),
@@ -216,18 +214,18 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
     )
 
 
-def _check_room(path: Path, header: "ArtifactHeader") -> None:
+def _check_room(
+    path: Path,
+    config: ModelConfig,
+    weights: "Mapping[str, torch.Tensor]",
+    error: type[GptpackError],
+) -> None:
     """Refuse a golf model of a shape that the file's tensors could not fill."""
-    assert isinstance(header.model, ModelConfig)
-    needed = header.model.least_weights()
-    held = sum(tensor.numel for tensor in header.tensors)
-    if header.model.layers > len(header.tensors):
-        raise ArtifactError(
-            f"{path}: {header.model.layers:,} layers cannot be made of {len(header.tensors):,} "
-            "tensors"
-        )
+    needed, held = config.least_weights(), sum(tensor.numel() for tensor in weights.values())
+    if config.layers > len(weights):
+        raise error(f"{path}: {config.layers:,} layers cannot be made of {len(weights):,} tensors")
     if needed > LARGEST_EXCESS * held:
-        raise ArtifactError(
+        raise error(
             f"{path}: a model of this shape has {needed:,} weights in its matrices alone, but the "
             f"file holds {held:,}"
         )
@@ -304,6 +302,7 @@ def _built(
     from gptpack.families.golf.gpt import GPT
     from gptpack.families.language_model import state_problem
 
+    _check_room(path, config, weights, error)
     model = GPT(config, seed=None)
     if problem := state_problem(model, weights):
         raise error(f"{path}: its tensors are not those of its model: {problem}")

@@ -8,7 +8,8 @@ it is shows in its bytes; its name says nothing.
 import io
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,10 +27,10 @@ from gptpack.families.golf.quantized import dequantized
 from gptpack.families.golf.reference import (
     HEAD,
     assumed_of,
-    float_tensor,
     has_tied_head,
     infer_config,
     named_weights,
+    own_weights,
     state_dict_in,
     unbanked,
 )
@@ -125,20 +126,36 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     version = content[_MARK]
     if not isinstance(version, int) or version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version!r:.20}, needed {VERSION}")
-    try:
+    with refusing_damage(path):
         return Checkpoint(
             model=from_dict(ModelConfig, content["model"]),
-            weights={name: float_tensor(path, name, t) for name, t in content["weights"].items()},
+            weights=own_weights(path, content["weights"]),
             tokenizer=content["tokenizer"] and from_dict(TokenizerIdentity, content["tokenizer"]),
             data=tuple(from_dict(ShardEntry, shard) for shard in content.get("data", ())),
             recipe=content["recipe"] and _recipe(content["recipe"]),
-            step=int(content["step"]),
+            step=_step(content["step"]),
             training=content["training"],
         )
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint: {error!r}") from error
+
+
+def _step(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"step {value!r:.40} is no number of steps")
+    return value
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what values of other types and shapes raise inside into a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError as error:
+        said = str(error)
+        raise CheckpointError(said if str(path) in said else f"{path}: {said}") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint: {error!r:.400}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: damaged checkpoint: its tensors do not fit") from error
 
 
 def _of_state_dict(path: Path, content: Mapping[str, Any], told: ModelConfig | None) -> Checkpoint:
@@ -187,8 +204,9 @@ def load_resumable(
         )
     if checkpoint.data != data:
         raise CheckpointError(f"{path}: {_other_data(checkpoint.data, data)}; resume with its data")
+    if checkpoint.recipe is None:
+        raise CheckpointError(f"{path} does not say its recipe; it cannot be resumed")
     if checkpoint.recipe != recipe:
-        assert checkpoint.recipe is not None
         old, new = to_dict(checkpoint.recipe), to_dict(recipe)
         changed = [
             f"{table}.{key}"

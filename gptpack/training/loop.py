@@ -25,7 +25,12 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
 from gptpack.ranks import Ranks
 from gptpack.training.averages import Average
-from gptpack.training.checkpoint import Checkpoint, load_resumable, save_checkpoint
+from gptpack.training.checkpoint import (
+    Checkpoint,
+    load_resumable,
+    refusing_damage,
+    save_checkpoint,
+)
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
@@ -412,19 +417,17 @@ class Run:
             CheckpointError: there is none, or it belongs to another run.
         """
         checkpoint, training = load_resumable(self.path, self.recipe, self.tokenizer, self.data)
-        raw = training["raw"] or checkpoint.weights
-        if problem := state_problem(self.model, raw):
-            raise CheckpointError(f"{self.path}: {problem}")
-        self.model.load_state_dict(raw)
-        try:
+        with refusing_damage(self.path):
+            raw = training["raw"] or checkpoint.weights
+            if problem := state_problem(self.model, raw):
+                raise CheckpointError(problem)
+            self.model.load_state_dict(raw)
             self.optimizers.load_state(training["optimizers"])
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
-        if training["raw"]:
-            self.average.load(dict(checkpoint.weights), training["averaged"])
-        if self.pressure is not None and training.get("pressure"):
-            self.pressure.load_state(training["pressure"])
-        self.step = checkpoint.step
-        self.spent_seconds = float(training["seconds"])
+            if training["raw"]:
+                self.average.load(dict(checkpoint.weights), training["averaged"])
+            if self.pressure is not None and training.get("pressure"):
+                self.pressure.load_state(training["pressure"])
+            self.step = checkpoint.step
+            self.spent_seconds = float(training["seconds"])
         if self.ranks.main:
             remove_leftovers(self.path, SAVED)
