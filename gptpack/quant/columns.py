@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gptpack.errors import QuantError
+from gptpack.quant.compiled import compiled
 from gptpack.quant.factor import Factor
 from gptpack.quant.steps import reciprocals
 
@@ -50,7 +50,7 @@ class Rounding:
         return float(self.row_loss.sum())
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@compiled(fastmath={"contract"}, error_model="numpy")
 def _pack(
     weight_RC: Array, order_P: Array, row_R: Array, column_P: Array, out_PR: Array
 ) -> None:  # pragma: no cover
@@ -64,7 +64,7 @@ def _pack(
                 out_PR[p, r] = weight_RC[r, c] * row_R[r] * column_P[p]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _unpack(points_PR: Array, order_P: Array, out_RC: Array) -> None:  # pragma: no cover
     """``out[r, order[p]] = points[p, r]``, tile by tile."""
     rows = out_RC.shape[0]
@@ -76,7 +76,7 @@ def _unpack(points_PR: Array, order_P: Array, out_RC: Array) -> None:  # pragma:
                 out_RC[r, c] = points_PR[p, r]
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@compiled(fastmath={"contract"}, error_model="numpy")
 def add_feedback(
     target_PR: Array, error_PR: Array, feedback_PP: Array, sources: Any, sinks: Any
 ) -> None:  # pragma: no cover
@@ -121,7 +121,7 @@ def add_feedback(
             i += 1
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@compiled(fastmath={"contract"}, error_model="numpy")
 def settle_column(
     target_R: Array, point_R: Array, error_R: Array, costs: Any, loss_R: Array
 ) -> None:  # pragma: no cover

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gptpack.errors import QuantError
 from gptpack.quant.columns import (
@@ -22,13 +21,14 @@ from gptpack.quant.columns import (
     prepare,
     settle_column,
 )
+from gptpack.quant.compiled import compiled
 from gptpack.quant.factor import Factor
 
 CLIP_SCALES = tuple(1.0 - 0.04 * i for i in range(13))
 """Fractions of a row's largest magnitude that `quantize_clipped` tries: 1.0 down to 0.52."""
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@compiled(fastmath={"contract"}, error_model="numpy")
 def _round_columns(
     target_PR: Array,
     error_PR: Array,

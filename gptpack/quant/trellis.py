@@ -21,11 +21,11 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gptpack.codec.trellis import polynomials
 from gptpack.errors import QuantError
 from gptpack.quant.columns import Array, Rounding, add_feedback, positive, prepare, settle_column
+from gptpack.quant.compiled import compiled
 from gptpack.quant.factor import Factor
 from gptpack.quant.gptq import quantize_uniform
 
@@ -37,7 +37,7 @@ def _bit_parity(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     return (np.bitwise_count(values) & 1).astype(np.int32)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+@compiled(fastmath={"contract"}, error_model="numpy")
 def _subset_costs(target_R: Array, weight_R: Array, cost_KR: Array) -> None:  # pragma: no cover
     """Weighted squared distances to the nearest point of every subset, into `cost_KR`."""
     for r in range(target_R.shape[0]):
@@ -59,7 +59,7 @@ def _kernel(states: int) -> Callable[..., None]:
     odd_S = _bit_parity(low & (h1 >> 1))
     second_S = _bit_parity(low & (h0 >> 1))
 
-    @njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+    @compiled(fastmath={"contract"}, error_model="numpy")
     def trellis_columns(
         target_PR: Array,
         error_PR: Array,

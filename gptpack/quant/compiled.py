@@ -1,0 +1,35 @@
+"""A function of loops over arrays -> the same, compiled by numba without the interpreter's lock."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[Function], Function]:
+    """A decorator; what it compiles is kept on the disk, where a folder takes it.
+
+    Neither the package's folder nor the user's need be writable, nor have room: each process
+    compiles anew then.
+    """
+
+    def wrap(function: Function) -> Function:
+        try:
+            made: Any = njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # numba finds no place for its cache
+            plain: Function = njit(nogil=True, **options)(function)
+            return plain
+        save = made._cache.save_overload
+
+        def save_if_possible(*arguments: Any) -> None:
+            with suppress(OSError):
+                save(*arguments)
+
+        made._cache.save_overload = save_if_possible
+        kept: Function = made
+        return kept
+
+    return wrap
