@@ -376,3 +376,12 @@ def test_quiet_progress_says_nothing(monkeypatch):
     with console.progress_bars(quiet=True) as report:
         report("train", 1, 2)
     assert stream.getvalue() == ""
+
+
+def test_a_table_of_a_hostile_file_has_an_end_and_its_last_rows(capsys):
+    rows = [[f"tensor {i}", "1"] for i in range(20_000)] + [["file", "20,000"]]
+    console.print_table(["what", "bytes"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == console.MOST_ROWS + 2
+    assert lines[-1].split() == ["file", "20,000"]
+    assert any("(19,501 more; --json has all)" in line for line in lines)

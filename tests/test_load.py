@@ -9,6 +9,7 @@ import pytest
 import torch
 from strategies import write_artifact
 
+from gptpack.artifact.weights import flushes_subnormals, weights_sha256
 from gptpack.errors import ArtifactError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
@@ -173,3 +174,24 @@ def test_models_of_other_shapes_come_back(config: ModelConfig, tmp_path: Path) -
     values = weights(config)
     state = load(write(tmp_path / "m.gptpack", float32(values), config)).model.state_dict()
     assert all(np.array_equal(state[name].numpy(), value) for name, value in values.items())
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(True), reason="no such mode on this processor")
+def test_a_file_is_whole_where_subnormal_numbers_are_flushed_to_zero(tmp_path: Path) -> None:
+    torch.set_flush_denormal(False)
+    # 3 times a scale that is no normal number
+    codes = PackedTensor(
+        name="a",
+        shape=(1, 4),
+        method="int8-tensor",
+        arrays={"codes": np.full((1, 4), 3, np.int8), "scales": np.array(2.0**-127, np.float32)},
+    )
+    normal = replace(codes, arrays={**codes.arrays, "scales": np.array(2.0**-126, np.float32)})
+    expected = weights_sha256([codes])
+    torch.set_flush_denormal(True)
+    try:
+        assert flushes_subnormals()
+        assert weights_sha256([codes]) == expected != weights_sha256([normal])
+        assert flushes_subnormals()  # the mode stays as its owner set it
+    finally:
+        torch.set_flush_denormal(False)

@@ -2,16 +2,49 @@
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.errors import ArtifactError
+from gptpack.errors import ArtifactError, MissingDependencyError
 from gptpack.quant.types import PackedTensor, dequantize
 
 Keep = Callable[[str, npt.NDArray[np.float32]], None]
 """A function that takes the name and the values of each tensor, which are computed only once."""
+
+
+def flushes_subnormals() -> bool:
+    """Whether this thread takes numbers below float32's normal ones for zero."""
+    smallest = np.full(1, 2.0**-126, np.float32)
+    return not (smallest * np.float32(0.5)).any()
+
+
+@contextmanager
+def subnormal_numbers() -> Iterator[None]:
+    """Compute as IEEE 754 says, whatever a library has set for speed; the format's values need it.
+
+    Raises:
+        MissingDependencyError: subnormal numbers are flushed to zero, and not by torch.
+    """
+    if not flushes_subnormals():
+        yield
+        return
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_flush_denormal(False)
+    if flushes_subnormals():
+        raise MissingDependencyError(
+            "this process flushes subnormal numbers to zero, so weights would not be those of the "
+            "file; run gptpack without the library that sets this (built with -ffast-math)"
+        )
+    try:
+        yield
+    finally:
+        assert torch is not None
+        torch.set_flush_denormal(True)
 
 
 def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) -> str:
@@ -26,7 +59,8 @@ def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) ->
     state = hashlib.sha256()
     for tensor in tensors:
         try:
-            values = dequantize(tensor)
+            with subnormal_numbers():
+                values = dequantize(tensor)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ArtifactError):
                 raise

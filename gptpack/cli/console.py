@@ -25,6 +25,10 @@ from rich.text import Text
 from gptpack.escape import line
 from gptpack.progress import Progress as ProgressCallback
 
+MOST_ROWS = 500
+"""Rows of a table that are shown, as what has more may be anybody's file; JSON has all."""
+LAST_ROWS = 4
+"""Of those, the last ones, such as totals."""
 NOTE_SECONDS = 20.0
 """Seconds between two lines about one phase, where there is no terminal."""
 
@@ -72,8 +76,15 @@ def print_table(
     *,
     title: str | None = None,
     align: Literal["left", "right"] = "right",
+    most: int = MOST_ROWS,
 ) -> None:
-    """Write an aligned table to stdout; `align` is of every column but the first, which is text."""
+    """Write an aligned table to stdout; `align` is of every column but the first, which is text.
+
+    Of more than `most` rows those between the first and the last ones are left out, and counted.
+    """
+    if (left_out := len(rows) - most) > 0:
+        more = [f"({left_out:,} more; --json has all)", *[""] * (len(columns) - 1)]
+        rows = [*rows[: most - LAST_ROWS], more, *rows[-LAST_ROWS:]]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else align, no_wrap=True)

@@ -56,6 +56,7 @@ def _print(report: VerifyReport, every: bool) -> None:
         print_table(
             ["tensor", "method", "sha256 of its values"],
             [[plain(row.name, 80), row.method, row.sha256] for row in report.tensors],
+            most=len(report.tensors),
         )
 
 
@@ -74,6 +75,7 @@ def _print_errors(errors: WeightErrors, every: bool) -> None:
             ]
             for row in shown
         ],
+        most=len(shown),
     )
     if len(rows) > len(shown):
         say(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")

@@ -113,6 +113,7 @@ def train(
 
     Raises:
         BudgetError: the target in bytes is out of reach.
+        CheckpointError: there is no run to resume, or it is another one.
         ConfigError: `output` holds another run's checkpoint, or the batch has no whole window.
         TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
     """
@@ -125,7 +126,11 @@ def train(
     how = (attention, compiled, kernels, foresight, data)
     run = Run(recipe, shards, output, ranks, tokenizer, *how)
     try:
-        if resume:
+        if resume and not run.path.exists():
+            if not (output / METRICS).exists():
+                raise CheckpointError(f"{output}: no run to resume; begin it without --resume")
+            progress("begin again: killed before its first checkpoint", 0, 0)
+        elif resume:
             run.restore()
         elif run.path.exists():
             raise ConfigError(
