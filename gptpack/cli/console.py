@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import click
@@ -133,7 +133,6 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=quiet or not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
     began: dict[str, float] = {}
@@ -158,7 +157,8 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         bars.update(tasks[phase], completed=done, total=total or None)
 
     try:
-        with bars:
+        # one that draws nothing is never begun: older releases of rich end it with an empty line
+        with nullcontext() if quiet or not console.is_terminal else bars:
             yield report
     except KeyboardInterrupt as stopped:
         raise type(stopped)(reached) from None
