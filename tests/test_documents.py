@@ -183,7 +183,7 @@ def test_invalid_utf8_names_the_byte(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "ä|bc".encode() + b"\xff|d")
     found = iterate_documents(path, "|")
     assert next(found) == "ä"
-    with pytest.raises(DataError, match=r"a\.txt: byte 5: not UTF-8"):
+    with pytest.raises(DataError, match=r"a\.txt: document \d: byte 5: not UTF-8"):
         next(found)
 
 

@@ -71,8 +71,9 @@ def iterate_documents(
         if not separator:
             raise DataError("the document separator is empty; give at least one character")
         offset, piece = 0, b""
-        for offset, piece in _split(path, chunks, separator.encode()):
-            yield _decoded(path, piece, offset)
+        pieces = _split(path, chunks, separator.encode())
+        for number, (offset, piece) in enumerate(pieces, start=1):
+            yield _decoded(f"{path}: document {number}", piece, offset)
         if not offset:
             _check_whole(path, piece, separator)
 
@@ -114,7 +115,7 @@ def _json_documents(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
     for number, (offset, line) in enumerate(_split(path, chunks, b"\n"), start=1):
         if not line.strip():
             continue
-        written = _decoded(path, line, offset)
+        written = _decoded(f"{path}:{number}", line, offset)
         try:
             record = json.loads(written)
         except (ValueError, RecursionError) as error:
@@ -138,12 +139,12 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _decoded(path: Path, piece: bytes, offset: int) -> str:
+def _decoded(where: str, piece: bytes, offset: int) -> str:
     try:
         return piece.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: byte {offset + error.start}: not UTF-8 ({error.reason}); convert the file"
+            f"{where}: byte {offset + error.start}: not UTF-8 ({error.reason}); convert the file"
         ) from error
 
 

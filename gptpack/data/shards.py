@@ -236,6 +236,9 @@ def find_shards(directory: str | Path, split: Split) -> list[Path]:
     directory = Path(directory)
     paths = shard_paths(directory, split)
     if not paths:
+        if not directory.is_dir():
+            what = "is no folder" if directory.exists() else "no such folder"
+            raise ShardError(f"{directory}: {what}; give the folder that shards are in")
         raise ShardError(
             f"{directory}: no shards named *_{split}_*.bin; make some with 'gptpack data tokenize'"
         )

@@ -245,7 +245,7 @@ def _read(path: Path) -> dict[str, Any]:
             file.seek(0)
             source: BinaryIO = file
             if is_compressed(start):
-                source = io.BytesIO(decompressed(path, file.read()))
+                source = io.BytesIO(decompressed(path, file))
             # torch warns of unusual pickle protocols before it refuses them
             warnings.simplefilter("ignore")
             # given the path, it would take a name that ends in .safetensors at its word
