@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help demo install dev check test test-gpu test-transformers bench clean
+.PHONY: help demo install dev check test test-oldest test-gpu test-transformers bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +27,15 @@ check: $(VENV)/.installed-dev ## lint, format and types
 test: check ## lint, types and every test that needs no GPU
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=15
 
+test-oldest: ## every test, with the oldest dependencies that setup.cfg allows (torch as pinned)
+	$(PYTHON) -m venv $(OLDEST)
+	sed -n 's/^ *\([a-zA-Z_-]*\)>=\([0-9][0-9a-z.]*\).*/\1==\2/p' setup.cfg | \
+		grep -Ev '^(torch|triton|flash-attn-4)=' | sort -u >$(OLDEST)/oldest.txt
+	grep -E '^(torch|triton)=' constraints.txt >>$(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet \
+		-c $(OLDEST)/oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
@@ -38,7 +48,7 @@ bench: $(VENV)/.installed-dev ## run each quick benchmark that needs no model
 		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script"; fi; done
 
 clean: ## remove the environment, caches and the demo's files
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,29 +1,36 @@
-"""A loop over arrays -> the same loop as machine code, kept on disk where that is possible."""
+"""A function of loops over arrays -> the same, compiled by numba without the interpreter's lock."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from numba import njit
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(**options: Any) -> Callable[[F], F]:
-    """A decorator: numba compiles the function, which holds no interpreter lock while it runs.
+def compiled(**options: Any) -> Callable[[Function], Function]:
+    """A decorator; what it compiles is kept on the disk, where a folder takes it.
 
-    Nothing is kept, and each process compiles anew, where neither the package's folder nor the
-    user's cache can be written, and for code that has no file.
-
-    Args:
-        options: further ones of `numba.njit`.
+    Neither the package's folder nor the user's need be writable, nor have room, and the code need
+    not be in a file: each process compiles anew then.
     """
+    settings = {"nogil": True, "error_model": "numpy", **options}
 
-    def decorated(function: F) -> F:
-        settings = {"nogil": True, "error_model": "numpy", **options}
+    def wrap(function: Function) -> Function:
         try:
-            made: F = njit(cache=True, **settings)(function)
-        except RuntimeError:  # numba's word for no place to keep it
-            made = njit(**settings)(function)
-        return made
+            made: Any = njit(cache=True, **settings)(function)
+        except RuntimeError:  # numba finds no place for its cache
+            plain: Function = njit(**settings)(function)
+            return plain
+        save = made._cache.save_overload
 
-    return decorated
+        def save_if_possible(*arguments: Any) -> None:
+            with suppress(OSError):
+                save(*arguments)
+
+        made._cache.save_overload = save_if_possible
+        kept: Function = made
+        return kept
+
+    return wrap

@@ -71,6 +71,13 @@ class MissingDependencyError(GptpackError):
     exit_status = 4
 
 
+class InternalError(GptpackError):
+    """A process that we started crashed, which is a bug of ours."""
+
+    exit_status = 70
+
+
 def error_of(status: int) -> type[GptpackError]:
     """The error that a command of ours ended with, by its exit status."""
-    return {3: ArtifactError, 4: MissingDependencyError}.get(status, GptpackError)
+    known = (ArtifactError, MissingDependencyError, InternalError)
+    return next((error for error in known if error.exit_status == status), GptpackError)

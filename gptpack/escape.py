@@ -26,6 +26,18 @@ def first_line(error: BaseException) -> str:
     return plain(said or type(error).__name__, longest=300)
 
 
+def line(text: str) -> str:
+    """`text` as one line: whatever is not printable is escaped, letters of all scripts stay.
+
+    A CI runner obeys lines that begin with ``::`` or ``##``; those begin otherwise here.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    start = shown.lstrip()
+    if start.startswith(("::", "##")):
+        shown = shown.replace(start[0], f"\\x{ord(start[0]):02x}", 1)
+    return shown
+
+
 def markdown(value: Any) -> str:
     """`value` for a cell of a Markdown table: no markup, no mention, no end of the cell."""
     return plain(value).translate(_MARKUP)

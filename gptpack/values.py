@@ -31,6 +31,10 @@ MOST_BITS = 63
 """Bits that an integer setting may have, without its sign."""
 MAX_VOCAB = 1 << 20
 """Largest vocabulary of a tokenizer or a model."""
+MAX_CONTEXT = 1 << 20
+"""Longest window of a model, in tokens."""
+LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Bounds of a setting that is no integer and not 0, up to its sign: those of a normal float32."""
 
 
 def parse_size(text: str) -> int:
@@ -104,6 +108,18 @@ def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
         raise ConfigError(f"{name}={value!r}: choose {', '.join(filter(None, choices))}")
 
 
+def check_idle(circumstance: str, idle: bool, **given: object) -> None:
+    """Raise the `ConfigError` of settings that are `given` where they are `idle`.
+
+    Args:
+        circumstance: why they would do nothing, such as ``without --data``.
+    """
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if idle and names:
+        does = "does" if len(names) == 1 else "do"
+        raise ConfigError(f"{', '.join(names)} {does} nothing {circumstance}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """`config` as plain dictionaries, lists and scalars; `from_dict` reads it back."""
     plain = dataclasses.asdict(config)
@@ -153,6 +169,11 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ConfigError(f"{path}={value!r} must be a finite number")
+        if value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
+            raise ConfigError(
+                f"{path}={value!r} must be 0, or lie within {LEAST_FLOAT:.3g} and {MOST_FLOAT:.3g} "
+                "as float32 does"
+            )
         return float(value)
     if origin is Mapping and isinstance(value, dict):
         return value

@@ -330,7 +330,11 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "one context of 32"),
         (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "stride=33 must be 1 to"),
         (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
-        (("--bits", "3", "--tune-seconds", "5"), 2, "goes with tune"),
+        (("--bits", "3", "--tune-seconds", "5"), 2, "--tune-seconds does nothing without --tune"),
+        (("--bits", "3", "--tune-labels", "0.5"), 2, "--tune-labels does nothing without --tune"),
+        (("--bits", "3", "--curve-bits", "3"), 2, "--curve-bits does nothing without --curve"),
+        (("--curve", "c.csv", "-o", "m.gptpack"), 2, "--output does nothing with --curve"),
+        (("--bits", "3", "--stride", "8"), 2, "--stride does nothing without --data"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(place, tmp_path, monkeypatch, capsys, words, status, said):

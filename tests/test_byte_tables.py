@@ -2,13 +2,19 @@
 
 import base64
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptpack.artifact.reader import read_header
 from gptpack.data.accounting import PieceBytes
 from gptpack.data.byte_tables import (
     ByteVocabulary,
@@ -19,9 +25,12 @@ from gptpack.data.byte_tables import (
     load_vocabulary,
 )
 from gptpack.data.shards import find_sidecars, write_shard
-from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from gptpack.errors import AccountingError, ConfigError, ShardError, TokenizerError
-from gptpack.evaluation.text import Text
+from gptpack.evaluation.text import Text, read_vocabulary
+from gptpack.families.golf.gpt import GPT
+from gptpack.inputs import file_sha256
+from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 
 MERGES = [b" the", b" cat", b"at", b"\xc3\xa9", b"\xe6\x97", b"qu"]
 PIECES = [bytes([byte]) for byte in range(256)] + MERGES
@@ -113,7 +122,8 @@ def test_tokens_that_spell_no_text_are_refused(ranks: ByteVocabulary) -> None:
         (b"QQ== 1\n", "ranks are not 0 to 0, each once"),
         (b"QQ== 0\nQg== 2\n", "ranks are not 0 to 1"),
         (b"QQ== 0\nQg== 0\n", "ranks are not 0 to 1, each once"),
-        (b"", "ranks are not 0 to 0"),
+        (b"QQ== 0\nQg== -1\n", "ranks are not 0 to 1, each once"),
+        (b"", "no kind of tokenizer"),
     ],
 )
 def test_ranks_that_are_malformed_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -191,7 +201,7 @@ def test_tables_that_make_no_sense_are_refused(
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{]")
-    (tmp_path / "b.npz").write_bytes(b"PK nonsense")
+    (tmp_path / "b.npz").write_bytes(b"PK\3\4 nonsense")
     (tmp_path / "c.json").write_text('{"base_bytes": [1]}')
     (tmp_path / "d.txt").write_text("x")
     np.savez(tmp_path / "e.npz", base_bytes=np.array([{"pickle": 1}], object))
@@ -199,7 +209,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
         ("a.json", "not a table of bytes"),
         ("b.npz", "not a table of bytes"),
         ("c.json", "needs the arrays base_bytes, has_leading_space, is_boundary_token"),
-        ("d.txt", "unknown kind of tokenizer"),
+        ("d.txt", "no kind of tokenizer"),
         ("e.npz", "not a table of bytes"),
     ]:
         with pytest.raises(TokenizerError, match=message):
@@ -348,3 +358,49 @@ def test_pieces_are_audited_against_the_text_too_where_it_is_given(tmp_path: Pat
     found = Text.load(data, vocab=290, tokenizer=tokenizer.path, source=source)
     with pytest.raises(AccountingError, match="7 bytes by its tokens, 6 in the text"):
         found.audited_bytes([targets])
+
+
+# A reader for all kinds of tokenizers, and what serves eval serves pack.
+
+
+@pytest.mark.parametrize("name", ["a", "tokenizer.model", "a.json", "a.tiktoken", "a.npz"])
+def test_the_content_says_which_kind_of_tokenizer_a_file_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    shutil.copy(worlds.corpus().tokenizer.path, path)
+    assert isinstance(read_vocabulary(path, vocab=300), Tokenizer)
+    for make in (
+        lambda: write_ranks(tmp_path / "made.tiktoken"),
+        lambda: write_table(tmp_path / "made.npz", table_of()),
+        lambda: write_table(tmp_path / "made.json", table_of()),
+    ):
+        shutil.copy(make(), path)
+        found = read_vocabulary(path, vocab=300)
+        assert isinstance(found, ByteVocabulary)
+        assert found.identity.sha256 == file_sha256(path)
+
+
+def test_ranks_serve_pack_as_they_serve_eval(tmp_path: Path, capsys: Any) -> None:
+    ranks = tmp_path / "ranks"
+    ranks.write_text("".join(f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)))
+    data = tmp_path / "data"
+    data.mkdir()
+    texts = [" ".join(worlds.WORDS[i % 12 :] * 3) for i in range(60)]
+    tokens = np.array([token for text in texts for token in (256, *text.encode())], np.uint16)
+    write_shard(data / "x_val_000000.bin", tokens)
+    config = worlds.tiny("model.vocab=257").model
+    # its bos, 1, is what a model has where nobody says another
+    save_checkpoint(
+        tmp_path / "own.pt", Checkpoint(model=config, weights=GPT(config, seed=0).state_dict())
+    )
+    baseline = replace(config, context=1024, bos=1)
+    torch.save(GPT(baseline, seed=0).state_dict(), tmp_path / "bare.pt")
+    given = ["--data", str(data), "--tokenizer", str(ranks), "--device", "cpu"]
+    assert worlds.invoke("eval", str(tmp_path / "own.pt"), *given) == 2
+    assert "token 1 begins documents, says the model" in capsys.readouterr().err
+    source = str(tmp_path / "bare.pt")
+    assert worlds.invoke("eval", source, *given, "--context", "16") == 0
+    packed = str(tmp_path / "m.gptpack")
+    how = ["--delta", "0.05", "--method", "int8", "-o", packed]
+    assert worlds.invoke("pack", source, *given, *how) == 0
+    assert read_header(packed).tokenizer.bos == 256
+    assert worlds.invoke("eval", packed, *given, "--context", "16") == 0

@@ -1,17 +1,21 @@
 """Checkpoints: what loads, what is refused, and the reference's own files."""
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from worlds import CPU, shards, tiny
 
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.families.language_model import state_problem
+from gptpack.jobs.load import load
+from gptpack.training import loop
 from gptpack.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity
@@ -206,3 +210,67 @@ def test_recipes_with_settings_that_are_gone_still_load(tmp_path):
     content["recipe"]["compression"]["qat"] = "noise"
     torch.save(content, tmp_path / "c.pt")
     assert load_checkpoint(tmp_path / "c.pt").recipe == Recipe()
+
+
+SHARED = torch.zeros(16, 64)
+HOSTILE = {
+    "widths": ({"model.width": 1 << 40}, "weights in its matrices alone"),
+    "a vocabulary": ({"model.vocab": 1 << 20}, "weights in its matrices alone"),
+    "layers": ({"model.layers": 4000}, "4,000 layers cannot be made of"),
+    "recurrence": ({"model.loops": 1 << 62, "model.loop_layers": 1}, "4,096 are the most"),
+    "a context": ({"model.context": 1 << 40}, "must be at most 1048576"),
+    "a float": ({"model.qk_gain": 1.7e308}, "as float32 does"),
+    "a float near 0": ({"model.logit_softcap": 1e-300}, "as float32 does"),
+    "a step": ({"step": -1}, "is no number of steps"),
+    "steps": ({"step": 10**400}, "damaged checkpoint"),
+    "no weights": ({"weights": None}, "damaged checkpoint"),
+    "a view of one number": (
+        {"weights": {"a": torch.zeros(1).expand(1 << 40)}},
+        "needed real numbers, all of them in the file",
+    ),
+    "one tensor under many names": (
+        {"weights": {f"{i}": SHARED for i in range(1000)}},
+        "1,000 tensors of 4,096,000 bytes on 4,096 bytes of numbers",
+    ),
+    "a tensor on no device": (
+        {"weights": {"a": torch.zeros(1 << 40, device="meta")}},
+        "needed real numbers, all of them in the file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_model_is_made_that_the_file_does_not_fill(name, tmp_path):
+    changes, message = HOSTILE[name]
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, Checkpoint(model=CONFIG, weights=state()))
+    content = torch.load(path, weights_only=True)
+    for key, value in changes.items():
+        place, _, inner = key.partition(".")
+        if inner:
+            content[place][inner] = value
+        else:
+            content[place] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_a_training_state_that_is_none_is_one_line(tmp_path):
+    recipe = tiny()
+    loop.train(recipe, shards(), tmp_path, CPU)
+    path = tmp_path / "checkpoint.pt"
+    whole = torch.load(path, weights_only=True)
+    for damage in (
+        {},
+        {"optimizers": None, "raw": None, "seconds": 0.0},
+        whole["training"] | {"seconds": "x"},
+        whole["training"] | {"optimizers": {"a": torch.zeros(1)}},
+        whole["training"] | {"raw": {"a": 1}},
+    ):
+        torch.save(whole | {"training": damage}, path)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            loop.train(recipe, shards(), tmp_path, CPU, resume=True)
+    torch.save(whole | {"recipe": None}, path)
+    with pytest.raises(CheckpointError, match="does not say its recipe"):
+        loop.train(recipe, shards(), tmp_path, CPU, resume=True)

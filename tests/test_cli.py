@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def test_a_group_alone_shows_its_help_with_status_2(arguments, capsys):
         (errors.LimitError, 1),
         (errors.ArtifactError, 3),
         (errors.MissingDependencyError, 4),
+        (errors.InternalError, 70),
     ],
 )
 def test_an_error_of_the_family_is_one_line_and_its_status(error, status, failing, capsys):
@@ -138,10 +140,32 @@ def test_the_documented_statuses_are_the_ones_in_use():
         assert f"`{error.__name__}`" in row
 
 
-def test_a_bug_of_ours_keeps_its_traceback(failing):
-    failing(RuntimeError("a bug"))
-    with pytest.raises(RuntimeError, match="a bug"):
-        main.run(["inspect"])
+@pytest.mark.parametrize(
+    "bug",
+    [
+        RuntimeError("a bug\n::error::obeyed"),
+        ModuleNotFoundError("No module named 'gptpack.nosuch'", name="gptpack.nosuch"),
+        ModuleNotFoundError("No module named 'json.nosuch'", name="json.nosuch"),
+        RecursionError("too deep"),
+        KeyError("x"),
+    ],
+)
+def test_a_bug_of_ours_is_status_70_with_its_traceback_and_where_to_report_it(bug, failing, capsys):
+    failing(bug)
+    assert invoke("inspect") == 70
+    first, *rest, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert any(line.startswith(f"{type(bug).__name__}: ") for line in rest)
+    assert not any(line.lstrip().startswith("::") for line in rest)
+    assert last.startswith(f"gptpack: this is a bug of gptpack {VERSION}; please report it")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})()])
+def test_too_little_memory_is_one_line_and_status_4(error, failing, capsys):
+    failing(error)
+    assert invoke("inspect") == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "too little memory" in line
 
 
 def test_a_package_that_is_not_installed_is_named_with_status_4(failing, capsys):
@@ -151,9 +175,6 @@ def test_a_package_that_is_not_installed_is_named_with_status_4(failing, capsys)
     assert captured.err == (
         "gptpack: this needs torch, which is not installed; see: gptpack doctor\n"
     )
-    failing(ModuleNotFoundError("No module named 'gptpack.nosuch'", name="gptpack.nosuch"))
-    with pytest.raises(ModuleNotFoundError):
-        main.run(["inspect"])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
@@ -214,19 +235,74 @@ def test_help_does_not_load_torch():
     assert done.returncode == 0
 
 
-def test_a_reader_that_closes_the_pipe_gets_no_traceback():
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("--help", 141),
+        ("inspect GOLDEN", 0),
+        ("inspect GOLDEN --json", 0),
+        ("check GOLDEN", 0),
+        ("check GOLDEN --format markdown", 0),
+        ("check GOLDEN --budget 1B", 1),
+        ("check GOLDEN --budget 1B --json", 1),
+        ("verify GOLDEN", 0),
+        ("inspect absent", 2),
+    ],
+)
+@pytest.mark.parametrize("streams", ["stdout", "both"])
+def test_a_reader_that_goes_changes_no_verdict(words, status, streams):
     read, write = os.pipe()
     os.close(read)
+    golden = str(ROOT / "tests" / "golden" / "tiny-v1.artifact")
     done = subprocess.run(
-        [sys.executable, "-m", "gptpack", "--help"],
+        [sys.executable, "-m", "gptpack", *words.replace("GOLDEN", golden).split()],
         cwd=ROOT,
         stdout=write,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE if streams == "stdout" else write,
         text=True,
         check=False,
     )
     os.close(write)
-    assert done.stderr == ""
+    assert done.returncode == status
+    assert "Traceback" not in (done.stderr or "")
+
+
+def test_names_are_escaped_wherever_they_are_printed(tmp_path, monkeypatch, capsys):
+    golden = ROOT / "tests" / "golden" / "tiny-v1.artifact"
+    names = ["a\n::error::x", "::error::x", "\x1b[31mred", "\u202eback", " ##[error]x"]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        shutil.copy(golden, tmp_path / name)
+        (tmp_path / f"{name}.log").write_text("step:1/1 val_loss:2.0\n")
+        for words in (
+            ["inspect", name],
+            ["verify", name],
+            ["verify", name, "--checkpoint", name],
+            ["diff", name, name],
+            ["check", name, "--budget", "1B"],
+            ["log", f"{name}.log"],
+            ["stats", f"{name}.log", "--below", "1"],
+            ["inspect", f"absent {name}"],
+            ["eval", name, "--data", name],
+            ["pack", name, "--budget", "1MB"],
+            ["train", "--recipe", name, "--data", name, "--output", "out"],
+            ["data", "info", name],
+            ["data", "tokenize", "--train", name, "--tokenizer", name, "--output", name],
+            ["report", name, f"{name}.log", "--output", "out"],
+            ["submission", "check", name],
+            [name],
+        ):
+            invoke(*words)
+            captured = capsys.readouterr()
+            for said in (captured.out + captured.err).split("\n"):
+                assert said.isprintable(), (words, said)
+                assert not said.lstrip().startswith(("::", "##")), (words, said)
+
+
+def test_letters_of_all_scripts_are_shown_as_they_are(tmp_path, capsys):
+    name = "m\u00fcller \u732b"
+    assert invoke("inspect", str(tmp_path / name)) == 2
+    assert name in capsys.readouterr().err
 
 
 def test_every_command_module_has_its_command():
@@ -318,3 +394,12 @@ def test_quiet_progress_says_nothing(monkeypatch):
 def test_of_a_librarys_error_one_line_is_shown_in_printable_ascii(said, line):
     error = KeyError() if not said else ValueError(said)
     assert first_line(error) == line
+
+
+def test_a_table_of_a_hostile_file_has_an_end_and_its_last_rows(capsys):
+    rows = [[f"tensor {i}", "1"] for i in range(20_000)] + [["file", "20,000"]]
+    console.print_table(["what", "bytes"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == console.MOST_ROWS + 2
+    assert lines[-1].split() == ["file", "20,000"]
+    assert any("(19,501 more; --json has all)" in line for line in lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import invoke
 
 from gptpack.data.orders import DataConfig
 from gptpack.errors import ConfigError
@@ -341,3 +342,17 @@ def test_what_differs_from_the_defaults_is_enough_to_make_a_configuration_again(
         "value_embedding_width": 8,
     }
     assert from_dict(ModelConfig, non_default(config)) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[model]\nwidth=1099511627776", "[model]\nlayers=4000\nwidth=524288\nheads=8"],
+)
+def test_a_recipe_that_no_memory_holds_is_refused(text, tmp_path, capsys):
+    path = tmp_path / "huge.toml"
+    path.write_text(text)
+    assert invoke("train", "--recipe", str(path), "--plan") == 2
+    assert "bytes of weights in its matrices alone" in capsys.readouterr().err
+    path.write_text("[model]\nloops=4611686018427387904\nloop_layers=1")
+    assert invoke("train", "--recipe", str(path), "--plan") == 2
+    assert "4,096 are the most" in capsys.readouterr().err

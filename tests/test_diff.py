@@ -26,8 +26,8 @@ from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.cli import main
 from gptpack.codec.costs import matrix_bits
 from gptpack.codec.range import encode_codes
-from gptpack.data.shards import file_sha256
 from gptpack.errors import GptpackError
+from gptpack.inputs import file_sha256
 from gptpack.inspection.compare import Weights, read_weights, weight_errors
 from gptpack.inspection.inspect import inspect
 from gptpack.inspection.shares import measured_bytes

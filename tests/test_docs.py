@@ -101,3 +101,13 @@ def test_links_between_pages_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_every_dependency_has_its_licence_listed():
+    setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    needed = set(re.findall(r"^    ([A-Za-z0-9_-]+)>=", setup, re.MULTILINE))
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| \S", page, re.MULTILINE)
+    listed = {name.strip() for row in rows for name in row.split(",")} - {"package", "---"}
+    assert len(needed) > 20
+    assert listed == needed

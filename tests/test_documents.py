@@ -183,7 +183,7 @@ def test_invalid_utf8_names_the_byte(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "ä|bc".encode() + b"\xff|d")
     found = iterate_documents(path, "|")
     assert next(found) == "ä"
-    with pytest.raises(DataError, match=r"a\.txt: byte 5: not UTF-8"):
+    with pytest.raises(DataError, match=r"a\.txt: document \d: byte 5: not UTF-8"):
         next(found)
 
 
@@ -208,10 +208,40 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: str, reason: str) -> Non
     assert reason in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a", "a.csv", "a.gz", "a.csv.zst", "a.txt.bz2"])
-def test_an_unknown_kind_of_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="unknown kind of text file"):
-        list(iterate_documents(write(tmp_path / name, b"x")))
+@pytest.mark.parametrize("name", ["a", "a.md", "a.txt", "a.GZ", "a.json.zst", "a.text.xz"])
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_the_content_says_what_a_file_is(tmp_path: Path, name: str, compression: str) -> None:
+    texts = ["one", "zwei", ""]
+    lines = b"\n \n" + b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+    plain = b"{one|zwei||"
+    named = Path(name).suffix.lower() in list(COMPRESS)[1:]
+    for content, wanted in ((lines, texts), (plain, ["{one", "zwei", ""])):
+        path = tmp_path / name
+        path.write_bytes(COMPRESS[compression](content))
+        if named and not compression:
+            with pytest.raises(DataError, match=f"corrupt or truncated {path.suffix}"):
+                list(iterate_documents(path, "|"))
+        else:
+            assert list(iterate_documents(path, "|")) == wanted
+
+
+def test_lines_of_json_without_a_text_are_no_text(tmp_path: Path) -> None:
+    line = b'{"content": "one"}\n'
+    with pytest.raises(DataError, match="no string under 'text'"):
+        list(iterate_documents(write(tmp_path / "a.json", line)))
+    assert list(iterate_documents(write(tmp_path / "a.txt", line))) == [line.decode()]
+
+
+def test_a_document_that_never_ends_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MOST_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(documents, "READ_BYTES", 10)
+    path = write(tmp_path / "a.txt", b"x" * 60 + b"|" + b"y" * 90 + b"|" + b"z" * 150)
+    with pytest.raises(DataError, match="byte 152: a document of more than 100 bytes"):
+        list(iterate_documents(path, "|"))
+    with pytest.raises(DataError, match="a document of more than 100 bytes"):
+        list(iterate_documents(write(tmp_path / "b", b"{" * 300), "|"))
 
 
 def test_a_missing_file_and_an_empty_separator_are_one_line_errors(tmp_path: Path) -> None:

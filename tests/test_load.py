@@ -10,6 +10,7 @@ import torch
 from hugging import make_folder
 from strategies import write_artifact
 
+from gptpack.artifact.weights import flushes_subnormals, weights_sha256
 from gptpack.errors import ArtifactError, ConfigError, GptpackError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
@@ -125,7 +126,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 10**12}, "1,000,000,000,000 layers cannot be made"),
+        ({"layers": 4000}, "4,000 layers cannot be made"),
         ({"width": 2**40}, "but the file holds"),
         ({"mlp_hidden": 10**15}, "but the file holds"),
         ({"bigram_rows": 10**15}, "but the file holds"),
@@ -133,8 +134,8 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
         ({"value_embedding_width": 10**15}, "but the file holds"),
         ({"vocab": 65536}, "but the file holds"),
         ({"bigram_rows": 10**18, "bigram_width": 10**18}, "but the file holds"),
-        ({"loop_layers": 1, "loops": 10**12}, "but the file holds"),
-        ({"loop_layers": 2, "loops": 10**6, "skip_gates": True}, "but the file holds"),
+        ({"loop_layers": 1, "loops": 4000}, "but the file holds"),
+        ({"loop_layers": 2, "loops": 2000, "skip_gates": True}, "but the file holds"),
         ({"layers": 1, "value_embedding_layers": (0,)}, r"unexpected blocks\.1"),
         ({"xsa_layers": 0, "smear_gate": False}, r"unexpected smear\.gate"),
     ],
@@ -241,3 +242,24 @@ def test_a_model_of_transformers_is_converted_but_for_its_angles(family, tmp_pat
         torch.testing.assert_close(read(tokens)[0], logits[1][0, -1], rtol=0.05, atol=0.5)
     assert (logits[0] - logits[1]).norm() < 0.05 * logits[0].norm()
     assert "".join(found.generate("The mill", max_tokens=5, temperature=0))
+
+
+def test_a_file_is_whole_where_subnormal_numbers_are_flushed_to_zero() -> None:
+    # 3 times a scale that is no normal number
+    codes = PackedTensor(
+        name="a",
+        shape=(1, 4),
+        method="int8-tensor",
+        arrays={"codes": np.full((1, 4), 3, np.int8), "scales": np.array(2.0**-127, np.float32)},
+    )
+    zero = replace(codes, arrays={**codes.arrays, "scales": np.array(0, np.float32)})
+    expected = weights_sha256([codes])
+    assert expected != weights_sha256([zero])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("no such mode on this processor")
+    try:
+        assert flushes_subnormals()
+        assert weights_sha256([codes]) == expected
+        assert flushes_subnormals()  # the mode stays as its owner set it
+    finally:
+        torch.set_flush_denormal(False)

@@ -240,6 +240,53 @@ def test_what_does_not_fit_together_is_said(old: str, new: str, message: str) ->
     )
 
 
+TWICE = """\
+seed: 1
+step:500/500 val_loss:2.8260 val_bpb:1.0900 train_time:60000ms step_avg:120.00ms
+quantized val_loss:2.84000000 val_bpb:1.09542857 eval_time:8000ms
+quantized_sliding_window val_loss:2.80000000 val_bpb:1.08000000 eval_time:80000ms
+ttt_sliding:done val_loss=2.700000 val_bpb=1.041429 elapsed=300.0s
+quantized_ttt val_loss:2.70000000 val_bpb:1.04142857 eval_time:300400ms
+"""
+
+
+def test_a_pass_that_is_printed_twice_takes_its_time_once() -> None:
+    log = parse_log(TWICE)
+    assert log.contradictions == []
+    assert log.to_dict()["seconds"] == {
+        "train": 60.0,
+        "quantized": 8.0,
+        "quantized_sliding_window": 80.0,
+        "quantized_ttt": 300.4,
+        "total": pytest.approx(448.4),
+    }
+    again = parse_log(TWICE + TWICE)  # a log that was shown and kept, and caught both
+    assert again.to_dict()["seconds"]["total"] == pytest.approx(448.4)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        "val_loss:2.6999 val_bpb:1.0413 eval_time:300400ms",
+        "val_loss:2.7000 val_bpb:1.0414 eval_time:340000ms",
+    ],
+)
+def test_passes_of_another_score_or_time_count_each(figures: str) -> None:
+    log = parse_log(TWICE[: TWICE.index("quantized_ttt")] + f"quantized_ttt {figures}\n")
+    assert [one.about for one in log.contradictions] == ["time"]
+
+
+def test_a_run_ends_with_the_step_that_crosses_its_limit_if_no_line_has_its_time() -> None:
+    capped = """\
+max_wallclock_seconds: 600.0
+4500/20000 train_loss: 2.7634 train_time: 9.7m tok/s: 6106541
+stopping_early: wallclock_cap train_time: {}ms step: 4557/20000
+quantized val_loss:2.80000000 val_bpb:1.08000000 eval_time:8000ms
+"""
+    assert said(capped.format(600_119)) == []
+    assert said(capped.format(601_000)) == ["time: training took 601.0 s of 600.0 s"]
+
+
 def test_figures_of_a_text_of_unknown_bytes_are_compared_with_each_other() -> None:
     text = "".join(line for line in RECORD.splitlines(True) if "val_loader" not in line)
     assert said(text) == []

@@ -136,15 +136,21 @@ def test_no_budget_is_ever_passed_by_a_byte(config, code):
 
 
 @pytest.mark.parametrize("budget", [1, 3000])
-def test_the_budget_that_an_error_names_works(budget):
+@pytest.mark.parametrize("proved", [False, True])
+def test_the_budget_that_an_error_names_works_and_is_the_smallest(budget, proved):
     for code in (0, 500):
         with pytest.raises(BudgetError) as raised:
-            case().pack(budget, code_bytes=code)
+            case().pack(budget, code_bytes=code, proved=proved)
         named = named_budget(raised.value)
-        file = case().pack(named, code_bytes=code).assemble(QUALITY)
-        assert len(file) + code <= named
-        # and it is the smallest but for what is kept free for figures that come later
-        assert len(file) + code >= named - 128
+        quality = QUALITY if proved else Quality()
+        for room in (0, 1, 40, 100):  # what is kept free for later figures refuses none of these
+            file = case().pack(named + room, code_bytes=code, proved=proved).assemble(quality)
+            assert len(file) + code <= named + room
+            # figures that are measured later may be shorter than those that were allowed for
+            assert len(file) + code >= named - (24 if proved else 1) or room
+        if not proved:
+            with pytest.raises(BudgetError, match=f"{named:,} bytes are enough"):
+                case().pack(named - 1, code_bytes=code, proved=False)
 
 
 def test_a_model_of_some_size_lands_within_a_thousandth():

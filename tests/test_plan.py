@@ -354,7 +354,7 @@ def test_a_plan_of_more_seconds_than_floats_have_is_limited_by_its_steps(capsys)
         (["--plan", "--flops", "1e308"], 2, "is not in the range 0<x<=1e+21"),
         (["--plan", "--bits", "nan"], 2, "is not a finite number"),
         (["--plan", "--budget", "3KB", "--flops", "1e9"], 1, "nothing is left"),
-        (["--bits", "3", "--data", "x", "--output", "y"], 2, "go with --plan"),
+        (["--bits", "3", "--data", "x", "--output", "y"], 2, "does nothing without --plan"),
         (["--output", "y"], 2, "needs --data and --output"),
     ],
 )

@@ -29,9 +29,10 @@ from gptpack.calibration.collect import collect
 from gptpack.calibration.text import shard_windows
 from gptpack.cli.main import group
 from gptpack.codec.range import estimate_bits
-from gptpack.data.shards import file_sha256, write_shard
+from gptpack.data.shards import write_shard
 from gptpack.errors import BudgetError, ConfigError, QuantError
 from gptpack.families.golf.gpt import GPT, build
+from gptpack.inputs import file_sha256
 from gptpack.packing.apart import take_apart
 from gptpack.packing.config import PackConfig
 from gptpack.packing.foresight import PackerForesight

@@ -16,8 +16,8 @@ from strategies import MODEL, TOKENIZER, write_artifact
 from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.cli import main
-from gptpack.data.shards import file_sha256
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import file_sha256
 from gptpack.inspection.inspect import inspect
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
 from gptpack.quant.types import PackedTensor
@@ -277,7 +277,7 @@ def test_sources_are_told_apart_by_their_names(runs: list[Path], tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"no \*\.gptpack"):
         gather([tmp_path / "empty"])
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         gather([tmp_path / "nosuch"])
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from worlds import CPU, TINY, corpus, invoke, tiny
 
 from gptpack.data import overlap as overlaps
+from gptpack.data import splits
 from gptpack.data.documents import SEPARATOR
 from gptpack.data.overlap import MOST_SHARED, Overlap, digest, overlap
 from gptpack.data.shards import Shard, find_shards, write_shard
@@ -318,3 +319,12 @@ def test_the_commands_end_with_status_2_where_data_is_not_what_its_manifest_stat
     shutil.copy(made / "data_train_000000.bin", made / "data_train_000001.bin")
     assert invoke("train", *words, "--resume") == 2
     assert "data_train_000001.bin: sha256" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_manifest_with_half_a_surrogate_pair_is_one_line(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('.bin"', '\\ud800.bin"', 1))
+    with pytest.raises(DataError, match="not a JSON manifest"):
+        splits.manifest_beside(folder)

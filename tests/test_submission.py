@@ -495,6 +495,81 @@ def test_a_folder_of_others_making_breaks_rules_and_not_the_check(
     json.loads(capsys.readouterr().out)
 
 
+def merged(folder: Path, **values: Any) -> Path:
+    """A folder in the shape of the contest's merged records: a script, logs, no artifact."""
+    folder.mkdir()
+    code = b"print(1)\n".ljust(16_000, b"#")
+    (folder / "train_gpt.py").write_bytes(code)
+    (folder / "README.md").write_text("A record.\n")
+    results = {}
+    for seed in (1, 2, 3):
+        (folder / f"train_seed{seed}.log").write_text(f"seed: {seed}\nstep:1/1 val_loss:2.8\n")
+        results[str(seed)] = {"val_bpb": 1.08, "artifact_bytes": 15_990_000 + seed}
+    record = {
+        **dict.fromkeys(("author", "github_id", "name", "blurb"), "x"),
+        "date": "2026-04-09",
+        "track": "10min_16mb",
+        "val_loss": 2.8,
+        "val_bpb": 1.08,
+        "bytes_total": 15_990_003,
+        "bytes_code": len(code),
+        "seeds": [1, 2, 3],
+        "seed_results": results,
+        "hardware": "8xH100",
+    }
+    (folder / "submission.json").write_text(json.dumps(record | values))
+    return folder
+
+
+def test_a_total_that_has_the_code_is_not_added_to_it_again(tmp_path: Path) -> None:
+    found = rules(merged(tmp_path / "merged"))
+    state, text = found["cap"]
+    assert (state, text.partition(" is here")[0]) == ("skip", "no model.gptpack")
+    assert found["sizes"] == (
+        "skip",
+        "code 16,000 bytes, as the files have; no model.gptpack is here to be counted",
+    )
+    bare = rules(merged(tmp_path / "bare", bytes_total=None, seed_results=[]))
+    assert bare["cap"][0] == "skip"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"bytes_total": 16_000_001},
+        {"artifact_bytes": 16_000_001},
+        {"seed_results": {"7": {"bytes_total": 17_000_000}}},
+        {"seed_results": {"7": {"artifact_bytes": 17_000_000}}},
+    ],
+)
+def test_a_stated_total_over_the_cap_fails_it(tmp_path: Path, values: dict[str, Any]) -> None:
+    state, text = rules(merged(tmp_path / "merged", **values))["cap"]
+    assert state == "fail"
+    assert "over the cap of 16,000,000" in text
+
+
+def test_logs_that_no_seed_names_are_not_passed(tmp_path: Path) -> None:
+    assert rules(merged(tmp_path / "merged", seeds=[]))["logs"] == (
+        "fail",
+        "submission.json has no seeds, so none of the 3 logs here was read",
+    )
+
+
+@pytest.mark.parametrize("kind", ["link", "folder's link", "pipe"])
+def test_what_is_no_file_of_the_folder_fails(copy: Path, tmp_path: Path, kind: str) -> None:
+    place = copy / "weights.bin"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "model").write_bytes(b"x" * 17_000_000)
+        place.symlink_to(outside / "model" if kind == "link" else outside)
+    state, text = rules(copy)["files"]
+    assert state == "fail"
+    assert "weights.bin" in text
+
+
 def test_figures_in_the_readme_are_held_to_the_logs(copy: Path) -> None:
     readme = (copy / "README.md").read_text()
     (copy / "README.md").write_text(readme.replace("Mean val_bpb", "Mean val_bpb 0.9, not"))

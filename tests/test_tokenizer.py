@@ -134,3 +134,12 @@ def test_an_id_beyond_the_vocabulary_cannot_be_decoded(tokenizer: Tokenizer) -> 
 def test_a_senseless_configuration_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         TokenizerConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xff", b"\xed\xa0"])
+def test_a_model_whose_pieces_are_no_text_is_refused(tmp_path: Path, damage: bytes) -> None:
+    made = train_tokenizer(["the cat sat " * 9], tmp_path / "t.model", TokenizerConfig(vocab=270))
+    path = tmp_path / "damaged.model"
+    path.write_bytes(made.path.read_bytes().replace(b"at", damage))
+    with pytest.raises(TokenizerError, match=r"damaged\.model: (not|a damaged) .*SentencePiece"):
+        Tokenizer.load(path)

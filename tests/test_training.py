@@ -388,3 +388,16 @@ def test_the_recurrence_begins_where_the_recipe_says(tmp_path):
         seen.append(run.model.looped)
     run.batches.close()
     assert seen == [False, False, False, True, True, True]
+
+
+def test_resuming_a_run_that_was_killed_before_its_first_checkpoint_begins_it(tmp_path):
+    whole = train(tiny(), shards(), tmp_path / "whole", CPU)
+    with pytest.raises(CheckpointError, match="no run to resume; begin it without --resume"):
+        train(tiny(), shards(), tmp_path / "run", CPU, resume=True)
+    begun = tmp_path / "run"
+    begun.mkdir()
+    (begun / "metrics.jsonl").write_text('{"step": 1, "loss_nats": 4.1}\n{"step": 2, "lo')
+    result = train(tiny(), shards(), begun, CPU, resume=True)
+    assert (result.steps, result.loss_nats) == (whole.steps, whole.loss_nats)
+    lines = (begun / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, 13)]

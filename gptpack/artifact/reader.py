@@ -6,7 +6,6 @@ rule before anything is decompressed, and decompression stops at the declared si
 
 import io
 import os
-import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from gptpack.artifact.weights import Keep, weights_sha256
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import Array, EncodedStream, decode_stream
 from gptpack.errors import ArtifactError, GptpackError
+from gptpack.inputs import opened
 from gptpack.quant.types import PackedTensor
 
 
@@ -104,26 +104,13 @@ def read_sections(data: bytes, header: ArtifactHeader) -> list[EncodedStream]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """An open regular file and its size; errors inside get the path in front."""
-    # Without O_NONBLOCK, a pipe would wait here for its writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        raise GptpackError(f"{path}: cannot read it: {error.strerror}") from error
-    except ValueError as error:
-        raise GptpackError(f"{str(path)!r} is not the name of a file: {error}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise GptpackError("not a regular file; give the path of a packed file")
-        with open(descriptor, "rb", closefd=False) as file:
-            yield file, status.st_size
+        with opened(path) as file:
+            yield file, os.fstat(file.fileno()).st_size
     except GptpackError as error:
         raise type(error)(f"{path}: {error}") from error
     except OSError as error:
         raise GptpackError(f"{path}: cannot read it: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
 
 
 def _read(file: BinaryIO, size: int, what: str) -> bytes:

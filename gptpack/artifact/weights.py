@@ -3,18 +3,51 @@
 import hashlib
 import os
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.errors import ArtifactError
+from gptpack.errors import ArtifactError, MissingDependencyError
 from gptpack.quant.types import PackedTensor, dequantize
 
 Keep = Callable[[str, npt.NDArray[np.float32]], None]
 """A function that takes the name and the values of each tensor, which are computed only once."""
+
+
+def flushes_subnormals() -> bool:
+    """Whether this thread takes numbers below float32's normal ones for zero."""
+    smallest = np.full(1, 2.0**-126, np.float32)
+    return not (smallest * np.float32(0.5)).any()
+
+
+@contextmanager
+def subnormal_numbers() -> Iterator[None]:
+    """Compute as IEEE 754 says, whatever a library has set for speed; the format's values need it.
+
+    Raises:
+        MissingDependencyError: subnormal numbers are flushed to zero, and not by torch.
+    """
+    if not flushes_subnormals():
+        yield
+        return
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_flush_denormal(False)
+    if flushes_subnormals():
+        raise MissingDependencyError(
+            "this process flushes subnormal numbers to zero, so weights would not be those of the "
+            "file; run gptpack without the library that sets this (built with -ffast-math)"
+        )
+    try:
+        yield
+    finally:
+        assert torch is not None
+        torch.set_flush_denormal(True)
 
 
 def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) -> str:
@@ -59,7 +92,8 @@ def _dequantized(
 
 def _values(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     try:
-        return dequantize(tensor)
+        with subnormal_numbers():
+            return dequantize(tensor)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, ArtifactError):
             raise

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.errors import CheckpointError
@@ -51,6 +50,8 @@ def _exact_products(device: torch.device) -> Iterator[None]:
 
 BANDS = 4
 """Bands of rows in which a symmetric sum is made, each from the diagonal on: 5/8 of the work."""
+PART_LOGITS = 1 << 24
+"""Logits from which labels are drawn at once."""
 EMBEDDED = "embedded tokens"
 """Key of the Fisher information of the token embedding's output."""
 
@@ -125,6 +126,23 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
+@contextmanager
+def _fixed_weights(model: LanguageModel) -> Iterator[None]:
+    """No gradients are made of any weight but those that are looked up, which gradients begin at.
+
+    Nor are the inputs of layers kept, which only their weights' gradients need.
+    """
+    begin = {id(_weight(module)) for module in model.lookups().values()}
+    moving = [p for p in model.parameters() if p.requires_grad and id(p) not in begin]
+    for parameter in moving:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_()
+
+
 def output_fisher(
     model: LanguageModel,
     windows: Tensor,
@@ -170,17 +188,23 @@ def output_fisher(
         hooks.callback(model.embedding.register_forward_hook(watch(EMBEDDED)).remove)
         for name, module in others.items():
             hooks.callback(module.register_forward_hook(watch(name)).remove)
+        hooks.enter_context(_fixed_weights(model))
         batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
+        rows = max(1, PART_LOGITS // vocab)
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
             logits = finite(model.predictions(tokens))
+            slope = torch.empty_like(logits)
             with torch.no_grad():
-                probabilities = logits.softmax(-1).flatten(0, 1)
-                labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-                # dL/dlogit = p - 1[label]; its square sums to E[p (1 - p)] in expectation
-                add(head, (probabilities * (1 - probabilities)).sum(0))
-            loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
+                parts = (torch.split(each.flatten(0, 1), rows) for each in (logits, slope))
+                for part, slope_part in zip(*parts, strict=True):
+                    probabilities = part.softmax(-1)
+                    labels = torch.multinomial(probabilities, 1, generator=generator)
+                    # dL/dlogit = p - 1[label]; its square sums to E[p (1 - p)] in expectation
+                    add(head, (probabilities * (1 - probabilities)).sum(0))
+                    torch.exp(part.log_softmax(-1), out=slope_part)
+                    slope_part.scatter_add_(1, labels, slope_part.new_full(labels.shape, -1.0))
+            logits.backward(slope)  # type: ignore[no-untyped-call]
             progress("fisher", min(start + batch, len(windows)), len(windows))
     model.zero_grad(set_to_none=True)
     return sums

@@ -23,6 +23,7 @@ from gptpack.calibration.collect import Calibration, collect, finite
 from gptpack.data.shards import Tokens
 from gptpack.errors import DataError, GptpackError
 from gptpack.families.language_model import LanguageModel
+from gptpack.inputs import opened
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
@@ -214,7 +215,8 @@ def _digest(arrays: Mapping[str, Array]) -> Array:
 def _read(path: Path) -> Calibration | None:
     """The calibration in a cached file; None if there is no file, or it has changed."""
     try:
-        arrays = load_file(path)
+        with opened(path):
+            arrays = load_file(path)
         if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):
             return None
         hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import note, print_table, progress_bars
+from gptpack.cli.console import note, print_table, progress_bars, reader_may_go, say
 from gptpack.cli.options import FINITE
 from gptpack.errors import ArtifactError, ConfigError, LimitError, MissingDependencyError
 from gptpack.escape import plain
@@ -103,7 +103,8 @@ def command(
     if form == "text":
         _print(result)
     else:
-        click.echo(formats.FORMATS[form](result), nl=False)
+        with reader_may_go():
+            click.echo(formats.FORMATS[form](result), nl=False)
     errors = {1: LimitError, 3: ArtifactError, 4: MissingDependencyError}
     if not result.passed:
         failing = [plain(checked.name) for checked in result.artifacts if checked.failures]
@@ -130,11 +131,12 @@ def _print(result: Result) -> None:
     print_table(formats.COLUMNS, formats.rows(result))
     problems = formats.failures(result)
     if problems:
-        click.echo()
+        say()
     for checked, text in problems:
-        click.echo(f"FAIL {plain(checked.name)}: {text}")
+        say(f"FAIL {plain(checked.name)}: {text}")
     for text in formats.skipped(result):
-        click.echo(f"skipped {text}")
+        say(f"skipped {text}")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in formats.annotations(result):
-            click.echo(line)
+            with reader_may_go():
+                click.echo(line)

@@ -5,9 +5,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,16 +22,52 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gptpack.escape import line
 from gptpack.progress import Progress as ProgressCallback
 
+MOST_ROWS = 500
+"""Rows of a table that are shown, as what has more may be anybody's file; JSON has all."""
+LAST_ROWS = 4
+"""Of those, the last ones, such as totals."""
 NOTE_SECONDS = 20.0
 """Seconds between two lines about one phase, where there is no terminal."""
 
 
+class _Console(Console):
+    """A console that says when its reader has gone; rich's own would end with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+@contextmanager
+def reader_may_go() -> Iterator[None]:
+    """Drop what is printed inside, and after it, once nobody reads it: a verdict stays its own."""
+    try:
+        yield
+    except BrokenPipeError:
+        # what is still in the buffers goes there as well
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say(*lines: str) -> None:
+    """Write lines to stdout, each as `escape.line` shows it."""
+    with reader_may_go():
+        for text in lines or ("",):
+            click.echo(line(text))
+
+
 def print_json(value: Any) -> None:
     """Write `value` as one JSON document to stdout."""
-    json.dump(value, sys.stdout, indent=2, sort_keys=False, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False)
+    with reader_may_go():
+        click.echo(text)
 
 
 def print_table(
@@ -39,17 +76,25 @@ def print_table(
     *,
     title: str | None = None,
     align: Literal["left", "right"] = "right",
+    most: int = MOST_ROWS,
 ) -> None:
-    """Write an aligned table to stdout; `align` is of every column but the first, which is text."""
+    """Write an aligned table to stdout; `align` is of every column but the first, which is text.
+
+    Of more than `most` rows those between the first and the last ones are left out, and counted.
+    """
+    if (left_out := len(rows) - most) > 0:
+        more = [f"({left_out:,} more; --json has all)", *[""] * (len(columns) - 1)]
+        rows = [*rows[: most - LAST_ROWS], more, *rows[-LAST_ROWS:]]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else align, no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(soft_wrap=True)
+        table.add_row(*(Text(line(cell)) for cell in row))
+    console = _Console(soft_wrap=True)
     if not console.is_terminal:
-        console = Console(width=200, soft_wrap=True, no_color=True)
-    console.print(table)
+        console = _Console(width=200, soft_wrap=True, no_color=True)
+    with reader_may_go():
+        console.print(table)
 
 
 def main_rank() -> bool:
@@ -57,9 +102,11 @@ def main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def note(text: str) -> None:
-    """Write one line to stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+def note(*lines: str) -> None:
+    """Write lines to stderr, each as `escape.line` shows it."""
+    with reader_may_go():
+        for text in lines:
+            click.echo(line(text), err=True)
 
 
 def note_assumed(assumed: Sequence[str]) -> None:
@@ -78,7 +125,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     Without a terminal it writes a line per phase, and one every `NOTE_SECONDS` while the phase
     lasts. An interrupt is raised again with what had been reached as its message.
     """
-    console = Console(stderr=True)
+    console = _Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -86,7 +133,6 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=quiet or not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
     began: dict[str, float] = {}
@@ -95,6 +141,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
 
     def report(phase: str, done: float, total: float) -> None:
         nonlocal noted, reached
+        phase = line(phase)
         reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
         lines = not quiet and not console.is_terminal
         now = time.monotonic()
@@ -110,7 +157,8 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         bars.update(tasks[phase], completed=done, total=total or None)
 
     try:
-        with bars:
+        # one that draws nothing is never begun: older releases of rich end it with an empty line
+        with nullcontext() if quiet or not console.is_terminal else bars:
             yield report
     except KeyboardInterrupt as stopped:
         raise type(stopped)(reached) from None

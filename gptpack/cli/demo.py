@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from gptpack.cli import main
-from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.console import note, print_json, print_table, progress_bars, say
 from gptpack.cli.options import DEVICE, POSITIVE
 from gptpack.errors import GptpackError
 from gptpack.escape import plain
@@ -74,7 +74,7 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     # fmt: on
     note(f"$ python -m gptpack eval {packed} --data {data} --stride {STRIDE}")
     result = prove(packed, data, device)
-    note(f"\n$ gptpack sample {packed} --tokenizer {tokenizer} --prompt ...\n")
+    note("", f"$ gptpack sample {packed} --tokenizer {tokenizer} --prompt ...", "")
     result["samples"] = speak(packed, tokenizer, device)
     result["seconds"] = time.perf_counter() - began
     if as_json:
@@ -90,7 +90,7 @@ def write_demo_text(path: Path) -> Path:
     note(f"text: the documentation in Python's standard library, {standard_library()}")
     with progress_bars() as progress:
         size_bytes = write_text(path, progress=progress)
-    note(f"{size_bytes:,} bytes; {VAL_FRACTION:.0%} of its documents are kept for validation\n")
+    note(f"{size_bytes:,} bytes; {VAL_FRACTION:.0%} of its documents are kept for validation", "")
     return path
 
 
@@ -125,6 +125,6 @@ def report(result: dict[str, Any]) -> None:
             ["seconds in all", f"{result['seconds']:.0f}"],
         ],
     )
-    click.echo(f"\n{result['file']} says:")
+    say("", f"{result['file']} says:")
     for line in result["samples"]:
-        click.echo(f"  {plain(' '.join(line.split()), 90)}")
+        say(f"  {plain(' '.join(line.split()), 90)}")

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
 from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
 from gptpack.jobs.diff import diff
+from gptpack.values import check_idle
 
 PATH = click.Path(path_type=Path)
 
@@ -57,8 +58,8 @@ def command(
     """
     if bpb and data is None:
         raise ConfigError("--bpb needs a folder of validation shards; name it with --data")
-    if data is not None and not bpb:
-        raise ConfigError("--data is for --bpb; give both")
+    idle = {"data": data, "tokens": settings["limit_tokens"], "stride": settings["stride"]}
+    check_idle("without --bpb", not bpb, **idle, tokenizer=settings["tokenizer"])
     report = diff(
         before, after, weights=weights, checkpoint=checkpoint, data=data, quiet=as_json, **settings
     )
@@ -73,7 +74,7 @@ def command(
 
 def _print(report: DiffReport) -> None:
     first, second = report.before, report.after
-    click.echo(f"A {plain(first.path)}\nB {plain(second.path)}\n")
+    say(f"A {first.path}", f"B {second.path}", "")
     total = GroupDiff(
         name="file",
         before=Side(parameters=first.parameters, stored_bytes=first.file_bytes),
@@ -89,10 +90,10 @@ def _print(report: DiffReport) -> None:
         if not one.name.startswith("pack.quality.")
     ]
     if settings:
-        click.echo()
+        say()
         print_table(["setting", "A", "B"], settings)
-    click.echo()
-    click.echo(_verdict(report))
+    say()
+    say(_verdict(report))
     if report.weights is not None:
         _print_tensors(["relative difference"], [report.weights])
     if report.errors is not None:
@@ -138,7 +139,7 @@ def _print_tensors(titles: Sequence[str], found: Sequence[WeightErrors]) -> None
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.6f}"
 
-    click.echo()
+    say()
     print_table(
         ["tensor", *titles],
         [[plain(name, 80), *(number(column[name]) for column in columns)] for name in names[:10]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gptpack.cli.console import print_json, print_table
+from gptpack.cli.console import print_json, print_table, say
 from gptpack.errors import MissingDependencyError
 from gptpack.escape import plain
 from gptpack.jobs.environment import TASKS, abilities, survey
@@ -44,7 +44,7 @@ def command(tasks: tuple[str, ...], as_json: bool) -> None:
             [[finding.name, plain(finding.found, 100)] for finding in findings],
             align="left",
         )
-        click.echo()
+        say()
         print_table(
             ["to", "ready", "missing"],
             [[a.task, "yes" if a.works else "no", ", ".join(a.missing)] for a in able],

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from gptpack.cli.console import note, note_assumed, print_json, print_table
+from gptpack.cli.console import note, note_assumed, print_json, print_table, say
 
 if TYPE_CHECKING:
     from gptpack import Evaluation
@@ -56,11 +54,11 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
         _print_agreement(found.agreement)
     if (recorded := result["recorded"]) and result["difference_bpb"] is not None:
         counts = ", ".join(f"{key} {recorded[key]:,}" for key in recorded if key != "bpb")
-        click.echo(
+        say(
             f"\nrecorded when packed: {recorded['bpb']:.6f} bpb ({counts or 'of unknown text'}); "
             f"plain differs by {result['difference_bpb']:+.6f}"
         )
-    click.echo()
+    say()
     print_table(
         ["phase", "seconds"],
         [[phase, f"{seconds:,.2f}"] for phase, seconds in result["seconds"].items()],
@@ -69,7 +67,7 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
 
 def _print_agreement(found: Mapping[str, Any]) -> None:
     """Divergence from a reference beside the noise floor."""
-    click.echo()
+    say()
     print_table(
         ["against the reference", "KL mean", "median", "99 %", "same top token", "positions"],
         [
@@ -116,7 +114,7 @@ def _print_adaptations(found: "Evaluation") -> None:
                 f"{score.details['seconds_adapting']:,.1f}",
             ]
         )
-    click.echo()
+    say()
     print_table(
         ["test-time training", "bpb", "against none", "updates", "resets", "seconds adapting"], rows
     )

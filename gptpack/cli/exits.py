@@ -1,19 +1,26 @@
 """What a command raises -> one line on stderr and an exit status.
 
 Exit statuses: 0 all held; 1 over budget or worse than allowed; 2 usage or configuration; 3 corrupt
-artifact; 4 the environment lacks something; 130 interrupted; 143 terminated.
+artifact; 4 the environment lacks something; 70 a bug of ours; 130 interrupted; 141 the reader of
+the output is gone; 143 terminated.
 """
 
-import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import click
 
-from gptpack.errors import ConfigError, GptpackError, MissingDependencyError
+from gptpack.cli.console import note, reader_may_go
+from gptpack.errors import ConfigError, GptpackError, InternalError, MissingDependencyError
+from gptpack.version import VERSION
+
+READER_GONE = 141
+"""Status of a process whose output nobody reads any more: 128 and the number of SIGPIPE."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -42,7 +49,9 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def exit_statuses() -> Iterator[None]:
-    """End the process with the status of what is raised inside; a bug of ours is raised on."""
+    """End the process with the status of what is raised inside."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name is shown in whatever letters a terminal has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _terminable():
             yield
@@ -56,27 +65,43 @@ def exit_statuses() -> Iterator[None]:
         how, status = (
             ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
         )
-        click.echo(f"gptpack: {how}{where}; nothing unfinished has a final name", err=True)
+        note(f"gptpack: {how}{where}; nothing unfinished has a final name")
         sys.exit(status)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(READER_GONE)
     except GptpackError as error:
-        click.echo(f"gptpack: {error}", err=True)
+        note(f"gptpack: {error}")
         sys.exit(error.exit_status)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        click.echo(f"gptpack: {where}{error.strerror or error}", err=True)
+        note(f"gptpack: {where}{error.strerror or error}")
         sys.exit(ConfigError.exit_status)
     except ModuleNotFoundError as error:
         # an installation without torch can check, inspect, compare and verify, and no more
         package = (error.name or "").partition(".")[0]
         if package in ("", "gptpack") or package in sys.stdlib_module_names:
-            raise
-        click.echo(
-            f"gptpack: this needs {package}, which is not installed; see: gptpack doctor", err=True
-        )
+            _crash(error)
+        note(f"gptpack: this needs {package}, which is not installed; see: gptpack doctor")
         sys.exit(MissingDependencyError.exit_status)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            note("gptpack: too little memory here; ask for less at once, or use a larger machine")
+            sys.exit(MissingDependencyError.exit_status)
+        _crash(error)
+    finally:
+        with reader_may_go():
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _crash(error: Exception) -> NoReturn:
+    """End the process over a bug of ours: its traceback, and what to do with that."""
+    note(*(row for part in traceback.format_exception(error) for row in part.splitlines()))
+    note(
+        f"gptpack: this is a bug of gptpack {VERSION}; please report it with the lines above and "
+        "the command, as SECURITY.md in its source says"
+    )
+    sys.exit(InternalError.exit_status)
 
 
 def _show(error: click.ClickException) -> None:
@@ -86,4 +111,4 @@ def _show(error: click.ClickException) -> None:
     where = asked.command_path if asked is not None else "gptpack"
     if "\n" not in message:
         message = f"{where}: {message}; see: {where} --help"
-    click.echo(message, err=True)
+    note(*message.split("\n"))

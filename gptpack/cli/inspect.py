@@ -2,7 +2,7 @@
 
 import click
 
-from gptpack.cli.console import print_json, print_table
+from gptpack.cli.console import print_json, print_table, say
 from gptpack.escape import plain
 from gptpack.inspection.inspect import InspectReport, flat, inspect
 
@@ -29,12 +29,12 @@ def command(path: str, as_json: bool, decode: bool) -> None:
 
 
 def _print(report: InspectReport) -> None:
-    click.echo(
-        f"{click.format_filename(report.path)}: gptpack artifact, format {report.format_version}, "
+    say(
+        f"{report.path}: gptpack artifact, format {report.format_version}, "
         f"{report.parameters:,} parameters in {len(report.tensors):,} tensors"
     )
-    click.echo(_budget_line(report))
-    click.echo()
+    say(_budget_line(report))
+    say()
     print_table(
         ["identity", ""],
         [
@@ -46,8 +46,8 @@ def _print(report: InspectReport) -> None:
     )
     if report.files:
         names = ", ".join(f"{name} ({size:,})" for name, size in report.files.items())
-        click.echo(f"files: {names}")
-    click.echo()
+        say(f"files: {names}")
+    say()
     rows = [
         [
             f"{group.name} x{group.tensors}",
@@ -78,7 +78,7 @@ def _print(report: InspectReport) -> None:
     print_table(
         ["tensors", "shape", "parameters", "method", "bytes", "bits/parameter", "share"], rows
     )
-    click.echo()
+    say()
     print_table(
         ["section", "codec", "layout", "raw bytes", "stored bytes", "stored/raw"],
         [
@@ -95,7 +95,7 @@ def _print(report: InspectReport) -> None:
     )
     stored = list(flat(report.pack))
     if stored:
-        click.echo()
+        say()
         print_table(
             ["stored when packed", ""],
             [[plain(name, 120), plain(value, 120)] for name, value in stored],

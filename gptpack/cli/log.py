@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import print_json, print_table
+from gptpack.cli.console import print_json, print_table, say
 from gptpack.errors import LimitError
+from gptpack.inputs import once
 from gptpack.runs.logs import read_log
 
 
@@ -23,13 +24,13 @@ def command(paths: tuple[str, ...], as_json: bool) -> None:
       gptpack log train_seed1337.log
       gptpack log records/*/train*.log --json | jq '.[].contradictions'
     """
-    results = [read_log(path).to_dict() for path in paths]
+    results = [read_log(path).to_dict() for path in once(paths)]
     if as_json:
         print_json(results)
     else:
         for number, result in enumerate(results):
             if number:
-                click.echo()
+                say()
             _print(result)
     count = sum(len(result["contradictions"]) for result in results)
     if count:
@@ -42,7 +43,7 @@ def command(paths: tuple[str, ...], as_json: bool) -> None:
 
 def _print(result: dict[str, Any]) -> None:
     training, sizes, file = result["training"], result["sizes"], result["file"]
-    click.echo(
+    say(
         f"{file['path']}: {training['steps']:,} of {training['planned_steps']:,} steps in "
         f"{result['seconds']['train']:,.1f} s"
     )
@@ -64,9 +65,9 @@ def _print(result: dict[str, Any]) -> None:
         ],
     )
     if file["bytes"]:
-        click.echo(
+        say(
             f"{file['bytes']:,} bytes stated; model and code add up to "
             f"{sizes['recomputed_total'] or 0:,}; {sizes['cap'] - file['bytes']:,} below the cap"
         )
     for one in result["contradictions"]:
-        click.echo(f"contradiction ({one['about']}): {one['says']}")
+        say(f"contradiction ({one['about']}): {one['says']}")

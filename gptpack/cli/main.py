@@ -82,8 +82,10 @@ def group() -> None:
       1    over a budget, worse than a limit, or training broke down
       2    usage, configuration, data or checkpoint
       3    a packed file is corrupt or hostile
-      4    the environment lacks something that was asked for
+      4    the environment lacks something that was asked for, or memory
+      70   a bug of gptpack, to be reported
       130  interrupted
+      141  nobody reads the output any more
       143  terminated
 
     \b

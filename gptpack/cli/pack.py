@@ -8,6 +8,7 @@ import click
 from gptpack.cli.console import main_rank, note, note_assumed, print_json, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, POSITIVE, SEED, Finite, beside, renamed
 from gptpack.cli.pack_report import print_curve, print_report
+from gptpack.values import check_idle
 
 PATH = click.Path(path_type=Path)
 
@@ -95,16 +96,13 @@ PATH = click.Path(path_type=Path)
     "it; no file is packed.",
 )
 @click.option(
-    "--curve-bits",
-    default="4,3.5,3,2.5,2",
-    show_default=True,
-    help="About how many bits a weight the curve's points have; the first is searched.",
+    "--curve-bits", help="About how many bits a weight its points have. [default: 4,3.5,3,2.5,2]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @renamed("--step", "--delta")
 @renamed("--step-factor", "--delta-factor")
 def command(
-    checkpoint: Path, curve: Path | None, curve_bits: str, as_json: bool, **settings: Any
+    checkpoint: Path, curve: Path | None, curve_bits: str | None, as_json: bool, **settings: Any
 ) -> None:
     """Pack a CHECKPOINT, Hugging Face folder or GGUF file into one file within the budget.
 
@@ -128,6 +126,8 @@ def command(
     from gptpack.jobs.request import PackRequest
 
     points = parse_bits(curve_bits)
+    check_idle("without --curve", curve is None, curve_bits=curve_bits)
+    check_idle("with --curve", curve is not None, output=settings["output"])
     if curve is None:
         settings["output"] = settings["output"] or beside(checkpoint)
     request = PackRequest(**settings)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import print_json, print_table
+from gptpack.cli.console import print_json, print_table, say
 from gptpack.cli.options import POSITIVE, Finite
 from gptpack.errors import ConfigError, LimitError
 from gptpack.runs.samples import RunFigure, read_runs, threshold_below
@@ -92,7 +92,7 @@ def command(
 
 def _print(figures: list[RunFigure], verdict: Verdict) -> None:
     print_table(["run", "value"], [[run.name, f"{run.value:.8g}"] for run in figures])
-    click.echo()
+    say()
     more = verdict.more_runs
     rows: list[tuple[str, Any]] = [
         ("runs", verdict.runs),

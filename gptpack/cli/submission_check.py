@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import print_json, progress_bars
+from gptpack.cli.console import print_json, progress_bars, say
 from gptpack.cli.options import DEVICE
 from gptpack.errors import LimitError
 from gptpack.escape import plain
@@ -63,6 +63,6 @@ def check(folder: Path, as_json: bool, **settings: Any) -> None:
         width = max(len(outcome.rule) for outcome in outcomes)
         for outcome in outcomes:
             state = outcome.state.upper()
-            click.echo(f"{state}  {outcome.rule:<{width}}  {plain(outcome.text)}")
+            say(f"{state}  {outcome.rule:<{width}}  {plain(outcome.text)}")
     if failed:
         raise LimitError(f"{folder}: {len(failed)} rules fail: {', '.join(failed)}")

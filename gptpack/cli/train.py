@@ -7,7 +7,7 @@ import click
 
 from gptpack.cli.console import main_rank, note, print_json, print_table, progress_bars
 from gptpack.cli.options import COUNT, DEVICE, Finite
-from gptpack.values import parse_size
+from gptpack.values import check_idle, parse_size
 
 BITS = Finite(min=0, min_open=True, max=16)
 FLOPS = Finite(min=0, min_open=True, max=1e21)
@@ -89,8 +89,9 @@ def command(
     from gptpack.jobs.train_plan import plan_training
 
     asked: dict[str, Any] = {"bits": bits, "budget": budget, "flops": flops}
-    if not planned and any(value is not None for value in asked.values()):
-        raise click.UsageError("--bits, --budget and --flops go with --plan")
+    check_idle("without --plan", not planned, **asked)
+    check_idle("with --plan", planned, resume=resume, eval_tokens=eval_tokens)
+    check_idle("with --no-eval", not evaluate, eval_tokens=eval_tokens)
     overrides = (*overrides, *_target(target_bytes, bits, budget))
     first = main_rank()
     if planned:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.console import note, print_json, print_table, progress_bars, say
 from gptpack.escape import plain
 from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.verify import VerifyReport
@@ -42,20 +42,21 @@ def command(path: Path, checkpoint: Path | None, every: bool, as_json: bool) -> 
 
 
 def _print(report: VerifyReport, every: bool) -> None:
-    click.echo(
-        f"{click.format_filename(report.path)}: {report.file_bytes:,} bytes, header, "
+    say(
+        f"{report.path}: {report.file_bytes:,} bytes, header, "
         f"{len(report.sections)} sections and {len(report.tensors):,} tensors "
         f"({report.parameters:,} parameters) verified in {report.seconds:.2f} s"
     )
-    click.echo(f"weights sha256 {report.weights_sha256}")
+    say(f"weights sha256 {report.weights_sha256}")
     if report.errors is not None:
-        click.echo()
+        say()
         _print_errors(report.errors, every)
     elif every:
-        click.echo()
+        say()
         print_table(
             ["tensor", "method", "sha256 of its values"],
             [[plain(row.name, 80), row.method, row.sha256] for row in report.tensors],
+            most=len(report.tensors),
         )
 
 
@@ -74,8 +75,9 @@ def _print_errors(errors: WeightErrors, every: bool) -> None:
             ]
             for row in shown
         ],
+        most=len(shown),
     )
     if len(rows) > len(shown):
-        click.echo(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")
+        say(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")
     if errors.relative is not None:
-        click.echo(f"\nrelative error of all weights: {errors.relative:.6f}")
+        say("", f"relative error of all weights: {errors.relative:.6f}")

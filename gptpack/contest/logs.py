@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import DataError
+from gptpack.inputs import read_text
 from gptpack.runs.logged import LoggedRun, LoggedScore
 from gptpack.runs.logs import parse_log
 
@@ -95,7 +96,7 @@ def submission_log(text: str, where: str) -> LoggedRun:
 def read_submission_log(path: Path) -> LoggedRun:
     """`submission_log` of a file."""
     try:
-        return submission_log(path.read_text(encoding="utf-8"), path.name)
+        return submission_log(read_text(path), path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the log: {error}") from error
 

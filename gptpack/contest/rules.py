@@ -72,6 +72,9 @@ def _logs(folder: Submitted) -> Verdict:
             return False, f"{log_name(seed)} is of seed {log.facts['seed']}"
         if total != log.sizes["model"] + log.sizes["code"]:
             return False, f"{log_name(seed)}: {total:,} is not code and model together"
+    if not folder.logs:
+        there = sum(name.endswith(".log") for name in folder.files)
+        return False, f"{FIGURES} has no seeds, so none of the {there} logs here was read"
     return True, f"{len(folder.logs)} logs read"
 
 

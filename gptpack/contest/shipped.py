@@ -1,13 +1,13 @@
 """A submission -> verdicts on its files: which there are, their bytes, what the script imports."""
 
 import datetime
-import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gptpack.contest.folder import ARTIFACT, FIGURES, README, REQUIREMENTS, SCRIPT, log_name
 from gptpack.contest.imports import NETWORK, PROCESSES
 from gptpack.contest.submitted import Submitted, text_of
+from gptpack.inputs import file_sha256
 from gptpack.runs.logged import CAP_BYTES
 
 FIELDS: dict[str, type] = {
@@ -26,6 +26,11 @@ Verdict = tuple[bool | None, str]
 
 
 def _files(folder: Submitted) -> Verdict:
+    if folder.strange:
+        return False, (
+            f"neither files nor folders, so their bytes are not here: "
+            f"{', '.join(folder.strange[:5])}; put the files themselves there"
+        )
     wanted = {README, FIGURES, SCRIPT, *map(log_name, folder.seeds)}
     if missing := sorted(wanted - folder.files.keys()):
         return False, f"missing: {', '.join(missing)}"
@@ -58,15 +63,34 @@ def _cap(folder: Submitted) -> Verdict:
     total = sum(counted.values())
     ledger = ", ".join(f"{name} {size:,}" for name, size in counted.items())
     words = f"{total:,} of {CAP_BYTES:,} bytes (decimal): {ledger}"
-    code = total - counted.get(ARTIFACT, 0)
-    results = folder.values.get("seed_results")
-    for seed, result in results.items() if isinstance(results, dict) else ():
-        size = result.get("artifact_bytes") if isinstance(result, dict) else None
-        if type(size) is int and code + size > CAP_BYTES:
-            return False, f"seed {seed}: {code + size:,} bytes, over the cap of {CAP_BYTES:,}"
+    for what, size in _stated(folder):
+        if size > CAP_BYTES:
+            return False, f"{what}: {size:,} bytes, over the cap of {CAP_BYTES:,}"
     if total > CAP_BYTES:
         return False, f"over the cap by {total - CAP_BYTES:,}: {words}"
+    if ARTIFACT not in counted:
+        return None, f"no {ARTIFACT} is here to be counted; what is: {words}"
     return True, words
+
+
+def _stated(folder: Submitted) -> Iterator[tuple[str, int]]:
+    """What submission.json says of a total in bytes, and whose it is.
+
+    ``artifact_bytes`` is of the model alone where that ships and its bytes are stated beside, as in
+    our folders. In those of others it is the total that the log has, code included.
+    """
+    values, counted = folder.values, folder.counted
+    code = 0
+    if ARTIFACT in counted and "bytes_model" in values:
+        code = sum(counted.values()) - counted[ARTIFACT]
+    results = values.get("seed_results")
+    rows = [(FIGURES, values)]
+    rows += [(f"seed {s}", row) for s, row in results.items()] if isinstance(results, dict) else []
+    for what, row in rows:
+        for name, more in (("bytes_total", 0), ("artifact_bytes", code)):
+            size = row.get(name) if isinstance(row, dict) else None
+            if type(size) is int:
+                yield what, size + more
 
 
 def _sizes(folder: Submitted) -> Verdict:
@@ -74,11 +98,15 @@ def _sizes(folder: Submitted) -> Verdict:
     values, counted = folder.values, folder.counted
     code = sum(size for name, size in counted.items() if name != ARTIFACT)
     stated = {"bytes_code": code, "bytes_total": sum(counted.values())}
+    if ARTIFACT not in counted and "artifact_sha256" not in values:
+        del stated["bytes_total"]
     for name, size in stated.items():
         if values.get(name) != size:
             return False, f"{FIGURES} says {name} {values.get(name)}, the files have {size:,}"
+    if "bytes_total" not in stated:
+        return None, f"code {code:,} bytes, as the files have; no {ARTIFACT} is here to be counted"
     try:
-        digest = hashlib.sha256((folder.path / ARTIFACT).read_bytes()).hexdigest()
+        digest = file_sha256(folder.path / ARTIFACT)
     except OSError as error:
         return False, f"{ARTIFACT}: {error.strerror}"
     if values.get("artifact_sha256") != digest:

@@ -1,7 +1,9 @@
 """A submission's folder -> `Submitted`, all that the rules look at. Nothing of it is run."""
 
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from gptpack.contest.folder import FIGURES, SCRIPT, UNCOUNTED, log_name
 from gptpack.contest.imports import Imports, read_imports
 from gptpack.contest.logs import read_submission_log
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import read_text
 from gptpack.runs.logged import LoggedRun
 
 RECORD_TRACK = "10min_16mb"
@@ -23,7 +26,9 @@ class Submitted:
 
     path: Path
     files: Mapping[str, int]
-    """Bytes of each file, by its path below the folder."""
+    """Bytes of each regular file, by its path below the folder."""
+    strange: Sequence[str]
+    """Links, pipes and the like, whose bytes lie elsewhere."""
     values: Mapping[str, Any]
     """Content of submission.json; empty where that cannot be read."""
     seeds: Sequence[int | str]
@@ -56,15 +61,11 @@ def read_submitted(path: Path) -> Submitted:
     """
     if not path.is_dir():
         raise ConfigError(f"{path}: not a folder; 'gptpack submission' makes one")
-    files = {
-        item.relative_to(path).as_posix(): item.lstat().st_size
-        for item in sorted(path.rglob("*"))
-        if item.is_symlink() or item.is_file()
-    }
+    files, strange = _listed(path)
     problems: list[str] = []
     values: dict[str, Any] = {}
     try:
-        found = json.loads((path / FIGURES).read_text(encoding="utf-8"))
+        found = json.loads(read_text(path / FIGURES))
         if isinstance(found, dict):
             values = found
         else:
@@ -83,12 +84,29 @@ def read_submitted(path: Path) -> Submitted:
     return Submitted(
         path=path,
         files=files,
+        strange=strange,
         values=values,
         seeds=seeds,
         logs=logs,
         imports=_imports(text_of(path / SCRIPT)),
         problems=problems,
     )
+
+
+def _listed(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Bytes of each regular file below `folder`, and what else there is; no link is followed."""
+    files: dict[str, int] = {}
+    strange: list[str] = []
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            item = Path(place, name)
+            status = item.lstat()
+            shown = item.relative_to(folder).as_posix()
+            if stat.S_ISREG(status.st_mode):
+                files[shown] = status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                strange.append(shown)
+    return dict(sorted(files.items())), sorted(strange)
 
 
 def _is_seed(value: Any) -> bool:
@@ -98,7 +116,7 @@ def _is_seed(value: Any) -> bool:
 def text_of(path: Path) -> str:
     """The text of a file; empty where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError):
         return ""
 

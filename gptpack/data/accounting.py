@@ -7,6 +7,7 @@ has spaces further in, which no tokenizer of the contest has, each counts 1 as w
 one that the tokenizer normalised.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +25,17 @@ AUDIT_TOKENS = 1 << 20
 """Tokens that the audit decodes at a time, which bounds its memory."""
 SHOWN_CULPRITS = 3
 """Places that the error of a failed audit names."""
-RANKS_SUFFIX = ".tiktoken"
-TABLE_SUFFIXES = (".npz", ".json")
-"""File names' ends of tokenizers that are no SentencePiece models (byte_tables.py)."""
+BYTE_TABLES = {
+    "ranks": re.compile(rb"[A-Za-z0-9+/]+={0,2}(?:[ \t].*)?[\r\n]"),
+    "npz": re.compile(rb"PK\x03\x04"),
+    "json": re.compile(rb"\{"),
+}
+"""Kind of tokenizer that is no SentencePiece model (byte_tables.py) -> how its files begin."""
+
+
+def table_kind(start: bytes) -> str:
+    """Which of `BYTE_TABLES` a file is that begins so; empty where it is none of them."""
+    return next((kind for kind, begins in BYTE_TABLES.items() if begins.match(start)), "")
 
 
 class TokenBytes(ABC):

@@ -15,7 +15,9 @@ the bytes they spell even without it.
 import base64
 import binascii
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +28,16 @@ import numpy.typing as npt
 
 from gptpack.data.accounting import (
     AUDIT_TOKENS,
-    RANKS_SUFFIX,
     SHOWN_CULPRITS,
-    TABLE_SUFFIXES,
     PieceBytes,
     TokenArray,
     TokenBytes,
+    table_kind,
 )
 from gptpack.data.shards import Shard, Split, Tokens, find_shards, find_sidecars
 from gptpack.errors import AccountingError, ShardError, TokenizerError
-from gptpack.values import MAX_VOCAB
+from gptpack.inputs import read_input
+from gptpack.values import MAX_VOCAB, TokenizerIdentity
 
 _NAMES = {
     "base": ("base_bytes",),
@@ -96,9 +98,14 @@ class ByteVocabulary:
     pieces: tuple[bytes, ...] | None
     """Bytes that each token spells, if known; ids beyond these spell nothing."""
 
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """The tokenizer's identity as checkpoints and packed files record it."""
+        return TokenizerIdentity(sha256=self.sha256, vocab=self.vocab, bos=self.bos)
+
 
 def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> ByteVocabulary:
-    """Read mergeable ranks (``.tiktoken``) or a metadata table (``.npz``, ``.json``).
+    """Read mergeable ranks (tiktoken's), or a metadata table (numpy's npz, or JSON).
 
     Args:
         vocab: vocabulary of the model; ids that the file lacks are boundaries without bytes.
@@ -109,18 +116,21 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_input(path)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
     pieces, own = None, bos is None
-    if path.suffix == RANKS_SUFFIX:
+    kind = table_kind(content)
+    if not kind:
+        raise TokenizerError(f"{path}: no kind of tokenizer; needed ranks or a table of bytes")
+    if kind == "ranks":
         pieces = _parse_ranks(path, content)
         known = len(pieces)
         base = np.array([len(piece) for piece in pieces], np.int32)
         space, boundary = np.zeros(known, np.bool_), np.zeros(known, np.bool_)
         bos = known if bos is None else bos
     else:
-        base, space, boundary, stated = _parse_table(path)
+        base, space, boundary, stated = _parse_table(path, kind, content)
         known = len(base)
         bos = stated if bos is None else bos
     if bos is None:
@@ -166,19 +176,14 @@ def _parse_ranks(path: Path, content: bytes) -> tuple[bytes, ...]:
     return tuple(pieces[rank] for rank in range(len(pieces)))
 
 
-def _parse_table(path: Path) -> tuple[Any, Any, Any, int | None]:
+def _parse_table(path: Path, kind: str, content: bytes) -> tuple[Any, Any, Any, int | None]:
     """Base bytes, leading space and boundary ``[tokens]``, and BOS if the file says it."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+        if kind == "npz":
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 values: dict[str, Any] = {name: file[name] for name in file.files}
-        elif path.suffix == ".json":
-            values = json.loads(path.read_bytes())
         else:
-            raise TokenizerError(
-                f"{path}: unknown kind of tokenizer; name it .model, {RANKS_SUFFIX}, "
-                f"{' or '.join(TABLE_SUFFIXES)}"
-            )
+            values = json.loads(content)
         found = {
             field: np.asarray(next(values[name] for name in names if name in values))
             for field, names in _NAMES.items()
@@ -187,9 +192,7 @@ def _parse_table(path: Path) -> tuple[Any, Any, Any, int | None]:
     except StopIteration as error:
         wanted = ", ".join(names[0] for names in _NAMES.values())
         raise TokenizerError(f"{path}: a table of bytes needs the arrays {wanted}") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, TokenizerError):
-            raise
+    except (OSError, ValueError, TypeError, RecursionError, zipfile.BadZipFile) as error:
         raise TokenizerError(f"{path}: not a table of bytes: {error}") from error
     base, space, boundary = (found[field] for field in _NAMES)
     if base.ndim != 1 or not len(base) or not base.shape == space.shape == boundary.shape:

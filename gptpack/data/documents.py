@@ -1,17 +1,20 @@
 """A text file -> its documents, one at a time; the file is never in memory as a whole.
 
-``.txt`` holds documents between separators, ``.jsonl`` one object with a ``text`` field per line;
-either may be compressed (``.gz``, ``.xz``, ``.zst``). A compressed file is read to its last byte:
-members, streams and frames one after another, with the padding and the skippable frames that their
-formats allow; anything else in it is an error. An empty piece before a separator is a
-document, which becomes a lone BOS; after the last separator it is none. Blank lines of a ``.jsonl``
-are skipped. A byte order mark at the start of a file is no text.
+Text is documents between separators, or JSON lines: objects with a ``text`` field, one a line.
+Either may be compressed (gzip, xz, zstd). The content says which, not the name; but what is called
+``.jsonl`` or ``.gz`` must be that. A compressed file is read to its last byte: members, streams and
+frames one after another, with the padding and the skippable frames that their formats allow;
+anything else in it is an error. An empty piece before a separator is a document, which becomes a
+lone BOS; after the last separator it is none. Blank JSON lines are skipped. A byte order mark at
+the start of a file is no text.
 """
 
 import codecs
 import gzip
+import itertools
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +23,18 @@ from typing import BinaryIO
 import zstandard
 
 from gptpack.errors import DataError
+from gptpack.inputs import opened
 
 SEPARATOR = "\n\x1e\n"
-COMPRESSIONS = (".gz", ".xz", ".zst")
+COMPRESSIONS = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".xz": re.compile(rb"\xfd7zXZ\0"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+}
+"""Compression -> how its files begin; zstd's may begin with a skippable frame."""
+LONGEST_START = 8
+MOST_DOCUMENT_BYTES = 1 << 30
+"""Bytes of a document, at most, as it is in memory whole."""
 READ_BYTES = 1 << 20
 ZSTD_READ_BYTES = 1 << 12
 """Bytes given to zstandard at once: it returns all they expand to, up to 2^15 times as much,
@@ -44,22 +56,49 @@ def iterate_documents(
     """Yield the documents of `path` in order.
 
     Raises:
-        DataError: unreadable or truncated file, unknown suffix, invalid UTF-8 or JSON, no text
-            field. Names the file and the byte (after decompression) or the line.
+        DataError: unreadable or truncated file, invalid UTF-8 or JSON, no text field, or a
+            document of more than `MOST_DOCUMENT_BYTES`. Names the file and the byte (after
+            decompression) or the line.
     """
     path = Path(path)
-    kind = document_kind(path)
     chunks = _chunks(path, position)
-    if kind == ".jsonl":
+    head = _first_line(chunks)
+    chunks = itertools.chain([head], chunks)
+    named = [suffix.lower() for suffix in path.suffixes]
+    if ".jsonl" in named or _is_record(head, other=".txt" not in named):
         yield from _json_documents(path, chunks)
     else:
         if not separator:
             raise DataError("the document separator is empty; give at least one character")
         offset, piece = 0, b""
-        for offset, piece in _split(chunks, separator.encode()):
-            yield _decoded(path, piece, offset)
+        pieces = _split(path, chunks, separator.encode())
+        for number, (offset, piece) in enumerate(pieces, start=1):
+            yield _decoded(f"{path}: document {number}", piece, offset)
         if not offset:
             _check_whole(path, piece, separator)
+
+
+def _first_line(chunks: Iterator[bytes]) -> bytes:
+    """The chunks up to the end of the first line that is not blank, if that may be of JSON."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        start = head.lstrip()
+        if start and (not start.startswith(b"{") or b"\n" in start):
+            break
+        if len(head) > MOST_DOCUMENT_BYTES:
+            break
+    return head
+
+
+def _is_record(head: bytes, *, other: bool) -> bool:
+    """Whether the first line is an object of JSON with a text, or with `other` content."""
+    line = head.lstrip().partition(b"\n")[0]
+    try:
+        record = json.loads(line) if line.startswith(b"{") else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and (other or isinstance(record.get("text"), str))
 
 
 def _check_whole(path: Path, piece: bytes, separator: str) -> None:
@@ -72,24 +111,11 @@ def _check_whole(path: Path, piece: bytes, separator: str) -> None:
         )
 
 
-def document_kind(path: Path) -> str:
-    """The kind of a text file, ``.txt`` or ``.jsonl``; raises DataError for any other suffix."""
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in (".txt", ".jsonl"):
-        raise DataError(
-            f"{path}: unknown kind of text file; name it .txt or .jsonl, optionally followed by "
-            f"{', '.join(COMPRESSIONS)}"
-        )
-    return suffixes[-1]
-
-
 def _json_documents(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
-    for number, (offset, line) in enumerate(_split(chunks, b"\n"), start=1):
+    for number, (offset, line) in enumerate(_split(path, chunks, b"\n"), start=1):
         if not line.strip():
             continue
-        written = _decoded(path, line, offset)
+        written = _decoded(f"{path}:{number}", line, offset)
         try:
             record = json.loads(written)
         except (ValueError, RecursionError) as error:
@@ -113,18 +139,18 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _decoded(path: Path, piece: bytes, offset: int) -> str:
+def _decoded(where: str, piece: bytes, offset: int) -> str:
     try:
         return piece.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: byte {offset + error.start}: not UTF-8 ({error.reason}); convert the file"
+            f"{where}: byte {offset + error.start}: not UTF-8 ({error.reason}); convert the file"
         ) from error
 
 
-def _split(chunks: Iterator[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
+def _split(path: Path, chunks: Iterator[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield offset and content of each piece between separators; an empty last one is left out."""
-    offset = 0
+    offset = held = 0
     parts: list[bytes] = []
     # Bytes that may be the start of a separator wait for the next chunk.
     carry = b""
@@ -136,10 +162,16 @@ def _split(chunks: Iterator[bytes], separator: bytes) -> Iterator[tuple[int, byt
             document = b"".join(parts)
             yield offset, document
             offset += len(document) + len(separator)
-            parts = []
+            parts, held = [], 0
         cut = max(len(rest) - keep, 0)
         parts.append(rest[:cut])
+        held += cut
         carry = rest[cut:]
+        if held > MOST_DOCUMENT_BYTES:
+            raise DataError(
+                f"{path}: byte {offset:,}: a document of more than {MOST_DOCUMENT_BYTES:,} bytes; "
+                f"cut it up, or name the separator that the file has instead of {separator!r}"
+            )
     last = b"".join([*parts, carry])
     if last:
         yield offset, last
@@ -147,28 +179,35 @@ def _split(chunks: Iterator[bytes], separator: bytes) -> Iterator[tuple[int, byt
 
 def _chunks(path: Path, position: Position | None) -> Iterator[bytes]:
     """The decompressed bytes of `path` in pieces of bounded size."""
-    done = 0
+    done, kind = 0, ""
     try:
-        with path.open("rb") as raw:
-            if path.suffix in COMPRESSIONS and not raw.read(1):
-                raise EOFError("the file is empty")
-            raw.seek(0)
-            for chunk in _without_mark(_decompressed(raw, path.suffix)):
+        with opened(path) as raw:
+            kind = _compression(path, raw.peek(LONGEST_START))
+            for chunk in _without_mark(_decompressed(raw, kind)):
                 done += len(chunk)
                 yield chunk
                 if position is not None:
                     position(raw.tell())
     except MemoryError as error:
         raise DataError(
-            f"{path}: too little memory to decompress {path.suffix} after {done} bytes: {error}; "
+            f"{path}: too little memory to decompress {kind} after {done} bytes: {error}; "
             "write it again with a smaller window or dictionary"
         ) from error
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(
-            f"{path}: corrupt or truncated {path.suffix} after {done} decompressed bytes: {error}"
+            f"{path}: corrupt or truncated {kind or path.suffix} after {done} decompressed bytes: "
+            f"{error}"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
+
+
+def _compression(path: Path, start: bytes) -> str:
+    """How a file that begins so is compressed; empty if it is not."""
+    found = next((kind for kind, begins in COMPRESSIONS.items() if begins.match(start)), "")
+    if not found and path.suffix.lower() in COMPRESSIONS:
+        raise EOFError(f"it begins as no {path.suffix} file" if start else "the file is empty")
+    return found
 
 
 def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -183,14 +222,14 @@ def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
-def _decompressed(raw: BinaryIO, suffix: str) -> Iterator[bytes]:
-    if suffix == ".zst":
+def _decompressed(raw: BinaryIO, kind: str) -> Iterator[bytes]:
+    if kind == ".zst":
         yield from _zstd(raw)
         return
-    if suffix == ".gz":
+    if kind == ".gz":
         with gzip.GzipFile(fileobj=raw) as unzipped:
             yield from _reads(unzipped)
-    elif suffix == ".xz":
+    elif kind == ".xz":
         yield from _xz(raw)
     else:
         yield from _reads(raw)

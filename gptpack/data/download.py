@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.data.manifest import TOKENIZER
-from gptpack.data.shards import Shard, file_sha256
+from gptpack.data.shards import Shard
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import ConfigError, DataError, MissingDependencyError
 from gptpack.escape import first_line
+from gptpack.inputs import file_sha256, read_input
 from gptpack.progress import Progress, silent
 from gptpack.values import NOT_NEGATIVE, check_fields
 
@@ -108,7 +109,7 @@ def _read_plan(path: Path, config: DownloadConfig) -> tuple[str, int, str]:
     """Data set, number of val shards and tokenizer's path, by the publisher's manifest."""
     dataset = f"fineweb10B_{config.variant}"
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_input(path))
         entries = {entry["name"]: entry for entry in values["datasets"]}
         tokenizers = {entry["name"]: entry for entry in values["tokenizers"]}
         if dataset not in entries:
@@ -206,6 +207,6 @@ def _has_hash(path: Path, etag: str) -> bool:
     """Whether a file has the hash that the Hub states: SHA-256, or Git's SHA-1 if it is small."""
     if len(etag) == 64:
         return file_sha256(path) == etag
-    data = path.read_bytes()
+    data = read_input(path)
     blob = b"blob %d\0" % len(data) + data
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == etag

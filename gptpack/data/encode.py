@@ -128,12 +128,11 @@ Encode = Callable[[Iterable[list[Document]]], Iterator[tuple[list[Document], Enc
 def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
     """A function that encodes chunks in their order and holds two of them per worker."""
     workers = workers or _usable_cores()
-    if workers == 1:
+    pool = _pool(tokenizer, workers)
+    if pool is None:
         worker = _Worker(tokenizer)
         yield lambda chunks: ((chunk, worker.encode(chunk)) for chunk in chunks)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _Worker.start, (tokenizer.path,))
     try:
         yield lambda chunks: _ordered(pool, chunks, 2 * workers)
     except BrokenProcessPool as error:
@@ -142,6 +141,17 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _pool(tokenizer: Tokenizer, workers: int) -> Executor | None:
+    """Processes that encode; None where one is enough, or the system has no semaphores."""
+    if workers == 1:
+        return None
+    context = multiprocessing.get_context("spawn")
+    try:
+        return ProcessPoolExecutor(workers, context, _Worker.start, (tokenizer.path,))
+    except (ImportError, NotImplementedError, OSError):  # a container without /dev/shm, say
+        return None
 
 
 def _usable_cores() -> int:

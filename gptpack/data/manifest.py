@@ -8,6 +8,7 @@ from pathlib import Path
 from gptpack.atomic import replacing
 from gptpack.data.shards import Split
 from gptpack.errors import ConfigError, DataError, TokenizerError
+from gptpack.inputs import read_input
 from gptpack.values import MAX_VOCAB, NOT_NEGATIVE, check_fields, from_dict, to_dict
 
 MANIFEST = "manifest.json"
@@ -141,7 +142,8 @@ def load_manifest(directory: str | Path) -> Manifest:
     """
     path = Path(directory) / MANIFEST
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_input(path))
+        json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate is in no name or text
     except OSError as error:
         raise DataError(
             f"{path}: cannot read the manifest: {error.strerror or error}; "

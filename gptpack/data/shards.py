@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from gptpack.atomic import replacing
 from gptpack.errors import DataError, ShardError
+from gptpack.inputs import opened
 
 Split = Literal["train", "val"]
 
@@ -103,7 +104,7 @@ def _read(path: Path, stamp: tuple[int, int, int]) -> _Read:
     """Hash a well-formed shard and look for its largest token; `stamp` changes with the file."""
     layout, size = _checked_header(path)
     hashed, largest, at = hashlib.sha256(), -1, 0
-    with path.open("rb") as file:
+    with opened(path) as file:
         hashed.update(file.read(HEADER.size))
         for start in range(0, size, SCAN_TOKENS):
             part = np.fromfile(file, layout.token, min(SCAN_TOKENS, size - start))
@@ -113,16 +114,10 @@ def _read(path: Path, stamp: tuple[int, int, int]) -> _Read:
     return _Read(hashed.hexdigest(), largest, at)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _checked_header(path: Path) -> tuple[Layout, int]:
     """Layout and number of tokens of a shard whose header and size agree."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             header = file.read(HEADER.size)
             size = file.seek(0, 2)
     except OSError as error:
@@ -241,6 +236,9 @@ def find_shards(directory: str | Path, split: Split) -> list[Path]:
     directory = Path(directory)
     paths = shard_paths(directory, split)
     if not paths:
+        if not directory.is_dir():
+            what = "is no folder" if directory.exists() else "no such folder"
+            raise ShardError(f"{directory}: {what}; give the folder that shards are in")
         raise ShardError(
             f"{directory}: no shards named *_{split}_*.bin; make some with 'gptpack data tokenize'"
         )

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.atomic import staged_directory
-from gptpack.data.documents import SEPARATOR, document_kind, iterate_documents
+from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.encode import COUNTS, Document, Encoded, encoder
 from gptpack.data.manifest import (
     FORMAT,
@@ -29,9 +29,10 @@ from gptpack.data.manifest import (
     TokenizerEntry,
     write_manifest,
 )
-from gptpack.data.shards import MAX_TOKENS, Shard, ShardWriter, Split, file_sha256
+from gptpack.data.shards import MAX_TOKENS, Shard, ShardWriter, Split
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import file_sha256, opened
 from gptpack.progress import Progress, silent
 from gptpack.values import BELOW_ONE, NOT_NEGATIVE, check_fields
 
@@ -106,9 +107,10 @@ def tokenize_files(
     if not sources["train"] and not sources["val"]:
         raise DataError("no sources; name at least one .txt or .jsonl file")
     for path in [*sources["train"], *sources["val"]]:
-        document_kind(path)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
+        try:
+            opened(path).close()
+        except OSError as error:
+            raise DataError(f"{path}: cannot read: {error.strerror}") from error
     if not config.force and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not empty; choose another, or replace it by force")
     if splitting:

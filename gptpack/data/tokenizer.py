@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -12,6 +13,7 @@ import sentencepiece
 
 from gptpack.atomic import replacing
 from gptpack.errors import ConfigError, DataError, TokenizerError
+from gptpack.inputs import read_input
 from gptpack.progress import Progress, silent
 from gptpack.values import MAX_VOCAB, NOT_NEGATIVE, TokenizerIdentity, check_fields
 
@@ -47,13 +49,13 @@ class Tokenizer:
         """
         path = Path(path)
         try:
-            model = path.read_bytes()
+            model = read_input(path)
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             vocab = processor.vocab_size() if model else 0
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise TokenizerError(
                 f"{path}: not a SentencePiece model ({len(model)} bytes)"
             ) from error
@@ -61,6 +63,8 @@ class Tokenizer:
             raise TokenizerError(f"{path}: not a SentencePiece model ({len(model)} bytes)")
         if vocab > MAX_VOCAB:
             raise TokenizerError(f"{path}: {vocab} pieces; gptpack takes {MAX_VOCAB} at most")
+        with _spelling(path):
+            processor.id_to_piece(list(range(vocab)))
         bos = processor.bos_id()
         if bos < 0:
             raise TokenizerError(f"{path}: no BOS piece; documents need one (train with bos_id=1)")
@@ -84,7 +88,8 @@ class Tokenizer:
 
     def normalized_bytes(self, texts: Sequence[str]) -> list[int]:
         """UTF-8 bytes of each text as the model normalises it, without a space that it adds."""
-        probe, *normalized = self.processor.normalize(["a", *texts])
+        with _spelling(self.path):
+            probe, *normalized = self.processor.normalize(["a", *texts])
         # the space that SentencePiece adds at one end by default is no text
         added = probe.startswith(SPACE) or probe.endswith(SPACE)
         # SPACE stands for one byte and has three.
@@ -100,7 +105,9 @@ class Tokenizer:
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """`decode` of each list; raises TokenizerError for an id that the model lacks."""
         try:
-            texts: list[str] = self.processor.decode([list(ids) for ids in batch], num_threads=1)
+            with _spelling(self.path):
+                ids = [list(row) for row in batch]
+                texts: list[str] = self.processor.decode(ids, num_threads=1)
         except IndexError as error:
             raise TokenizerError(
                 f"{self.path}: {error}; the model has ids below {self.vocab}"
@@ -142,6 +149,18 @@ def check_tokenizer(path: Path, found: _Known, *, sha256: str | None, vocab: int
             f"{path}: {found.vocab:,} pieces, but the model has a vocabulary of {vocab:,}; "
             "give the tokenizer that the model was trained with"
         )
+
+
+@contextmanager
+def _spelling(path: Path) -> Iterator[None]:
+    """Refuse a model whose pieces or rules spell something that is no text."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{path}: a damaged SentencePiece model: it spells bytes that are not UTF-8 "
+            f"({error.reason})"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.data.accounting import (
-    RANKS_SUFFIX,
-    TABLE_SUFFIXES,
     PieceBytes,
     TokenBytes,
     audit,
+    table_kind,
     unknown_tokens,
 )
 from gptpack.data.manifest import TOKENIZER
@@ -27,9 +26,13 @@ from gptpack.errors import (
     MissingDependencyError,
     TokenizerError,
 )
+from gptpack.inputs import opened
 
 if TYPE_CHECKING:
     from gptpack.data.byte_tables import ByteVocabulary
+
+START_BYTES = 1 << 12
+"""First bytes of a tokenizer's file that show its kind; a line of ranks is shorter."""
 
 Accounting = Literal["pieces", "sidecar", "table", "ranks"]
 
@@ -94,17 +97,14 @@ class Text:
                 f"{path}: no tokenizer beside the shards; name its file with --tokenizer"
             )
         limit = limit_tokens + 1 if limit_tokens else 0
-        described = path.suffix in (RANKS_SUFFIX, *TABLE_SUFFIXES)
-        loaded: Any
+        loaded: Any = read_vocabulary(path, vocab=vocab, bos=bos)
         token_bytes: TokenBytes
         accounting: Accounting = "pieces"
-        if described:
-            loaded = _byte_tables().load_vocabulary(path, vocab=vocab, bos=bos)
+        if isinstance(loaded, Tokenizer):
+            token_bytes = PieceBytes.from_tokenizer(loaded, vocab)
+        else:
             accounting = "table" if loaded.pieces is None else "ranks"
             token_bytes = loaded.table
-        else:
-            loaded = Tokenizer.load(path)
-            token_bytes = PieceBytes.from_tokenizer(loaded, vocab)
         if sidecar:
             accounting = "sidecar"
             token_bytes = _byte_tables().load_sidecar(directory, "val", limit)
@@ -202,6 +202,30 @@ class Text:
         assert isinstance(self.token_bytes, PieceBytes)
         assert isinstance(self.vocabulary, Tokenizer)
         return audit(self.token_bytes, self.vocabulary, tokens)
+
+
+def read_vocabulary(
+    path: Path, *, vocab: int, bos: int | None = None
+) -> "Tokenizer | ByteVocabulary":
+    """The tokenizer in a file, of whatever kind its content is.
+
+    Args:
+        vocab: that of the model, which is at least the tokenizer's.
+        bos: token that begins a document, where the file does not say it.
+
+    Raises:
+        TokenizerError: unreadable, malformed, or more tokens than `vocab`.
+        MissingDependencyError: no SentencePiece model, and this runs in a submission's script.
+    """
+    try:
+        with opened(path) as file:
+            kind = table_kind(file.read(START_BYTES))
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
+    if not kind:
+        return Tokenizer.load(path)
+    found: ByteVocabulary = _byte_tables().load_vocabulary(path, vocab=vocab, bos=bos)
+    return found
 
 
 def _byte_tables() -> Any:

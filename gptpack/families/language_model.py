@@ -216,9 +216,9 @@ def first_read(length: int, reach: int) -> int:
 
 
 def most_logits(device: torch.device) -> int:
-    """Most logits to make at once: as float32 a sixteenth of a GPU's memory, or 1 GiB."""
+    """Most logits to make at once: as float32 a sixteenth of a GPU's memory, or 256 MiB."""
     if device.type != "cuda":
-        return 1 << 28
+        return 1 << 26
     return max(1 << 28, torch.cuda.get_device_properties(device).total_memory // 64)
 
 

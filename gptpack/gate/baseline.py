@@ -11,10 +11,9 @@ from gptpack.artifact.reader import verify_sections
 from gptpack.artifact.record import MOST_BPB
 from gptpack.errors import ArtifactError, ConfigError
 from gptpack.gate.outcomes import SCHEMA, Bpb, Checked, Outcome, broken, held, recorded_bpb
+from gptpack.inputs import read_input
 from gptpack.inspection.inspect import report_on
 from gptpack.values import parse_size
-
-LARGEST_BASELINE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,7 @@ def load_baseline(path: Path, names: list[str]) -> dict[str, Past]:
         ConfigError: neither of them, or unreadable.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_BASELINE_BYTES)
+        data = read_input(path)
     except OSError as error:
         raise ConfigError(
             f"baseline {path}: {error.strerror}; write one on the main branch with "

@@ -16,6 +16,7 @@ from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
 from gptpack.gate.baseline import compared, load_baseline
 from gptpack.gate.limits import CheckConfig, Limits, expanded, files
 from gptpack.gate.outcomes import Bpb, Checked, Outcome, Result, broken, held, recorded_bpb
+from gptpack.inputs import once, opened
 from gptpack.inspection.inspect import InspectReport, report_on
 from gptpack.values import parse_size
 
@@ -94,7 +95,7 @@ def _missing(path: Path) -> str | None:
     try:
         if not path.is_file():
             return f"{path}: not a regular file"
-        with path.open("rb") as file:
+        with opened(path) as file:
             start = file.read(1024)
     except OSError as error:
         return f"{path}: cannot read it: {error.strerror}"
@@ -106,14 +107,18 @@ def _missing(path: Path) -> str | None:
 
 
 def _code(folder: Path, limits: Limits) -> tuple[int, str | None]:
-    """Bytes of the counted code, and what is wrong with its list."""
-    total = 0
+    """Bytes of the counted code, each file once, and what is wrong with its list."""
+    counted: list[Path] = []
+    missing = None
     for pattern in limits.code:
-        found = [name for name in files(folder, pattern) if (folder / name).is_file()]
+        found = [path for name in files(folder, pattern) if (path := folder / name).is_file()]
         if not found:
-            return total, f"{folder / pattern}: no such file; its bytes count into the budget"
-        total += sum((folder / name).stat().st_size for name in found)
-    return total, None
+            missing = missing or f"{folder / pattern}: no such file"
+        counted += found
+    # a pattern such as * finds the packed file as well, whose bytes are counted already
+    _, *code = once([folder / limits.path, *counted])
+    total = sum(path.stat().st_size for path in code)
+    return total, missing and f"{missing}; its bytes count into the budget"
 
 
 def _budget(checked: Checked, report: InspectReport | None) -> Outcome:

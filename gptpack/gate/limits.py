@@ -6,6 +6,7 @@ folder and may hold wildcards. Unknown keys are errors.
 
 import dataclasses
 import glob
+import itertools
 import math
 import tomllib
 from collections.abc import Mapping
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError
+from gptpack.inputs import read_text
 from gptpack.values import from_dict, parse_size
 
 CONFIG = "gptpack.toml"
+NO_DISKS = ("dev", "proc", "sys")
+"""Folders at the top that hold no files, and may hold no end of names."""
 SAMPLE_TOKENS = 65536
 """Targets that a model of 27 M parameters scores in two minutes on two busy cores (docs/log.md)."""
 
@@ -101,7 +105,7 @@ def load_check(path: Path) -> CheckConfig:
             or two artifacts of one name.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read it: {error.strerror}; name the artifacts, or write the limits "
@@ -146,8 +150,30 @@ def expanded(config: CheckConfig) -> list[Limits]:
 
 
 def files(folder: Path, pattern: str) -> list[str]:
-    """Paths below `folder` that `pattern` names, sorted; the name of a file stands for itself."""
+    """Paths below `folder` that `pattern` names, sorted; the name of a file stands for itself.
+
+    ``**`` follows no links, and hidden files are found only by a pattern that names the dot.
+
+    Raises:
+        ConfigError: the pattern would walk through all of the machine, or what is no disk.
+    """
     if (folder / pattern).exists():
         return [pattern]
-    names = glob.glob(pattern, root_dir=folder, recursive=True)
-    return sorted(name for name in names if (folder / name).is_file())
+    if "\0" in pattern:
+        return []
+    parts = Path(pattern).parts
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    rest = parts[len(base.parts) :]
+    root = (folder / base).resolve()
+    if not rest or not root.is_dir():
+        return []
+    if root == root.parent or root.parts[1] in NO_DISKS:
+        raise ConfigError(f"'{pattern}' would walk through {root}; name a folder of files first")
+    shown = any(part.startswith(".") for part in rest)
+    found = root.glob(str(Path(*rest, "*") if rest[-1] == "**" else Path(*rest)))
+    names = [path.relative_to(root) for path in found if path.is_file()]
+    return sorted(
+        str(base / name)
+        for name in names
+        if shown or not any(part.startswith(".") for part in name.parts)
+    )

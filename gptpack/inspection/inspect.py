@@ -18,6 +18,7 @@ from gptpack.artifact.reader import read_header
 from gptpack.artifact.record import PackRecord
 from gptpack.errors import GptpackError
 from gptpack.escape import plain
+from gptpack.inputs import read_input
 from gptpack.values import TokenizerIdentity, to_dict
 
 
@@ -144,7 +145,7 @@ def inspect(path: str | Path, *, decode: bool = False) -> InspectReport:
     from gptpack.inspection.shares import measured_bytes
 
     try:
-        shares = measured_bytes(Path(path).read_bytes())
+        shares = measured_bytes(read_input(path, header.file_bytes))
     except GptpackError as error:
         raise type(error)(f"{path}: {error}") from error
     return report_on(header, str(path), shares)

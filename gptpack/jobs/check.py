@@ -15,6 +15,7 @@ from gptpack.gate.check import check as look
 from gptpack.gate.limits import SAMPLE_TOKENS, CheckConfig, Limits, expanded
 from gptpack.gate.outcomes import Bpb, Result
 from gptpack.progress import Progress, silent
+from gptpack.values import check_idle
 
 
 def check(
@@ -80,6 +81,8 @@ def check(
         if Limits(path="*", **limits) != Limits(path="*"):
             raise ConfigError("check: a CheckConfig has its own limits; set them there")
     else:
+        scored = {"data": data, "tokenizer": tokenizer, "stride": stride}
+        check_idle("without --bpb", not prove, **scored, tokens=tokens != SAMPLE_TOKENS)
         paths = [files] if isinstance(files, str | Path) else files
         config = CheckConfig(artifacts=tuple(Limits(path=str(path), **limits) for path in paths))
     return look(

@@ -52,8 +52,13 @@ class Curve:
         }
 
 
-def parse_bits(text: str) -> list[float]:
-    """Bits per weight, separated by commas, the most first."""
+CURVE_BITS = "4,3.5,3,2.5,2"
+"""Bits per weight of the points where none are asked for."""
+
+
+def parse_bits(text: str | None) -> list[float]:
+    """Bits per weight, separated by commas, the most first; None takes `CURVE_BITS`."""
+    text = CURVE_BITS if text is None else text
     try:
         bits = sorted({float(part) for part in text.split(",")}, reverse=True)
     except ValueError:

@@ -94,9 +94,12 @@ def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:
         DataError: no shards, a malformed one, others than the manifest states, or documents of
             val that are in train as well.
     """
+    from gptpack.evaluation.text import read_vocabulary
+
     manifest = manifest_beside(directory)
     beside = directory / (manifest.tokenizer.file if manifest else TOKENIZER)
-    tokenizer = Tokenizer.load(beside) if manifest or beside.exists() else None
+    here = manifest or beside.exists()
+    tokenizer = read_vocabulary(beside, vocab=MAX_VOCAB) if here else None
     if manifest and tokenizer:
         manifest.check_tokenizer(beside, tokenizer.sha256)
     vocab = tokenizer.vocab if tokenizer else MAX_VOCAB
@@ -126,7 +129,7 @@ def check_scorable(
     directory: Path,
     *,
     vocab: int,
-    bos: int,
+    bos: int | None,
     context: int,
     stride: int | None = None,
     limit_tokens: int = 0,
@@ -135,6 +138,7 @@ def check_scorable(
     """Check, before work is put into a model, that val shards can score it.
 
     Args:
+        bos: token that begins a document; None where nobody has said it.
         stride: also check windows that move by so many targets.
         limit_tokens: targets that will be scored; 0 is all.
         tokenizer: the tokenizer's file; None is the one beside the shards.

@@ -141,7 +141,7 @@ def evaluate(
                     vocab=config.vocab,
                     tokenizer=None if tokenizer is None else Path(tokenizer),
                     sha256=loaded.tokenizer_identity.sha256 if loaded.tokenizer_identity else None,
-                    bos=config.bos,
+                    bos=loaded.bos,
                     source=texts[0] if texts else None,
                     limit_tokens=limit_tokens,
                 )

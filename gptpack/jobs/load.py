@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gptpack.artifact.layout import LFS_POINTER, MAGIC
 from gptpack.artifact.record import PackRecord
-from gptpack.data.shards import file_sha256
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.transformers.config import TransformersConfig
+from gptpack.inputs import file_sha256, opened
 from gptpack.values import TokenizerIdentity, check_choice
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from gptpack.artifact.header import ArtifactHeader
     from gptpack.families.language_model import LanguageModel
     from gptpack.families.transformers.texts import TextTokenizer
 
@@ -78,6 +77,14 @@ class Loaded:
                 "into that module, and wrap it in gptpack.Module"
             )
         return self.language_model
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a document; None where the file does not say it."""
+        if self.tokenizer_identity is not None:
+            return self.tokenizer_identity.bos
+        assumed = any(fact.startswith("bos=") for fact in self.assumed)
+        return None if assumed else self.runnable().config.bos
 
     @property
     def model(self) -> "torch.nn.Module":
@@ -180,9 +187,9 @@ def is_transformers(path: Path) -> bool:
 def _start(path: Path, count: int) -> bytes | None:
     """The first bytes of a file; None of what is none, of which its reader says more."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return file.read(count)
-    except (OSError, ValueError):
+    except OSError:
         return None
 
 
@@ -219,7 +226,6 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
         except GptpackError as error:
             raise type(error)(f"{path}: {error}") from error
     elif isinstance(header.model, ModelConfig):
-        _check_room(path, header)
         model = _built(path, header.model, weights, ArtifactError)
     return Loaded(
         language_model=None if model is None else model.to(device).eval(),
@@ -253,18 +259,18 @@ def _imports_of(path: Path) -> Iterator[None]:
         yield
 
 
-def _check_room(path: Path, header: "ArtifactHeader") -> None:
+def _check_room(
+    path: Path,
+    config: ModelConfig,
+    weights: "Mapping[str, torch.Tensor]",
+    error: type[GptpackError],
+) -> None:
     """Refuse a golf model of a shape that the file's tensors could not fill."""
-    assert isinstance(header.model, ModelConfig)
-    needed = header.model.least_weights()
-    held = sum(tensor.numel for tensor in header.tensors)
-    if header.model.layers > len(header.tensors):
-        raise ArtifactError(
-            f"{path}: {header.model.layers:,} layers cannot be made of {len(header.tensors):,} "
-            "tensors"
-        )
+    needed, held = config.least_weights(), sum(tensor.numel() for tensor in weights.values())
+    if config.layers > len(weights):
+        raise error(f"{path}: {config.layers:,} layers cannot be made of {len(weights):,} tensors")
     if needed > LARGEST_EXCESS * held:
-        raise ArtifactError(
+        raise error(
             f"{path}: a model of this shape has {needed:,} weights in its matrices alone, but the "
             f"file holds {held:,}"
         )
@@ -341,6 +347,7 @@ def _built(
     from gptpack.families.golf.gpt import GPT
     from gptpack.families.language_model import state_problem
 
+    _check_room(path, config, weights, error)
     model = GPT(config, seed=None)
     if problem := state_problem(model, weights):
         raise error(f"{path}: its tensors are not those of its model: {problem}")

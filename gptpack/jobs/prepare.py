@@ -18,8 +18,9 @@ from gptpack.calibration.text import (
 )
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
-from gptpack.data.tokenizer import Tokenizer, check_tokenizer
+from gptpack.data.tokenizer import check_tokenizer
 from gptpack.errors import CheckpointError, ConfigError, TokenizerError
+from gptpack.evaluation.text import read_vocabulary
 from gptpack.families.language_model import LanguageModel
 from gptpack.families.wrapped import Wrapped
 from gptpack.jobs.data import check_scorable
@@ -130,7 +131,7 @@ def prepared(
             check_scorable(
                 data,
                 vocab=model.config.vocab,
-                bos=model.config.bos,
+                bos=loaded.bos,
                 context=model.config.context,
                 stride=request.stride,
                 limit_tokens=request.eval_tokens,
@@ -286,6 +287,6 @@ def identity_of(loaded: Loaded, request: PackRequest) -> TokenizerIdentity | Non
             "the checkpoint does not say which tokenizer it belongs to; name its file with "
             "--tokenizer or give --data"
         )
-    found = Tokenizer.load(path).identity
+    found = read_vocabulary(path, vocab=vocab, bos=loaded.bos).identity
     check_tokenizer(path, found, sha256=None if known is None else known.sha256, vocab=vocab)
     return found

@@ -64,6 +64,7 @@ class Proof:
     def __enter__(self) -> "Proof":
         if not self.wanted:
             return self
+        tempfile.gettempdir()  # a machine without one should say so before the work, not after it
         if self.target is None:
             folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="gptpack-"))
             self.target = Path(folder) / "file"

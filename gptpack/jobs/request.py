@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
+from gptpack.inputs import once
 from gptpack.packing.config import PackConfig
-from gptpack.values import SHARE, Check, check_choice, check_fields, parse_size
+from gptpack.values import SHARE, Check, check_choice, check_fields, check_idle, parse_size
 
 Calibration = Literal["shards", "text", "self", "random"]
 Tune = Literal["none", "floats", "deep"]
@@ -97,8 +98,18 @@ class PackRequest:
         check_fields(self, WIDTH, "stride")
         check_fields(self, SHARE, "tune_labels")
         check_fields(self, SEVERAL, "methods delta_factors codecs code text eval_text")
-        if self.tune == "none" and self.tune_seconds:
-            raise ConfigError("tune_seconds (--tune-seconds) goes with tune, floats or deep")
+        check_idle(
+            "without --tune floats or deep",
+            self.tune == "none",
+            tune_seconds=self.tune_seconds,
+            tune_labels=self.tune_labels,
+        )
+        check_idle(
+            "without --data or --eval-text, which prove the file",
+            self.data is None and not self.eval_text,
+            stride=self.stride,
+            eval_tokens=self.eval_tokens,
+        )
 
     @property
     def config(self) -> PackConfig:
@@ -126,12 +137,12 @@ class PackRequest:
         return parse_size(self.budget) if isinstance(self.budget, str) else self.budget
 
     def code_bytes(self) -> int:
-        """Bytes of the files in `code`.
+        """Bytes of the files in `code`, each counted once.
 
         Raises:
             ConfigError: one cannot be read.
         """
-        return sum(_code_size(Path(path)) for path in self.code)
+        return sum(map(_code_size, once(self.code)))
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""

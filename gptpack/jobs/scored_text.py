@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptpack.data.shards import file_sha256
 from gptpack.errors import ConfigError
 from gptpack.evaluation.plain_text import PlainText
 from gptpack.evaluation.text import Text
 from gptpack.evaluation.windows import Indices, plan_windows
+from gptpack.inputs import file_sha256
 from gptpack.jobs.load import Loaded
 
 

@@ -13,6 +13,7 @@ from gptpack.errors import GptpackError
 from gptpack.gate.outcomes import Outcome
 from gptpack.jobs.submission import run_script, tokenizer_of
 from gptpack.progress import Progress, silent
+from gptpack.values import check_idle
 
 PROBE_CONTEXTS = 2
 """Contexts of text that are exchanged to see whether scores depend on later tokens."""
@@ -39,9 +40,10 @@ def check_submission(
         record: losses in nats per token that are to be beaten; empty if none is named.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or settings of a run without `data`.
         DataError: there is no tokenizer.
     """
+    check_idle("without --data", data is None, tokenizer=tokenizer, limit_tokens=limit_tokens)
     read = read_submitted(folder)
     proved = None
     if data is not None:

@@ -1,18 +1,22 @@
 """A recipe and shards -> a trained checkpoint, and the score of its validation."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gptpack.calibration.text import shard_windows
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
 from gptpack.data.splits import entries, manifest_beside, open_split
-from gptpack.data.tokenizer import Tokenizer
-from gptpack.errors import GptpackError
+from gptpack.errors import ConfigError, GptpackError
 from gptpack.evaluation.result import Evaluation
+from gptpack.evaluation.text import read_vocabulary
+from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import build
 from gptpack.jobs.data import check_scorable
 from gptpack.jobs.fresh import evaluate_in_fresh_process
@@ -111,12 +115,16 @@ def train(
     opened = open_split(data, "train", settings.model.vocab)
     shards = [shard.tokens for shard in opened]
     beside, manifest = data / TOKENIZER, manifest_beside(data)
-    tokenizer = Tokenizer.load(beside).identity if beside.exists() else None
+    tokenizer = None
+    if beside.exists():
+        shape = settings.model
+        tokenizer = read_vocabulary(beside, vocab=shape.vocab, bos=shape.bos).identity
     if manifest is not None and tokenizer is not None:
         manifest.check_tokenizer(beside, tokenizer.sha256)
     if validate:
         _check_validation(settings, data, validation_tokens)
     with ranks(device) as here:
+        check_memory(settings.model, here.device)
         progress = progress if here.main else silent
         run = loop.train(
             settings,
@@ -143,6 +151,24 @@ def train(
     except GptpackError as error:
         raise UnscoredError(error, TrainResult(**result)) from error
     return TrainResult(**result, validation=found)
+
+
+def check_memory(model: ModelConfig, device: torch.device) -> None:
+    """Refuse a model whose weights alone take more than the memory of the device.
+
+    Raises:
+        ConfigError: they do.
+    """
+    needed = 4 * model.least_weights()
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"a model of this shape has {needed:,} bytes of weights in its matrices alone; this "
+            f"machine has {there:,} bytes of memory ({device.type})"
+        )
 
 
 def _check_validation(settings: Recipe, data: Path, tokens: int) -> None:

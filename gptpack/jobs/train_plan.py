@@ -10,7 +10,7 @@ import numpy as np
 from gptpack.data.shards import Tokens
 from gptpack.data.splits import split_tokens
 from gptpack.errors import ConfigError
-from gptpack.jobs.train import packer_foresight
+from gptpack.jobs.train import check_memory, packer_foresight
 from gptpack.packing.apart import on_grid
 from gptpack.quant.steps import Foresight
 from gptpack.ranks import Ranks, ranks
@@ -49,6 +49,7 @@ def plan_training(
     settings = load_recipe(recipe, overrides)
     shards = None if data is None else split_tokens(data, "train", settings.model.vocab)
     with ranks(device) as here:
+        check_memory(settings.model, here.device)
         foresight = packer_foresight(settings, shards, None, here) if shards else None
         return plan(settings, shards, here, foresight=foresight, **how)
 

@@ -6,6 +6,7 @@ file; the caller does.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.artifact.tables import TRANSPOSED
@@ -26,6 +27,15 @@ from gptpack.values import TokenizerIdentity
 
 MARGIN_BYTES = 32
 """Bytes that deflating other digits may add to a header: 21 at the worst of 3,000 headers."""
+PROOFS = (
+    Quality(bpb_before=1.0, bpb_after=1.0, context=8, tokens=8),
+    Quality(bpb_before=9.876543, bpb_after=8.976534, context=65536, tokens=9182736450),
+    Quality(bpb_before=1.357924, bpb_after=2.468013, context=98304, tokens=1928374650),
+    Quality(bpb_before=0.918273, bpb_after=6.504837, context=12345, tokens=6758493021),
+)
+"""Figures that a proof might find: the shortest, and some of the longest."""
+PROOF_BYTES = 8
+"""Bytes that others of that length may take more."""
 UNLIMITED = 2**62
 """Budget of a pack that has none, larger than any file; a header does not mention it."""
 GRID_METHODS = ("trellis", "uniform")
@@ -69,9 +79,24 @@ class CodedFile:
         check_budget(len(data), self.budget_bytes, self.code_bytes)
         return data
 
+    def bytes_for(self, budget_bytes: int, quality: Quality) -> int:
+        """Bytes of the file if it were made for this budget and had this quality."""
+        limited = self.record.budget_bytes is not None
+        record = replace(self.record, quality=quality)
+        if limited:
+            record = replace(record, budget_bytes=budget_bytes)
+        return assembled_bytes(
+            self.encoded, model=self.model, tokenizer=self.tokenizer, pack=record.to_dict()
+        )
 
-def check_budget(file_bytes: int, budget_bytes: int, code_bytes: int) -> None:
+
+def check_budget(
+    file_bytes: int, budget_bytes: int, code_bytes: int, enough: int | None = None
+) -> None:
     """Check that a file and the code beside it are within their budget.
+
+    Args:
+        enough: the budget to name where they are not; None names the bytes of both.
 
     Raises:
         BudgetError: they are over it; names a budget that is enough.
@@ -81,7 +106,7 @@ def check_budget(file_bytes: int, budget_bytes: int, code_bytes: int) -> None:
         code = f" and {code_bytes:,} bytes of code" if code_bytes else ""
         raise BudgetError(
             f"the smallest file found has {file_bytes:,} bytes{code}, over the budget of "
-            f"{budget_bytes:,}; {needed:,} bytes are enough"
+            f"{budget_bytes:,}; {enough or needed:,} bytes are enough"
         )
 
 
@@ -189,6 +214,37 @@ class Packer:
             BudgetError: the file does not fit its budget.
         """
         check_budget(self.size(encoded), self.budget_bytes, self.code_bytes)
+        return self._coded(encoded, delta, predicted_nats)
+
+    def seal_smallest(
+        self, encoded: EncodedSections, *, delta: float | None, predicted_nats: float
+    ) -> CodedFile:
+        """`seal` of codes that cannot be smaller: no room is kept free for what it may not take.
+
+        What is measured later may still be some bytes too long; `CodedFile.assemble` says so.
+
+        Raises:
+            BudgetError: the file does not fit its budget; names the least one that is enough, or
+                some bytes more where figures come later.
+        """
+        coded = self._coded(encoded, delta, predicted_nats)
+        shortest, *longer = PROOFS if self.proved else (Quality(), Quality())
+        if coded.bytes_for(self.budget_bytes, shortest) + self.code_bytes <= self.budget_bytes:
+            return coded
+
+        def needed(budget: int) -> int:
+            most = max(coded.bytes_for(budget, quality) for quality in longer)
+            return most + self.code_bytes + (PROOF_BYTES if self.proved else 0)
+
+        # the budget is in the header, whose bytes its digits change
+        start = needed(needed(self.budget_bytes)) - PROOF_BYTES
+        enough = next(budget for budget in count(start) if needed(budget) <= budget)
+        check_budget(needed(enough) - self.code_bytes, self.budget_bytes, self.code_bytes, enough)
+        return coded  # where figures of some length would fit, and those of another would not
+
+    def _coded(
+        self, encoded: EncodedSections, delta: float | None, predicted_nats: float
+    ) -> CodedFile:
         record = self.record
         if delta is not None:
             record = replace(

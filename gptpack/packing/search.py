@@ -18,7 +18,6 @@ from gptpack.packing.packer import (
     UNLIMITED,
     CodedFile,
     Packer,
-    check_budget,
     grid_bits,
     grid_bytes,
 )
@@ -220,7 +219,7 @@ def pack_to_budget(
         QuantError: codes at `delta`, or at every delta tried, cannot be stored.
     """
     if not packer.matrices:
-        return packer.seal(packer.encode({}), delta=None, predicted_nats=0.0)
+        return packer.seal_smallest(packer.encode({}), delta=None, predicted_nats=0.0)
     if delta is not None:
         coded, loss = packer.quantize(delta)
         progress("quantize and code", 1, 0)
@@ -246,5 +245,6 @@ def pack_to_budget(
             f"{bits:g} bits a weight: the fewest found are {fewest:.3f}; ask for at least that, or "
             "for other methods"
         )
-    check_budget(packer.size(smallest), packer.budget_bytes, packer.code_bytes)
-    raise AssertionError("a size within the budget was not taken")
+    return packer.seal_smallest(
+        smallest, delta=search.smallest.delta, predicted_nats=search.smallest.loss_nats
+    )

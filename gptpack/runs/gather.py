@@ -5,7 +5,6 @@ and cannot be read is an error.
 """
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import file_sha256, opened, read_text
 from gptpack.inspection.inspect import InspectReport, inspect
 from gptpack.runs.metrics import read_metrics
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+LONGEST_LINE = 1 << 12
+"""Bytes of a file's first line that show what it is."""
 LONGEST_SECONDS = 1e12
 """Bound of a time; a longer one is passed over."""
 
@@ -86,12 +88,17 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _source(path: Path, name: str) -> Source:
     if path.is_dir():
         return _folder(path, name)
-    if path.suffix == ".csv":
-        return Source(name=name, curves=(read_curve(path, name),))
-    if path.name == METRICS:
+    try:
+        with opened(path) as file:
+            start = file.readline(LONGEST_LINE)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read it: {error.strerror}; give a run's folder or a packed file"
+        ) from error
+    if start.startswith(b"{"):
         return Source(name=name, metrics=tuple(read_metrics(path)))
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder; give a run's folder or a packed file")
+    if b"," in start and start.isascii():
+        return Source(name=name, curves=(read_curve(path, name),))
     beside = list(reports(path.parent))
     return Source(name=name, packed=(_packed(path, name, beside),))
 
@@ -122,7 +129,7 @@ def reports(folder: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects in the .json files of a folder; files that hold none are passed over."""
     for path in sorted(folder.glob("*.json")):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(values, dict):
@@ -132,7 +139,7 @@ def reports(folder: Path) -> Iterator[dict[str, Any]]:
 def _packed(path: Path, name: str, beside: Sequence[dict[str, Any]]) -> PackedFile:
     """A packed file with the reports that name it."""
     report = inspect(path, decode=True)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = file_sha256(path)
     packings = [values for values in beside if values.get("sha256") == sha256]
     seconds: dict[str, float] = {}
     for values in packings:
@@ -193,7 +200,7 @@ def read_curve(path: Path, name: str) -> Curve:
             number.
     """
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.DictReader(read_text(path).splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot read the curve: {error}") from error
     header = list(rows[0]) if rows else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import DataError
+from gptpack.inputs import read_text
 from gptpack.runs.log_checks import contradictions
 from gptpack.runs.logged import Kind, LoggedRun, LoggedScore
 
@@ -65,7 +66,7 @@ def read_log(path: str | Path) -> LoggedRun:
         DataError: it cannot be read, or holds neither a step nor a loss.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, "replace")
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
     return parse_log(text, str(path))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import DataError
+from gptpack.inputs import read_text
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -14,7 +15,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         DataError: it cannot be read, or a line of it is not a step's.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the run's metrics: {error}") from error
     steps: list[dict[str, Any]] = []

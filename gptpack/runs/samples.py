@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
+from gptpack.inputs import read_text
 from gptpack.runs.logs import parse_log
 
 METRICS = {"bpb": "bpb", "nats": "nats_per_token"}
@@ -69,7 +70,7 @@ def _read(source: str, metric: str) -> Iterator[tuple[RunFigure, str]]:
         except ValueError as error:
             raise DataError(f"{source}: no such file, and no number") from error
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, "replace")
     except OSError as error:
         raise DataError(f"{source}: cannot read: {error.strerror or error}") from error
     try:

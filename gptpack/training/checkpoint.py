@@ -8,7 +8,8 @@ it is shows in its bytes; its name says nothing.
 import io
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,15 +27,16 @@ from gptpack.families.golf.quantized import dequantized
 from gptpack.families.golf.reference import (
     HEAD,
     assumed_of,
-    float_tensor,
     has_tied_head,
     infer_config,
     named_weights,
+    own_weights,
     state_dict_in,
     unbanked,
 )
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.families.transformers.nanogpt import from_nanogpt, is_nanochat, is_nanogpt
+from gptpack.inputs import opened
 from gptpack.training.compressed import decompressed, is_compressed
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity, from_dict, to_dict
@@ -124,20 +126,36 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     version = content[_MARK]
     if not isinstance(version, int) or version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version!r:.20}, needed {VERSION}")
-    try:
+    with refusing_damage(path):
         return Checkpoint(
             model=from_dict(ModelConfig, content["model"]),
-            weights={name: float_tensor(path, name, t) for name, t in content["weights"].items()},
+            weights=own_weights(path, content["weights"]),
             tokenizer=content["tokenizer"] and from_dict(TokenizerIdentity, content["tokenizer"]),
             data=tuple(from_dict(ShardEntry, shard) for shard in content.get("data", ())),
             recipe=content["recipe"] and _recipe(content["recipe"]),
-            step=int(content["step"]),
+            step=_step(content["step"]),
             training=content["training"],
         )
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint: {error!r}") from error
+
+
+def _step(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"step {value!r:.40} is no number of steps")
+    return value
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what values of other types and shapes raise inside into a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError as error:
+        said = str(error)
+        raise CheckpointError(said if str(path) in said else f"{path}: {said}") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint: {error!r:.400}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: damaged checkpoint: its tensors do not fit") from error
 
 
 def _of_state_dict(path: Path, content: Mapping[str, Any], told: ModelConfig | None) -> Checkpoint:
@@ -186,8 +204,9 @@ def load_resumable(
         )
     if checkpoint.data != data:
         raise CheckpointError(f"{path}: {_other_data(checkpoint.data, data)}; resume with its data")
+    if checkpoint.recipe is None:
+        raise CheckpointError(f"{path} does not say its recipe; it cannot be resumed")
     if checkpoint.recipe != recipe:
-        assert checkpoint.recipe is not None
         old, new = to_dict(checkpoint.recipe), to_dict(recipe)
         changed = [
             f"{table}.{key}"
@@ -217,7 +236,7 @@ def _other_data(old: tuple[ShardEntry, ...], new: tuple[ShardEntry, ...]) -> str
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with opened(path) as file, warnings.catch_warnings():
             # the length of a JSON header, 8 bytes, and its first character; headers are below
             # 100 MB, so the upper half of the length is 0, which it never is in torch's files
             start = file.read(9)
@@ -226,7 +245,7 @@ def _read(path: Path) -> dict[str, Any]:
             file.seek(0)
             source: BinaryIO = file
             if is_compressed(start):
-                source = io.BytesIO(decompressed(path, file.read()))
+                source = io.BytesIO(decompressed(path, file))
             # torch warns of unusual pickle protocols before it refuses them
             warnings.simplefilter("ignore")
             # given the path, it would take a name that ends in .safetensors at its word

@@ -25,7 +25,12 @@ from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
 from gptpack.ranks import Ranks
 from gptpack.training.averages import Average
-from gptpack.training.checkpoint import Checkpoint, load_resumable, save_checkpoint
+from gptpack.training.checkpoint import (
+    Checkpoint,
+    load_resumable,
+    refusing_damage,
+    save_checkpoint,
+)
 from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
@@ -108,6 +113,7 @@ def train(
 
     Raises:
         BudgetError: the target in bytes is out of reach.
+        CheckpointError: there is no run to resume, or it is another one.
         ConfigError: `output` holds another run's checkpoint, or the batch has no whole window.
         TrainingError: the loss is not finite; names the step, the rate and the last checkpoint.
     """
@@ -120,7 +126,11 @@ def train(
     how = (attention, compiled, kernels, foresight, data)
     run = Run(recipe, shards, output, ranks, tokenizer, *how)
     try:
-        if resume:
+        if resume and not run.path.exists():
+            if not (output / METRICS).exists():
+                raise CheckpointError(f"{output}: no run to resume; begin it without --resume")
+            progress("begin again: killed before its first checkpoint", 0, 0)
+        elif resume:
             run.restore()
         elif run.path.exists():
             raise ConfigError(
@@ -412,19 +422,17 @@ class Run:
             CheckpointError: there is none, or it belongs to another run.
         """
         checkpoint, training = load_resumable(self.path, self.recipe, self.tokenizer, self.data)
-        raw = training["raw"] or checkpoint.weights
-        if problem := state_problem(self.model, raw):
-            raise CheckpointError(f"{self.path}: {problem}")
-        self.model.load_state_dict(raw)
-        try:
+        with refusing_damage(self.path):
+            raw = training["raw"] or checkpoint.weights
+            if problem := state_problem(self.model, raw):
+                raise CheckpointError(problem)
+            self.model.load_state_dict(raw)
             self.optimizers.load_state(training["optimizers"])
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
-        if training["raw"]:
-            self.average.load(dict(checkpoint.weights), training["averaged"])
-        if self.pressure is not None and training.get("pressure"):
-            self.pressure.load_state(training["pressure"])
-        self.step = checkpoint.step
-        self.spent_seconds = float(training["seconds"])
+            if training["raw"]:
+                self.average.load(dict(checkpoint.weights), training["averaged"])
+            if self.pressure is not None and training.get("pressure"):
+                self.pressure.load_state(training["pressure"])
+            self.step = checkpoint.step
+            self.spent_seconds = float(training["seconds"])
         if self.ranks.main:
             remove_leftovers(self.path, SAVED)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gptpack.atomic import replacing
 from gptpack.errors import TrainingError
+from gptpack.inputs import read_text
 
 
 class Metrics:
@@ -18,7 +19,7 @@ class Metrics:
         """
         kept = []
         if step and path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in read_text(path, "replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gptpack.data.orders import DataConfig
 from gptpack.errors import ConfigError
 from gptpack.families.golf.config import ModelConfig
+from gptpack.inputs import read_text
 from gptpack.values import (
     BELOW_ONE,
     NOT_NEGATIVE,
@@ -231,7 +232,7 @@ def load_recipe(recipe: "str | Path | Recipe | None", overrides: Sequence[str] =
     elif recipe is not None:
         path = find_recipe(recipe)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(read_text(path))
         except OSError as error:
             raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
         # besides what is no TOML: integers of thousands of digits, and tables within tables

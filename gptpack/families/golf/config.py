@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptpack.errors import ConfigError
-from gptpack.values import MAX_VOCAB
+from gptpack.values import MAX_CONTEXT, MAX_VOCAB
 
+MOST_PASSES = 4096
+"""Layers that a model may run, each counted as often as it does."""
 Activation = Literal["relu2", "leaky_relu2"]
 
 
@@ -87,8 +89,9 @@ class ModelConfig:
             )
         if not 0 <= self.xsa_layers <= self.layers:
             raise ConfigError(f"xsa_layers={self.xsa_layers} must be 0 to layers={self.layers}")
-        if self.vocab > MAX_VOCAB:
-            raise ConfigError(f"vocab={self.vocab} must be at most {MAX_VOCAB}")
+        for name, most in (("vocab", MAX_VOCAB), ("context", MAX_CONTEXT)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at most {most}")
         for name in ("logit_softcap", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
@@ -120,6 +123,11 @@ class ModelConfig:
     def _check_order(self) -> None:
         if (self.loop_layers > 0) != (self.loops > 0) or min(self.loop_layers, self.loops) < 0:
             raise ConfigError("loop_layers and loops go together; 0 and 0 are no recurrence")
+        if self.passes > MOST_PASSES:
+            raise ConfigError(
+                f"layers={self.layers} with loop_layers={self.loop_layers} and loops={self.loops} "
+                f"run {self.passes:,} times in all; {MOST_PASSES:,} are the most"
+            )
         loop_end = self.loop_start + self.loop_layers
         if not 0 <= self.loop_start <= loop_end <= self.layers:
             raise ConfigError(
@@ -153,10 +161,13 @@ class ModelConfig:
         per_layer = 2 * self.width * (self.width + self.kv_width + self.mlp_hidden)
         bigram = self.bigram_width * (self.bigram_rows + self.width)
         values = self.value_embedding_width * (self.vocab + self.kv_width)
-        # counted without `layer_order`, which may be too long to be made
-        passes = self.layers + self.loop_layers * self.loops
-        skips = passes // 2 * self.width * (2 if self.skip_gates else 1)
+        skips = self.passes // 2 * self.width * (2 if self.skip_gates else 1)
         return self.layers * per_layer + self.vocab * self.width + bigram + values + skips
+
+    @property
+    def passes(self) -> int:
+        """How many layers run, each as often as it does."""
+        return self.layers + self.loop_layers * self.loops
 
     @property
     def head_width(self) -> int:

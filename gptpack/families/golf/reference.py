@@ -18,6 +18,8 @@ NESTS = ("model", "model_state_dict", "state_dict")
 """Keys that hold the weights where a file holds more than those."""
 DEEPEST = 3
 """Most of these keys inside each other; a dictionary in a file may hold itself."""
+MOST_SHARED = 4
+"""Times, on average, that a number of a file may belong to a tensor; tied heads share theirs."""
 COMPILED = "_orig_mod."
 DISTRIBUTED = "module."
 BUFFERS = ("mask", "causal_mask", "attn_mask", "masked_bias", "position_ids", "tril")
@@ -65,14 +67,18 @@ def whole_tensor(where: object, name: Any, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or not isinstance(name, str):
         found = type(value).__name__
         raise CheckpointError(f"{where}: '{name}' is a {found}; a state dict holds tensors only")
-    dense = value.layout is torch.strided and not (value.is_meta or value.is_quantized)
-    # a tensor that repeats a few numbers takes memory that the file does not justify
-    if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if not _is_whole(value):
         raise CheckpointError(
             f"{where}: {name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; "
             "needed real numbers, all of them in the file"
         )
     return value
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether all of a tensor's numbers are there; one that repeats a few takes more memory."""
+    dense = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def float_tensor(where: object, name: Any, value: Any) -> Tensor:
@@ -86,12 +92,32 @@ def float_tensor(where: object, name: Any, value: Any) -> Tensor:
     return tensor.detach().to(torch.float32)
 
 
+def own_weights(where: object, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint of ours, float32; CheckpointError as `named_weights` raises."""
+    _check_storage(where, weights)
+    return {name: float_tensor(where, name, value) for name, value in weights.items()}
+
+
+def _check_storage(where: object, state: Mapping[str, Any]) -> None:
+    """Refuse tensors that share their numbers so often that the file does not justify them."""
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    whole = [t for t in tensors if _is_whole(t)]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in whole}
+    needed = sum(t.numel() * t.element_size() for t in whole)
+    if needed > MOST_SHARED * sum(held.values()):
+        raise CheckpointError(
+            f"{where}: {len(whole):,} tensors of {needed:,} bytes on {sum(held.values()):,} bytes "
+            "of numbers; save each with numbers of its own"
+        )
+
+
 def named_weights(where: object, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of a state dict by name, without prefixes and masks, float32.
 
     Raises:
         CheckpointError: it holds anything else, or two different tensors of one name.
     """
+    _check_storage(where, state)
     named: dict[str, Tensor] = {}
     for key, value in state.items():
         name = _plain(key) if isinstance(key, str) else key

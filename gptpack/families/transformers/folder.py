@@ -21,6 +21,7 @@ from gptpack.families.transformers.library import check_gguf, quiet
 from gptpack.families.transformers.model import TransformersModel
 from gptpack.families.transformers.room import check_numbers, check_size, making
 from gptpack.families.transformers.texts import TextTokenizer, read_tokenizer
+from gptpack.inputs import read_input, read_text
 
 CONFIG = "config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -73,7 +74,7 @@ def read_source(path: Path) -> Source:
     tokenizer, files = read_tokenizer(path)
     if path.is_dir():
         for pattern in SHIPPED:
-            files |= {f.name: f.read_bytes() for f in sorted(path.glob(pattern)) if f.is_file()}
+            files |= {f.name: read_input(f) for f in sorted(path.glob(pattern)) if f.is_file()}
     begins = tokenizer is not None and tokenizer.begins_with is not None
     start = tokenizer.begins_with if begins and tokenizer else values.get("bos_token_id")
     bos, said = _first_token(start, values)
@@ -146,7 +147,7 @@ def as_linear(inner: nn.Module) -> frozenset[str]:
 
 def _config_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not a configuration in JSON: {first_line(error)}"

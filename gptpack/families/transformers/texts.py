@@ -20,6 +20,7 @@ import numpy.typing as npt
 from gptpack.errors import AccountingError, TokenizerError
 from gptpack.escape import first_line
 from gptpack.families.transformers.library import quiet
+from gptpack.inputs import read_input
 from gptpack.values import MAX_VOCAB, TokenizerIdentity
 
 MAIN, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -174,7 +175,7 @@ def read_tokenizer(path: Path) -> tuple[TextTokenizer | None, dict[str, bytes]]:
         if not any((path / name).is_file() for name in (MAIN, *OLDER)):
             return None, {}
         if (path / MAIN).is_file():
-            files = {n: (path / n).read_bytes() for n in FILES if (path / n).is_file()}
+            files = {n: read_input(path / n) for n in FILES if (path / n).is_file()}
             return tokenizer_of(files, path), files
         arguments = {"pretrained_model_name_or_path": str(path)}
     else:
