@@ -1,0 +1,45 @@
+// Requests, a line of JSON each -> answers, a line each: the browser's code under node, for test_web*.py.
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { ArtifactError, decode } from "../web/site/index.js";
+
+/** Of a decoded file: of each tensor and file its shape, if any, and the SHA-256 of its bytes. */
+async function decoded(bytes) {
+  const { tensors, files } = await decode(bytes);
+  const sha = (bytes) => createHash("sha256").update(bytes).digest("hex");
+  const found = [...tensors].map(([name, { shape, values }]) => [
+    name, shape, sha(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)),
+  ]);
+  return { tensors: found, files: [...files].map(([name, bytes]) => [name, sha(bytes)]) };
+}
+
+/** The answer, or a sentence for people; `fault` is an error that no file may cause, with its stack. */
+async function tried(work) {
+  try {
+    return await work();
+  } catch (error) {
+    return error instanceof ArtifactError ? { error: error.message } : { fault: error.stack };
+  }
+}
+
+const TASKS = {
+  decode: ({ path }) => decoded(readFileSync(path)),
+
+  /** Many files in one, each after its length as u32. */
+  async corpus({ path }) {
+    const all = readFileSync(path);
+    const answers = [];
+    for (let at = 0; at < all.length; ) {
+      const start = at + 4;
+      at = start + all.readUInt32LE(at);
+      answers.push(await tried(() => decoded(all.subarray(start, at))));
+    }
+    return answers;
+  },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { task, ...request } = JSON.parse(line);
+  console.log(JSON.stringify(await tried(() => TASKS[task](request))));
+}
