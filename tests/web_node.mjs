@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { ArtifactError, decode } from "../web/site/index.js";
+import { ArtifactError, decode, HuggingFace, openModel, pick, SentencePiece } from "../web/site/index.js";
 
 /** Of a decoded file: of each tensor and file its shape, if any, and the SHA-256 of its bytes. */
 async function decoded(bytes) {
@@ -25,6 +25,27 @@ async function tried(work) {
 
 const TASKS = {
   decode: ({ path }) => decoded(readFileSync(path)),
+
+  /** Ids of each of the texts, the texts of those ids, and ids where special tokens count as such. */
+  tokens({ path, texts }) {
+    const bytes = new Uint8Array(readFileSync(path));
+    const tokenizer = path.endsWith(".json") ? new HuggingFace(bytes) : new SentencePiece(bytes);
+    const ids = JSON.parse(readFileSync(texts, "utf8")).map((text) => tokenizer.encode(text));
+    return { ids, decoded: ids.map((each) => tokenizer.decode(each)) };
+  },
+
+  /** The likeliest tokens after `tokens`, and the first one's logits; `split` tokens are fed first. */
+  async generate({ path, tokens, count, split = 0 }) {
+    const model = openModel(await decode(readFileSync(path)));
+    if (split) model.feed(tokens.slice(0, split));
+    let logits = model.feed(tokens.slice(split));
+    const first = [...logits], found = [];
+    while (found.length < count) {
+      found.push(pick(logits, 0));
+      logits = model.feed(found.slice(-1));
+    }
+    return { tokens: found, logits: first };
+  },
 
   /** Many files in one, each after its length as u32. */
   async corpus({ path }) {

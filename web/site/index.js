@@ -1,3 +1,6 @@
 // The package's public surface; index.d.ts has its types.
 export { decode } from "./decode.js";
 export { ArtifactError } from "./errors.js";
+export { HuggingFace } from "./huggingface.js";
+export { openModel, pick } from "./model.js";
+export { SentencePiece } from "./sentencepiece.js";
