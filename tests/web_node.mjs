@@ -2,7 +2,9 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
+import zlib from "node:zlib";
 import { ArtifactError, decode, HuggingFace, openModel, pick, SentencePiece } from "../web/site/index.js";
+import { Wasm } from "../web/site/wasm.js";
 
 /** Of a decoded file: of each tensor and file its shape, if any, and the SHA-256 of its bytes. */
 async function decoded(bytes) {
@@ -45,6 +47,40 @@ const TASKS = {
       logits = model.feed(found.slice(-1));
     }
     return { tokens: found, logits: first };
+  },
+
+  /** How many streams of a file by node's brotli were tried, and which settings came back wrong. */
+  async brotli({ path }) {
+    const wasm = await Wasm.make();
+    await wasm.learnWords();
+    const source = readFileSync(path).subarray(0, 60000), wrong = [];
+    let streams = 0;
+    for (const quality of [0, 1, 4, 5, 9, 11]) {
+      for (const window of [10, 16, 24]) {
+        for (const mode of [0, 1]) {
+          const postfix = streams % 4, { constants } = zlib;
+          const params = {
+            [constants.BROTLI_PARAM_QUALITY]: quality, [constants.BROTLI_PARAM_LGWIN]: window,
+            [constants.BROTLI_PARAM_MODE]: mode, [constants.BROTLI_PARAM_NPOSTFIX]: postfix,
+            [constants.BROTLI_PARAM_NDIRECT]: (streams++ % 16) << postfix,
+          };
+          const stored = new Uint8Array(zlib.brotliCompressSync(source, { params }));
+          const same = () => Buffer.compare(wasm.expanded("brotli", stored, source.length), source) === 0;
+          const refused = (bytes, size) => {
+            try {
+              wasm.expanded("brotli", bytes, size);
+              return false;
+            } catch (error) {
+              return error instanceof ArtifactError;
+            }
+          };
+          if (!same() || !refused(stored.subarray(0, -1), source.length) || !refused(stored, source.length - 1)) {
+            wrong.push(params);
+          }
+        }
+      }
+    }
+    return { streams, wrong };
   },
 
   /** Many files in one, each after its length as u32. */

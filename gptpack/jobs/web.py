@@ -16,7 +16,7 @@ from gptpack.families.modules.config import ModuleConfig
 from gptpack.progress import Progress, silent
 
 SOURCES = Path(__file__).parent.parent / "site"
-PAGE = (".css", ".html", ".js", ".wasm")
+PAGE = (".css", ".dictionary", ".html", ".js", ".wasm")
 """Ends of the names of the page's files."""
 MODEL, TOKENIZER, SITE = "model.gptpack", "tokenizer.model", "site.json"
 TYPES = ("llama", "mistral", "qwen2", "qwen3")

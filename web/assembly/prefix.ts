@@ -55,9 +55,10 @@ export function bytesLeft(): usize {
   return end - at;
 }
 
-// A code: for each 10 bits symbol << 4 | length, or 0 for longer words, u16[1024]; how many words have
+// A code: for each 10 bits KNOWN | symbol << 4 | length, or 0 for longer words, u16[1024]; how many words have
 // each length, u16[16]; and the symbols in the order of their words, u16[number].
 const FAST_BITS = 10;
+const KNOWN = 0x8000;
 const COUNTS: usize = 2048;
 const SYMBOLS: usize = COUNTS + 32;
 
@@ -89,13 +90,18 @@ export function makeCode(code: usize, lengths: usize, count: usize): i32 {
       store<u16>(code + SYMBOLS + first++ * 2, <u16>i);
       if (n <= FAST_BITS) {
         for (let w = reversed(word, n); w < 1 << FAST_BITS; w += 1 << n) {
-          store<u16>(code + <usize>w * 2, <u16>(i << 4 | n));
+          store<u16>(code + <usize>w * 2, <u16>(KNOWN | <u32>i << 4 | n));
         }
       }
       word++;
     }
   }
   return left;
+}
+
+/** A code of one symbol, whose word has no bits. */
+export function makeSingle(code: usize, only: u32): void {
+  for (let i: usize = 0; i < 1 << FAST_BITS; i++) store<u16>(code + i * 2, <u16>(KNOWN | only << 4));
 }
 
 function reversed(word: u32, n: u32): u32 {
@@ -110,7 +116,7 @@ export function symbol(code: usize): u32 {
   if (fast) {
     hold >>= fast & 15;
     held -= fast & 15;
-    return fast >> 4;
+    return (fast >> 4) & 0x7ff;
   }
   let word: i32 = 0, first: i32 = 0, index: i32 = 0;
   for (let n: usize = 1; n < 16; n++) {

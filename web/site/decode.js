@@ -34,6 +34,7 @@ export async function decode(file, { progress = () => {} } = {}) {
   const wasm = await Wasm.make();
   const bytes = file instanceof Uint8Array ? file : new Uint8Array(file);
   const header = readHeader(bytes, wasm);
+  if (header.sections.some(([, codec]) => codec === "brotli")) await wasm.learnWords();
   const sizes = header.tensors.map(([, shape]) => 4 * product(shape));
   const total = sizes.reduce((a, b) => a + b, 0);
   if (total > 2 ** 32) throw new ArtifactError("the model does not fit into the memory that a page may have");

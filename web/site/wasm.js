@@ -2,6 +2,8 @@
 import { ArtifactError } from "./errors.js";
 
 const PAGE = new URL("gptpack.wasm", import.meta.url);
+const WORDS = new URL("brotli.dictionary", import.meta.url);
+const WORDS_BYTES = 122784;
 const MOST_BYTES = 2 ** 32 - 2 ** 17;
 let compiled;
 
@@ -98,7 +100,13 @@ export class Wasm {
     else if (codec === "lzma") {
       const power = 2 ** Math.max(12, Math.ceil(Math.log2(Math.max(size, 1))));
       this.run.lzma2(from, stored, to, size, Math.min(power, 2 ** 24));
-    } else throw new ArtifactError(`this page has no codec ${codec}`);
+    } else this.run.unbrotli(from, stored, to, size, this.words);
+  }
+
+  /** Fetch the words that brotli's streams may name; most files do without. */
+  async learnWords() {
+    const stored = new Uint8Array(await fetchBytes(WORDS));
+    this.words = this.put(this.expanded("zlib", stored, WORDS_BYTES));
   }
 
   /** The same of bytes from outside, which come back as a copy. */
