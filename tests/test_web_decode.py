@@ -37,6 +37,7 @@ from gptpack.quant.types import dequantize
 pytestmark = needs_node
 
 TESTS = Path(__file__).parent
+SHARED = TESTS.parents[1] / "shared"
 GOLDEN = sorted((TESTS / "golden").glob("*.artifact"))
 FILES = {"LICENSE": b"Do what you like.\n" * 9, "empty": b""}
 HOSTILE = (test_artifact_hostile, test_artifact_hostile_grid, test_artifact_v2)
@@ -222,6 +223,16 @@ def test_hostile_files_are_an_error_where_the_reader_has_one(module, tmp_path, m
             if "error" not in answer:
                 wrong.append((answer.get("fault", "it reads"), str(error)))
     assert not wrong, (len(wrong), wrong[:5])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the files that went wrong are not beside this")
+def test_files_that_once_went_wrong_are_an_error_or_read(tmp_path):
+    files = [path.read_bytes() for path in sorted((SHARED / "cases" / "hostile").glob("*.gptpack"))]
+    for answer, data in zip(answers(tmp_path, files), files, strict=True):
+        try:
+            agrees(answer, data)
+        except ArtifactError:
+            assert "error" in answer
 
 
 def test_decompression_bombs_are_refused(tmp_path):

@@ -359,16 +359,22 @@ export function decodeMatrices(
   const indexes = alloc(step * 2), list = alloc(step * 4);
   let done: u64 = 0;
   if (trellis) {
+    // the matrices that have this row: one that ended is not looked at again
+    const present = alloc(count * 4);
+    for (let i: usize = 0; i < count; i++) store<u32>(present + i * 4, <u32>(matrices + i * MATRIX));
     for (let row: usize = 0; row < tallest; row++) {
-      let n: usize = 0;
-      for (let m = matrices; m < stop; m += MATRIX) {
-        if (row < <usize>load<u32>(m, ROWS)) n = indexRow(m, row, lowest, classes, groups, indexes, n, true);
+      let n: usize = 0, kept: usize = 0;
+      for (let i: usize = 0; i < count; i++) {
+        const m = <usize>load<u32>(present + i * 4);
+        if (row >= <usize>load<u32>(m, ROWS)) continue;
+        store<u32>(present + kept++ * 4, <u32>m);
+        n = indexRow(m, row, lowest, classes, groups, indexes, n, true);
       }
+      count = kept;
       valuesByTables(tables, tableCount, indexes, n, list);
       let from = list;
-      for (let m = matrices; m < stop; m += MATRIX) {
-        if (row >= <usize>load<u32>(m, ROWS)) continue;
-        const columns = <usize>load<u32>(m, COLUMNS);
+      for (let i: usize = 0; i < count; i++) {
+        const m = <usize>load<u32>(present + i * 4), columns = <usize>load<u32>(m, COLUMNS);
         storeRow(from, columns, <usize>load<u32>(m, OUT) + (row * columns << (wide ? 1 : 0)), wide);
         stepRow(from, columns, <usize>load<u32>(m, MACHINES), load<u32>(m, STATES));
         from += columns * 4;

@@ -154,7 +154,10 @@ function checkFiles(table) {
 /** The sections that a tensor table calls for: name, the rows of the table, and the array. */
 export function planSections(tensors) {
   const members = new Map();
-  tensors.forEach(([, , method], index) => members.set(method, [...(members.get(method) ?? []), index]));
+  tensors.forEach(([, , method], index) => {
+    if (!members.has(method)) members.set(method, []);
+    members.get(method).push(index);
+  });
   return [...members].flatMap(([method, indexes]) =>
     METHODS[method].arrays.map(([array, size, shape]) => ({
       name: `${method}.${array}`, array, size, members: indexes, shapes: indexes.map((i) => shape(tensors[i][1])),

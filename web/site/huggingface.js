@@ -14,20 +14,22 @@ function unknown(what, value) {
 export class HuggingFace {
   /** @throws {ArtifactError} the bytes are no tokenizer that this code knows. */
   constructor(bytes, { begins = null, stops = [] } = {}) {
-    let json;
+    this.begins = begins;
+    this.stops = new Set(stops);
     try {
-      json = JSON.parse(new TextDecoder().decode(bytes));
-    } catch {
-      throw new ArtifactError("the file's tokenizer.json is not JSON");
+      this.read(JSON.parse(new TextDecoder().decode(bytes)) ?? {});
+    } catch (error) {
+      if (error instanceof ArtifactError) throw error;
+      throw new ArtifactError(`the file's tokenizer.json is not one: ${short(error.message)}`);
     }
-    const { model, normalizer, pre_tokenizer, decoder, added_tokens } = json ?? {};
+  }
+
+  read({ model, normalizer, pre_tokenizer, decoder, added_tokens }) {
     if (model?.type !== "BPE" || !model.vocab || !Array.isArray(model.merges)) unknown("a model of type", model?.type);
     for (const key of ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]) {
       if (model[key]) unknown(`${key} =`, model[key]);
     }
     this.model = model;
-    this.begins = begins;
-    this.stops = new Set(stops);
     this.vocab = new Map(Object.entries(model.vocab));
     this.merges = new Map(model.merges.map((pair, rank) => [Array.isArray(pair) ? pair.join(" ") : pair, rank]));
     this.normalize = normalizerOf(normalizer);

@@ -126,8 +126,7 @@ export class SentencePiece {
       if (bytes.length) found += textOfBytes(bytes);
       bytes = [];
     };
-    for (const id of ids) {
-      const { text, kind } = this.pieces[id];
+    for (const { text, kind } of ids.map((id) => this.pieces[id]).filter(Boolean)) {
       if (kind === BYTE) {
         bytes.push(parseInt(text.slice(3, 5), 16));
         continue;
