@@ -103,6 +103,15 @@ def test_each_part_of_golf(name, tmp_path):
     agree(path, lambda tokens: model.logits(model.hidden(tokens, last=1))[0, -1], prompt)
 
 
+def test_tokens_are_drawn_by_their_probabilities():
+    # at temperature 1 of 1/8, 5/8 and 2/8, at 1/2 of their squares
+    logits = np.log([1, 5, 2]).tolist()
+    randoms = [0, 0.124, 0.126, 0.74, 0.76, 0.999]
+    ask_for = {"task": "draw", "logits": logits, "randoms": randoms}
+    requests = [{**ask_for, "temperature": heat} for heat in (0, 1, 0.5)]
+    assert ask(requests) == [[1] * 6, [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 2]]
+
+
 def test_a_part_that_the_engine_does_not_know_is_a_sentence(tmp_path):
     path = tmp_path / "m.gptpack"
     write_golf(path, parallel_layers=2, parallel_lanes=2)

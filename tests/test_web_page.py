@@ -260,7 +260,7 @@ def test_a_file_that_is_damaged_or_missing_is_a_sentence(golf, server, chromium)
     make_site(path, site, tokenizer=words)
     data = bytearray(path.read_bytes())
     problem = "document.querySelector('#problem')"
-    shown = f"!{problem}.hidden && {problem}.textContent"
+    shown = f"{problem}?.hidden === false && {problem}.textContent"
     flipped = bytearray(data)
     flipped[-9] ^= 1
     model = site / "model.gptpack"

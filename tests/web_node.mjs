@@ -36,6 +36,9 @@ const TASKS = {
     return { ids, decoded: ids.map((each) => tokenizer.decode(each)) };
   },
 
+  /** The token that each of `randoms` draws. */
+  draw: ({ logits, temperature, randoms }) => randoms.map((r) => pick(Float32Array.from(logits), temperature, () => r)),
+
   /** The likeliest tokens after `tokens`, and the first one's logits; `split` tokens are fed first. */
   async generate({ path, tokens, count, split = 0 }) {
     const model = openModel(await decode(readFileSync(path)));

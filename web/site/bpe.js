@@ -71,6 +71,11 @@ export function splitAt(text, words) {
   return text.split(new RegExp(`(${escaped.join("|")})`)).map((part, i) => ({ text: part, word: i % 2 === 1 })).filter((part) => part.text);
 }
 
+/** The piece that stands for a byte where no other does. */
+export function bytePiece(byte) {
+  return `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`;
+}
+
 /** UTF-8 bytes as text; each of those that are part of no character is U+FFFD of its own. */
 export function textOfBytes(bytes) {
   const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });

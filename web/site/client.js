@@ -14,7 +14,8 @@ import { ArtifactError } from "./errors.js";
 export async function load(model, { tokenizer, cache, progress = () => {} } = {}) {
   const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   const found = new Loaded(worker);
-  const absolute = (address) => address && new URL(address, document.baseURI).href;
+  const here = globalThis.document?.baseURI ?? location.href;
+  const absolute = (address) => address && new URL(address, here).href;
   worker.postMessage({ task: "load", model: absolute(model), tokenizer: absolute(tokenizer), cache });
   try {
     for (;;) {

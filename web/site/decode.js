@@ -121,7 +121,7 @@ function decodeLayout(plan, codec, layout, from, stored, to, raw, wasm) {
 function decodeRange(plan, layout, from, stored, to, header, wasm) {
   const { name, size, shapes, members } = plan;
   const rank = shapes[0].length;
-  const integers = /^(int8.*|uniform|trellis)\.(codes|.*_scales)$/.test(name);
+  const integers = /\.(codes|row_scales|column_scales)$/.test(name);
   if (layout !== "row" || !integers || ![1, 2].includes(rank) || shapes.some((shape) => shape.length !== rank)) {
     throw new ArtifactError("the codec range holds integers, all of them vectors or all matrices, by rows");
   }

@@ -2,6 +2,7 @@
 import { ArtifactError, short } from "./errors.js";
 import { checkModel, FAMILIES, fits, hasKeys, isInteger, isObject, MAX_VOCAB } from "./families.js";
 import { parseCanonical, plain } from "./json.js";
+import { hex } from "./wasm.js";
 
 const MAGIC = "\x89GPTPK\r\n";
 const PREAMBLE = 60;
@@ -71,10 +72,6 @@ export function readHeader(bytes, wasm) {
   if (flags & 1) text = wasm.expanded("zlib", text, raw);
   const header = parse(text, version, size - start);
   return { ...header, version, sections_start: start };
-}
-
-export function hex(bytes) {
-  return Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
 }
 
 function parse(bytes, version, left) {

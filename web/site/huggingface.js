@@ -1,7 +1,7 @@
 // A tokenizer.json of Hugging Face's library tokenizers -> text to token ids and back: BPE of its kinds.
 //
 // A part that is not known is an error by its name, never a guess.
-import { mergePairs, splitAt, textOfBytes } from "./bpe.js";
+import { bytePiece, mergePairs, splitAt, textOfBytes } from "./bpe.js";
 import { ArtifactError, short } from "./errors.js";
 
 const GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
@@ -119,7 +119,7 @@ export class HuggingFace {
 }
 
 function bytePieces(character, vocab) {
-  const names = [...new TextEncoder().encode(character)].map((b) => `<0x${b.toString(16).toUpperCase().padStart(2, "0")}>`);
+  const names = Array.from(new TextEncoder().encode(character), bytePiece);
   return names.every((name) => vocab.has(name)) ? names : [character];
 }
 

@@ -46,15 +46,20 @@ async function write(model, site) {
     for await (const { text: piece, tokens } of model.generate($("prompt").value, options)) {
       text.append(piece);
       last = performance.now();
-      if (!first) [first, before] = [last, tokens]; // reading the prompt is no part of the pace
+      if (!first) {
+        [first, before] = [last, tokens]; // reading the prompt is no part of the pace
+        status.textContent = "Writing.";
+      }
       drawn = tokens;
-      if (tokens % 8 === 0) status.textContent = said(drawn, before, last - first);
+      // not in the status, which is read aloud whenever it changes
+      if (tokens % 8 === 0) $("pace").textContent = said(drawn, before, last - first);
     }
     status.textContent = `Done: ${said(drawn, before, last - first)}`;
   } catch (error) {
     status.textContent = `Ended: ${said(drawn, before, last - first)}`;
     problem(error);
   }
+  $("pace").textContent = "";
   busy(false);
 }
 

@@ -1,7 +1,7 @@
 // A SentencePiece model's file -> text to token ids and back, as the library has them.
 //
 // Kudo and Richardson 2018; the file is the protobuf message ModelProto of the library.
-import { mergePairs, splitAt, textOfBytes } from "./bpe.js";
+import { bytePiece, mergePairs, splitAt, textOfBytes } from "./bpe.js";
 import { ArtifactError } from "./errors.js";
 
 const SPACE = "\u2581";
@@ -55,11 +55,15 @@ export class SentencePiece {
     for (const word of words) {
       const id = this.reserved.get(word) ?? this.ids.get(word) ?? this.unknown;
       const unknown = id === this.unknown;
-      if (unknown && this.trainer.byteFallback) found.push(...utf8(word).map((byte) => this.reserved.get(byteName(byte))));
+      if (unknown && this.trainer.byteFallback) found.push(...this.bytesOf(word));
       else if (!unknown || !unknownBefore) found.push(id); // a run of unknown pieces is one token
       unknownBefore = unknown;
     }
     return found;
+  }
+
+  bytesOf(word) {
+    return Array.from(new TextEncoder().encode(word), (byte) => this.reserved.get(bytePiece(byte)));
   }
 
   byPairs(text) {
@@ -149,14 +153,6 @@ export class SentencePiece {
     flush();
     return found;
   }
-}
-
-function utf8(text) {
-  return [...new TextEncoder().encode(text)];
-}
-
-function byteName(byte) {
-  return `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`;
 }
 
 /** A compiled table of the normalizer: a double-array trie of UTF-8 keys, and what they become. */

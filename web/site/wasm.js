@@ -7,9 +7,14 @@ const WORDS_BYTES = 122784;
 const MOST_BYTES = 2 ** 32 - 2 ** 17;
 let compiled;
 
-/** Compile the module, once; `source` is its bytes, which are else fetched from beside this file. */
-export function compile(source) {
-  compiled ??= (source ? Promise.resolve(source) : fetchBytes(PAGE)).then((bytes) => WebAssembly.compile(bytes));
+/** The module, compiled once. */
+function compile() {
+  compiled ??= fetchBytes(PAGE).then((bytes) => {
+    if (!WebAssembly.validate(bytes)) {
+      throw new ArtifactError("this browser lacks WebAssembly with SIMD; use one from 2023 or later");
+    }
+    return WebAssembly.compile(bytes);
+  });
   return compiled;
 }
 
@@ -21,6 +26,10 @@ async function fetchBytes(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(`${url.pathname} cannot be had: ${answer.status}`);
   return answer.arrayBuffer();
+}
+
+export function hex(bytes) {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** An instance of the module: memory as a stack, and functions on what lies in it. */
@@ -86,7 +95,7 @@ export class Wasm {
     return this.scratch(() => {
       const at = this.alloc(32);
       this.run.shaEnd(at);
-      return Array.from(this.bytes(at, 32), (b) => b.toString(16).padStart(2, "0")).join("");
+      return hex(this.bytes(at, 32));
     });
   }
 
