@@ -323,7 +323,7 @@ def test_a_text_can_be_stopped(golf, server, chromium):
     make_site(path, server.root / SUB, tokenizer=words)
     chromium.open(server.url, width=800, height=844)
     chromium.wait(READY)
-    # the first piece stops it, long before the window is full
+    # the first piece stops it
     chromium.evaluate(
         "new MutationObserver(() => document.querySelector('#stop').click())"
         ".observe(document.querySelector('#text'), {childList: true});"
@@ -331,5 +331,5 @@ def test_a_text_can_be_stopped(golf, server, chromium):
     )
     chromium.wait(DONE)
     count = chromium.evaluate("parseInt(document.querySelector('#status').textContent.slice(6))")
-    assert 1 <= count < 90
+    assert 1 <= count <= 4  # tokens of one piece
     assert chromium.evaluate("document.querySelector('#stop').disabled")

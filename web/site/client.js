@@ -56,22 +56,20 @@ class Loaded {
    * @param {{tokens?: number, temperature?: number, chat?: [string, string]}} [options]
    */
   async *generate(prompt, options) {
-    this.worker.postMessage({ task: "generate", prompt, options });
-    let message = {};
-    try {
-      while (!(message = await this.next()).done) yield message.piece;
-    } finally {
-      // whoever stopped listening gets no pieces of this text with the next one
-      if (message.piece) {
-        this.stop();
-        while (!(await this.next()).done);
-      }
+    this.stopped = false;
+    let message = { task: "start", prompt, options };
+    while (!this.stopped) {
+      this.worker.postMessage(message);
+      const { piece } = await this.next();
+      if (!piece || this.stopped) return;
+      yield piece;
+      message = { task: "next" };
     }
   }
 
-  /** End the text that is being generated after its next token. */
+  /** End the text that is being generated; what was asked for already is not given out. */
   stop() {
-    this.worker.postMessage({ task: "stop" });
+    this.stopped = true;
   }
 
   /** End the worker, and give its memory back. */

@@ -123,7 +123,7 @@ export interface Loaded {
   readonly context: number;
   /** Text that follows a prompt, in pieces; one prompt at a time. */
   generate(prompt: string, options?: Asked): AsyncGenerator<Piece, void>;
-  /** End the text that is being generated after its next token. */
+  /** End the text that is being generated. */
   stop(): void;
   /** End the worker, and give its memory back. */
   close(): void;

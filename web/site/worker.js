@@ -2,14 +2,7 @@
 import { ArtifactError } from "./errors.js";
 import { open } from "./speak.js";
 
-let speaker, stopped;
-
-/** Let messages come in between two tokens: a timer would wait for milliseconds. */
-const turns = new MessageChannel();
-const turn = () => new Promise((resolve) => {
-  turns.port1.onmessage = resolve;
-  turns.port2.postMessage(null);
-});
+let speaker, text;
 
 /** What was fetched before, under the cache's name; nothing where a page may not keep it. */
 async function opened(cache) {
@@ -57,18 +50,14 @@ const TASKS = {
     if (words) await keep(tokenizer, store, words);
   },
 
-  async generate({ prompt, options }) {
-    stopped = false;
-    for (const piece of speaker.generate(prompt, options)) {
-      postMessage({ piece });
-      await turn();
-      if (stopped) break;
-    }
-    postMessage({ done: true });
+  start({ prompt, options }) {
+    text = speaker.generate(prompt, options);
+    TASKS.next();
   },
 
-  stop() {
-    stopped = true;
+  /** A piece is made when it is asked for, so that whoever stops asking stops the work. */
+  next() {
+    postMessage({ piece: text.next().value ?? null });
   },
 };
 
