@@ -1,9 +1,17 @@
-// Requests, a line of JSON each -> answers, a line each: the browser's code under node, for test_web*.py.
+// Requests, a line of JSON each -> answers, a line each: the browser's code under node, for
+// test_web*.py.
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import zlib from "node:zlib";
-import { ArtifactError, decode, HuggingFace, openModel, pick, SentencePiece } from "../web/site/index.js";
+import {
+  ArtifactError,
+  decode,
+  HuggingFace,
+  openModel,
+  pick,
+  SentencePiece,
+} from "../web/site/index.js";
 import { Wasm } from "../web/site/wasm.js";
 
 /** Of a decoded file: of each tensor and file its shape, if any, and the SHA-256 of its bytes. */
@@ -11,12 +19,16 @@ async function decoded(bytes) {
   const { tensors, files } = await decode(bytes);
   const sha = (bytes) => createHash("sha256").update(bytes).digest("hex");
   const found = [...tensors].map(([name, { shape, values }]) => [
-    name, shape, sha(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)),
+    name,
+    shape,
+    sha(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)),
   ]);
   return { tensors: found, files: [...files].map(([name, bytes]) => [name, sha(bytes)]) };
 }
 
-/** The answer, or a sentence for people; `fault` is an error that no file may cause, with its stack. */
+/**
+ * The answer, or a sentence for people; `fault` is an error that no file may cause, with its stack.
+ */
 async function tried(work) {
   try {
     return await work();
@@ -28,7 +40,9 @@ async function tried(work) {
 const TASKS = {
   decode: ({ path }) => decoded(readFileSync(path)),
 
-  /** Ids of each of the texts, the texts of those ids, and ids where special tokens count as such. */
+  /**
+   * Ids of each of the texts, the texts of those ids, and ids where special tokens count as such.
+   */
   tokens({ path, texts }) {
     const bytes = new Uint8Array(readFileSync(path));
     const tokenizer = path.endsWith(".json") ? new HuggingFace(bytes) : new SentencePiece(bytes);
@@ -37,14 +51,18 @@ const TASKS = {
   },
 
   /** The token that each of `randoms` draws. */
-  draw: ({ logits, temperature, randoms }) => randoms.map((r) => pick(Float32Array.from(logits), temperature, () => r)),
+  draw: ({ logits, temperature, randoms }) =>
+    randoms.map((r) => pick(Float32Array.from(logits), temperature, () => r)),
 
-  /** The likeliest tokens after `tokens`, and the first one's logits; `split` tokens are fed first. */
+  /**
+   * The likeliest tokens after `tokens`, and the first one's logits; `split` tokens are fed first.
+   */
   async generate({ path, tokens, count, split = 0 }) {
     const model = openModel(await decode(readFileSync(path)));
     if (split) model.feed(tokens.slice(0, split));
     let logits = model.feed(tokens.slice(split));
-    const first = [...logits], found = [];
+    const first = [...logits],
+      found = [];
     while (found.length < count) {
       found.push(pick(logits, 0));
       logits = model.feed(found.slice(-1));
@@ -56,19 +74,24 @@ const TASKS = {
   async brotli({ path }) {
     const wasm = await Wasm.make();
     await wasm.learnWords();
-    const source = readFileSync(path).subarray(0, 60000), wrong = [];
+    const source = readFileSync(path).subarray(0, 60000),
+      wrong = [];
     let streams = 0;
     for (const quality of [0, 1, 4, 5, 9, 11]) {
       for (const window of [10, 16, 24]) {
         for (const mode of [0, 1]) {
-          const postfix = streams % 4, { constants } = zlib;
+          const postfix = streams % 4,
+            { constants } = zlib;
           const params = {
-            [constants.BROTLI_PARAM_QUALITY]: quality, [constants.BROTLI_PARAM_LGWIN]: window,
-            [constants.BROTLI_PARAM_MODE]: mode, [constants.BROTLI_PARAM_NPOSTFIX]: postfix,
+            [constants.BROTLI_PARAM_QUALITY]: quality,
+            [constants.BROTLI_PARAM_LGWIN]: window,
+            [constants.BROTLI_PARAM_MODE]: mode,
+            [constants.BROTLI_PARAM_NPOSTFIX]: postfix,
             [constants.BROTLI_PARAM_NDIRECT]: (streams++ % 16) << postfix,
           };
           const stored = new Uint8Array(zlib.brotliCompressSync(source, { params }));
-          const same = () => Buffer.compare(wasm.expanded("brotli", stored, source.length), source) === 0;
+          const same = () =>
+            Buffer.compare(wasm.expanded("brotli", stored, source.length), source) === 0;
           const refused = (bytes, size) => {
             try {
               wasm.expanded("brotli", bytes, size);
@@ -77,7 +100,11 @@ const TASKS = {
               return error instanceof ArtifactError;
             }
           };
-          if (!same() || !refused(stored.subarray(0, -1), source.length) || !refused(stored, source.length - 1)) {
+          if (
+            !same() ||
+            !refused(stored.subarray(0, -1), source.length) ||
+            !refused(stored, source.length - 1)
+          ) {
             wrong.push(params);
           }
         }
@@ -90,7 +117,7 @@ const TASKS = {
   async corpus({ path }) {
     const all = readFileSync(path);
     const answers = [];
-    for (let at = 0; at < all.length; ) {
+    for (let at = 0; at < all.length;) {
       const start = at + 4;
       at = start + all.readUInt32LE(at);
       answers.push(await tried(() => decoded(all.subarray(start, at))));

@@ -8,5 +8,14 @@ export { unbrotli } from "./brotli";
 export { lzma2 } from "./lzma";
 export { unzstd } from "./zstd";
 export {
-  matmul, rmsNorm, rotate, attend, addScaled, add, blend, siluTimes, squaredRectifier, removeOwnValue,
+  matmul,
+  rmsNorm,
+  rotate,
+  attend,
+  addScaled,
+  add,
+  blend,
+  siluTimes,
+  squaredRectifier,
+  removeOwnValue,
 } from "./kernels";

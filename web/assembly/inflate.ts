@@ -1,6 +1,16 @@
 // A zlib stream (RFC 1950, RFC 1951) -> its bytes, exactly as many as were declared.
 import { alloc, fail, mark, release } from "./memory";
-import { bits, bytesLeft, codeBytes, makeCode, openBits, repeat, skipTo, symbol, wholeByte } from "./prefix";
+import {
+  bits,
+  bytesLeft,
+  codeBytes,
+  makeCode,
+  openBits,
+  repeat,
+  skipTo,
+  symbol,
+  wholeByte,
+} from "./prefix";
 
 const ORDER = memory.data<u8>([16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]);
 
@@ -10,10 +20,12 @@ let outEnd: usize = 0;
 export function inflate(from: usize, bytes: usize, to: usize, size: usize): void {
   const before = mark();
   if (bytes < 6) fail("zlib: the stream ends early");
-  const head = <u32>load<u8>(from) << 8 | load<u8>(from + 1);
+  const head = ((<u32>load<u8>(from)) << 8) | load<u8>(from + 1);
   if ((head & 0x0f20) != 0x0800 || head >> 12 > 7 || head % 31) fail("zlib: not a zlib stream");
   openBits(from + 2, bytes - 2);
-  const literals = alloc(codeBytes(288)), distances = alloc(codeBytes(32)), lengths = alloc(320);
+  const literals = alloc(codeBytes(288)),
+    distances = alloc(codeBytes(32)),
+    lengths = alloc(320);
   out = to;
   outEnd = to + size;
   let last: u32;
@@ -30,7 +42,8 @@ export function inflate(from: usize, bytes: usize, to: usize, size: usize): void
   } while (!last);
   if (out != outEnd) fail("zlib: less than the declared size");
   const tail = wholeByte(false);
-  if (bytesLeft() != 4) fail(bytesLeft() < 4 ? "zlib: the stream ends early" : "zlib: bytes follow its end");
+  if (bytesLeft() != 4)
+    fail(bytesLeft() < 4 ? "zlib: the stream ends early" : "zlib: bytes follow its end");
   if (bswap<u32>(load<u32>(tail)) != adler32(to, size)) fail("zlib: the checksum does not match");
   release(before);
 }
@@ -58,13 +71,15 @@ function fixedCodes(literals: usize, distances: usize, lengths: usize): void {
 }
 
 function readCodes(literals: usize, distances: usize, lengths: usize): void {
-  const literalCount = <usize>bits(5) + 257, distanceCount = <usize>bits(5) + 1, lengthCount = bits(4) + 4;
+  const literalCount = <usize>bits(5) + 257,
+    distanceCount = <usize>bits(5) + 1,
+    lengthCount = bits(4) + 4;
   if (literalCount > 286 || distanceCount > 30) fail("zlib: too many symbols");
   memory.fill(lengths, 0, 320);
   for (let i: u32 = 0; i < lengthCount; i++) store<u8>(lengths + load<u8>(ORDER + i), <u8>bits(3));
   if (makeCode(literals, lengths, 19)) fail("zlib: a code that is not one");
   const total = literalCount + distanceCount;
-  for (let i: usize = 0; i < total; ) {
+  for (let i: usize = 0; i < total;) {
     const s = symbol(literals);
     if (s < 16) {
       store<u8>(lengths + i++, <u8>s);
@@ -103,14 +118,14 @@ function block(literals: usize, distances: usize, start: usize): void {
     let bytes: usize = s - 254;
     if (s > 264) {
       const extra = (s - 261) >> 2;
-      bytes = s == 285 ? 258 : 3 + (<usize>(4 + ((s - 261) & 3)) << extra) + bits(extra);
+      bytes = s == 285 ? 258 : 3 + ((<usize>(4 + ((s - 261) & 3))) << extra) + bits(extra);
     }
     const d = symbol(distances);
     if (d > 29) fail("zlib: a distance of no meaning");
     let distance: usize = d + 1;
     if (d > 3) {
       const extra = (d >> 1) - 1;
-      distance = 1 + (<usize>(2 + (d & 1)) << extra) + bits(extra);
+      distance = 1 + ((<usize>(2 + (d & 1))) << extra) + bits(extra);
     }
     if (distance > out - start) fail("zlib: a distance beyond the start");
     if (bytes > outEnd - out) fail("zlib: more than the declared size");
@@ -120,8 +135,9 @@ function block(literals: usize, distances: usize, start: usize): void {
 }
 
 function adler32(from: usize, bytes: usize): u32 {
-  let a: u32 = 1, b: u32 = 0;
-  for (let i: usize = 0; i < bytes; ) {
+  let a: u32 = 1,
+    b: u32 = 0;
+  for (let i: usize = 0; i < bytes;) {
     const stop = min<usize>(i + 5552, bytes); // the most whose sums fit in 32 bits
     for (; i < stop; i++) {
       a += load<u8>(from + i);
@@ -130,5 +146,5 @@ function adler32(from: usize, bytes: usize): u32 {
     a %= 65521;
     b %= 65521;
   }
-  return b << 16 | a;
+  return (b << 16) | a;
 }

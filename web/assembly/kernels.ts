@@ -5,8 +5,12 @@
 
 /** Sum of a[i] * b[i]. */
 function dot(a: usize, b: usize, n: usize): f32 {
-  let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
-  const end = a + n * 4, blocks = a + (n & ~15) * 4;
+  let s0 = f32x4.splat(0),
+    s1 = s0,
+    s2 = s0,
+    s3 = s0;
+  const end = a + n * 4,
+    blocks = a + (n & ~15) * 4;
   for (; a < blocks; a += 64, b += 64) {
     s0 = f32x4.add(s0, f32x4.mul(v128.load(a), v128.load(b)));
     s1 = f32x4.add(s1, f32x4.mul(v128.load(a, 16), v128.load(b, 16)));
@@ -21,17 +25,35 @@ function dot(a: usize, b: usize, n: usize): f32 {
 // @ts-ignore: decorator
 @inline
 function across(v: v128): f32 {
-  return (f32x4.extract_lane(v, 0) + f32x4.extract_lane(v, 1)) + (f32x4.extract_lane(v, 2) + f32x4.extract_lane(v, 3));
+  return (
+    f32x4.extract_lane(v, 0) +
+    f32x4.extract_lane(v, 1) +
+    (f32x4.extract_lane(v, 2) + f32x4.extract_lane(v, 3))
+  );
 }
 
 /** y [count, rows] = x [count, columns] times the transpose of w [rows, columns]. */
-export function matmul(y: usize, w: usize, x: usize, rows: usize, columns: usize, count: usize): void {
-  const row = columns * 4, blocks = (columns & ~3) * 4;
+export function matmul(
+  y: usize,
+  w: usize,
+  x: usize,
+  rows: usize,
+  columns: usize,
+  count: usize,
+): void {
+  const row = columns * 4,
+    blocks = (columns & ~3) * 4;
   for (let r: usize = 0; r < rows; r++, w += row) {
     let t: usize = 0;
     for (; t + 4 <= count; t += 4) {
-      const x0 = x + t * row, x1 = x0 + row, x2 = x1 + row, x3 = x2 + row;
-      let s0 = f32x4.splat(0), s1 = s0, s2 = s0, s3 = s0;
+      const x0 = x + t * row,
+        x1 = x0 + row,
+        x2 = x1 + row,
+        x3 = x2 + row;
+      let s0 = f32x4.splat(0),
+        s1 = s0,
+        s2 = s0,
+        s3 = s0;
       for (let i: usize = 0; i < blocks; i += 16) {
         const v = v128.load(w + i);
         s0 = f32x4.add(s0, f32x4.mul(v, v128.load(x0 + i)));
@@ -39,7 +61,10 @@ export function matmul(y: usize, w: usize, x: usize, rows: usize, columns: usize
         s2 = f32x4.add(s2, f32x4.mul(v, v128.load(x2 + i)));
         s3 = f32x4.add(s3, f32x4.mul(v, v128.load(x3 + i)));
       }
-      let f0 = across(s0), f1 = across(s1), f2 = across(s2), f3 = across(s3);
+      let f0 = across(s0),
+        f1 = across(s1),
+        f2 = across(s2),
+        f3 = across(s3);
       for (let i = blocks; i < row; i += 4) {
         const v = load<f32>(w + i);
         f0 += v * load<f32>(x0 + i);
@@ -57,10 +82,21 @@ export function matmul(y: usize, w: usize, x: usize, rows: usize, columns: usize
   }
 }
 
-/** y [count, width] = x over its root mean square, times `scale`, and by channel times `weight` if not 0. */
-export function rmsNorm(y: usize, x: usize, weight: usize, width: usize, count: usize, eps: f32, scale: f32): void {
+/**
+ * y [count, width] = x over its root mean square, times `scale`, and by channel times `weight` if
+ * not 0.
+ */
+export function rmsNorm(
+  y: usize,
+  x: usize,
+  weight: usize,
+  width: usize,
+  count: usize,
+  eps: f32,
+  scale: f32,
+): void {
   for (let t: usize = 0; t < count; t++, x += width * 4, y += width * 4) {
-    const factor = <f32>1 / sqrt<f32>(dot(x, x, width) / <f32>width + eps) * scale;
+    const factor = (<f32>1 / sqrt<f32>(dot(x, x, width) / <f32>width + eps)) * scale;
     for (let i: usize = 0; i < width * 4; i += 4) {
       const value = load<f32>(x + i) * factor;
       store<f32>(y + i, weight ? value * load<f32>(weight + i) : value);
@@ -72,12 +108,22 @@ export function rmsNorm(y: usize, x: usize, weight: usize, width: usize, count: 
  * Rotate x [count, heads, width] in place: channel i < half is paired with channel half + i, by the
  * angles whose cosines and sines are [count, half].
  */
-export function rotate(x: usize, cos: usize, sin: usize, heads: usize, width: usize, half: usize, count: usize): void {
+export function rotate(
+  x: usize,
+  cos: usize,
+  sin: usize,
+  heads: usize,
+  width: usize,
+  half: usize,
+  count: usize,
+): void {
   for (let t: usize = 0; t < count; t++, cos += half * 4, sin += half * 4) {
     for (let h: usize = 0; h < heads; h++, x += width * 4) {
       for (let i: usize = 0; i < half * 4; i += 4) {
-        const a = load<f32>(x + i), b = load<f32>(x + i + half * 4);
-        const c = load<f32>(cos + i), s = load<f32>(sin + i);
+        const a = load<f32>(x + i),
+          b = load<f32>(x + i + half * 4);
+        const c = load<f32>(cos + i),
+          s = load<f32>(sin + i);
         store<f32>(x + i, a * c - b * s);
         store<f32>(x + i + half * 4, b * c + a * s);
       }
@@ -86,17 +132,27 @@ export function rotate(x: usize, cos: usize, sin: usize, heads: usize, width: us
 }
 
 /**
- * Softmax attention of one position: y and q [heads, width], over the positions `first` to `last` of
- * keys and values [positions, groups, width]; `scores` holds as many float32 as there are positions.
+ * Softmax attention of one position: y and q [heads, width], over the positions `first` to `last`
+ * of keys and values [positions, groups, width]; `scores` holds as many float32 as there are
+ * positions.
  */
 export function attend(
-  y: usize, q: usize, keys: usize, values: usize, scores: usize,
-  first: usize, last: usize, heads: usize, groups: usize, width: usize,
+  y: usize,
+  q: usize,
+  keys: usize,
+  values: usize,
+  scores: usize,
+  first: usize,
+  last: usize,
+  heads: usize,
+  groups: usize,
+  width: usize,
 ): void {
-  const stride = groups * width * 4, n = last - first + 1;
+  const stride = groups * width * 4,
+    n = last - first + 1;
   const scale = <f32>1 / sqrt<f32>(<f32>width);
   for (let h: usize = 0; h < heads; h++, q += width * 4, y += width * 4) {
-    const offset = h / (heads / groups) * width * 4 + first * stride;
+    const offset = (h / (heads / groups)) * width * 4 + first * stride;
     let most: f32 = -Infinity;
     for (let j: usize = 0; j < n; j++) {
       const score = dot(q, keys + offset + j * stride, width) * scale;
@@ -118,7 +174,8 @@ export function attend(
 
 /** y += a x, of n values. */
 export function addScaled(y: usize, x: usize, a: f32, n: usize): void {
-  const blocks = (n & ~3) * 4, factor = f32x4.splat(a);
+  const blocks = (n & ~3) * 4,
+    factor = f32x4.splat(a);
   let i: usize = 0;
   for (; i < blocks; i += 16) {
     v128.store(y + i, f32x4.add(v128.load(y + i), f32x4.mul(factor, v128.load(x + i))));
@@ -149,7 +206,7 @@ export function blend(y: usize, x: usize, a: usize, b: usize, width: usize, coun
 export function siluTimes(y: usize, x: usize, n: usize): void {
   for (let i: usize = 0; i < n * 4; i += 4) {
     const value = load<f32>(y + i);
-    store<f32>(y + i, value / <f32>(1 + Math.exp(-value)) * load<f32>(x + i));
+    store<f32>(y + i, (value / <f32>(1 + Math.exp(-value))) * load<f32>(x + i));
   }
 }
 
@@ -163,9 +220,15 @@ export function squaredRectifier(y: usize, slope: f32, n: usize): void {
 }
 
 /** Subtract from each head of y [heads, width] its projection on its group of v [groups, width]. */
-export function removeOwnValue(y: usize, v: usize, heads: usize, groups: usize, width: usize): void {
+export function removeOwnValue(
+  y: usize,
+  v: usize,
+  heads: usize,
+  groups: usize,
+  width: usize,
+): void {
   for (let h: usize = 0; h < heads; h++, y += width * 4) {
-    const own = v + h / (heads / groups) * width * 4;
+    const own = v + (h / (heads / groups)) * width * 4;
     const norm = max<f32>(sqrt<f32>(dot(own, own, width)), 1e-12);
     addScaled(y, own, -dot(y, own, width) / norm / norm, width);
   }

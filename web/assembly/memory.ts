@@ -1,4 +1,5 @@
-// Bytes asked for -> where they lie; a sentence -> an error of the caller's. All else builds on this.
+// Bytes asked for -> where they lie; a sentence -> an error of the caller's. All else builds on
+// this.
 
 // @ts-ignore: decorator
 @external("env", "fail")
@@ -16,7 +17,9 @@ const MOST_PAGES: u64 = 65535;
 
 let top: usize = (__heap_base + 15) & ~15;
 
-/** Bytes from the top of the stack of memory, aligned to 16; what was there before is still there. */
+/**
+ * Bytes from the top of the stack of memory, aligned to 16; what was there before is still there.
+ */
 export function alloc(bytes: usize): usize {
   const at = top;
   const end = (<u64>at + <u64>bytes + 15) & ~15;

@@ -19,7 +19,7 @@ export function openBits(from: usize, bytes: usize): void {
 
 function fill(): void {
   while (held <= 56) {
-    if (at < end) hold |= <u64>load<u8>(at++) << held;
+    if (at < end) hold |= (<u64>load<u8>(at++)) << held;
     else if (++beyond > 16) fail("a compressed stream ends early");
     held += 8;
   }
@@ -55,8 +55,8 @@ export function bytesLeft(): usize {
   return end - at;
 }
 
-// A code: for each 10 bits KNOWN | symbol << 4 | length, or 0 for longer words, u16[1024]; how many words have
-// each length, u16[16]; and the symbols in the order of their words, u16[number].
+// A code: for each 10 bits KNOWN | symbol << 4 | length, or 0 for longer words, u16[1024]; how many
+// words have each length, u16[16]; and the symbols in the order of their words, u16[number].
 const FAST_BITS = 10;
 const KNOWN = 0x8000;
 const COUNTS: usize = 2048;
@@ -79,8 +79,9 @@ export function makeCode(code: usize, lengths: usize, count: usize): i32 {
     store<u16>(place, load<u16>(place) + 1);
   }
   store<u16>(counts, 0);
-  let left: i32 = 1 << 15, first = 0;
-  for (let n = 1; n < 16; n++) left -= <i32>load<u16>(counts + n * 2) << (15 - n);
+  let left: i32 = 1 << 15,
+    first = 0;
+  for (let n = 1; n < 16; n++) left -= (<i32>load<u16>(counts + n * 2)) << (15 - n);
   if (left < 0) return left;
   let word: u32 = 0;
   for (let n = 1; n < 16; n++) {
@@ -90,7 +91,7 @@ export function makeCode(code: usize, lengths: usize, count: usize): i32 {
       store<u16>(code + SYMBOLS + first++ * 2, <u16>i);
       if (n <= FAST_BITS) {
         for (let w = reversed(word, n); w < 1 << FAST_BITS; w += 1 << n) {
-          store<u16>(code + <usize>w * 2, <u16>(KNOWN | <u32>i << 4 | n));
+          store<u16>(code + <usize>w * 2, <u16>(KNOWN | ((<u32>i) << 4) | n));
         }
       }
       word++;
@@ -101,7 +102,8 @@ export function makeCode(code: usize, lengths: usize, count: usize): i32 {
 
 /** A code of one symbol, whose word has no bits. */
 export function makeSingle(code: usize, only: u32): void {
-  for (let i: usize = 0; i < 1 << FAST_BITS; i++) store<u16>(code + i * 2, <u16>(KNOWN | only << 4));
+  for (let i: usize = 0; i < 1 << FAST_BITS; i++)
+    store<u16>(code + i * 2, <u16>(KNOWN | (only << 4)));
 }
 
 function reversed(word: u32, n: u32): u32 {
@@ -118,7 +120,9 @@ export function symbol(code: usize): u32 {
     held -= fast & 15;
     return (fast >> 4) & 0x7ff;
   }
-  let word: i32 = 0, first: i32 = 0, index: i32 = 0;
+  let word: i32 = 0,
+    first: i32 = 0,
+    index: i32 = 0;
   for (let n: usize = 1; n < 16; n++) {
     word |= <i32>bits(1);
     const count = <i32>load<u16>(code + COUNTS + n * 2);

@@ -57,23 +57,42 @@ function compress(from: usize): void {
   for (let i: usize = 0; i < 64; i += 4) store<u32>(schedule + i, bswap<u32>(load<u32>(from + i)));
   for (let i: usize = 64; i < 256; i += 4) {
     const at = schedule + i;
-    const w15 = load<u32>(at - 60), w2 = load<u32>(at - 8);
+    const w15 = load<u32>(at - 60),
+      w2 = load<u32>(at - 8);
     const s0 = rotr<u32>(w15, 7) ^ rotr<u32>(w15, 18) ^ (w15 >> 3);
     const s1 = rotr<u32>(w2, 17) ^ rotr<u32>(w2, 19) ^ (w2 >> 10);
     store<u32>(at, load<u32>(at - 64) + s0 + load<u32>(at - 28) + s1);
   }
-  let a = load<u32>(state), b = load<u32>(state, 4), c = load<u32>(state, 8), d = load<u32>(state, 12);
-  let e = load<u32>(state, 16), f = load<u32>(state, 20), g = load<u32>(state, 24), h = load<u32>(state, 28);
+  let a = load<u32>(state),
+    b = load<u32>(state, 4),
+    c = load<u32>(state, 8),
+    d = load<u32>(state, 12);
+  let e = load<u32>(state, 16),
+    f = load<u32>(state, 20),
+    g = load<u32>(state, 24),
+    h = load<u32>(state, 28);
   for (let i: usize = 0; i < 256; i += 4) {
     const s1 = rotr<u32>(e, 6) ^ rotr<u32>(e, 11) ^ rotr<u32>(e, 25);
     const t1 = h + s1 + (g ^ (e & (f ^ g))) + load<u32>(K + i) + load<u32>(schedule + i);
     const s0 = rotr<u32>(a, 2) ^ rotr<u32>(a, 13) ^ rotr<u32>(a, 22);
     const t2 = s0 + ((a & b) | (c & (a | b)));
-    h = g; g = f; f = e; e = d + t1;
-    d = c; c = b; b = a; a = t1 + t2;
+    h = g;
+    g = f;
+    f = e;
+    e = d + t1;
+    d = c;
+    c = b;
+    b = a;
+    a = t1 + t2;
   }
-  add(0, a); add(4, b); add(8, c); add(12, d);
-  add(16, e); add(20, f); add(24, g); add(28, h);
+  add(0, a);
+  add(4, b);
+  add(8, c);
+  add(12, d);
+  add(16, e);
+  add(20, f);
+  add(24, g);
+  add(28, h);
 }
 
 function add(place: usize, value: u32): void {

@@ -3,18 +3,33 @@
 // Its checksum, where there is one, is passed over: a section has a SHA-256 of its own.
 import { alloc, fail, mark, release } from "./memory";
 import { repeat } from "./prefix";
+import {
+  back,
+  begun,
+  bitsLeft,
+  emptyCode,
+  makeStates,
+  moved,
+  need,
+  openBack,
+  openCodes,
+  readCode,
+  readLiterals,
+  said,
+} from "./zstd-codes";
 
 const MOST_OF_BLOCK: usize = 1 << 17;
 
 let out: usize = 0;
 let outEnd: usize = 0;
-let repeats0: usize = 1, repeats1: usize = 4, repeats2: usize = 8;
+let repeats0: usize = 1,
+  repeats1: usize = 4,
+  repeats2: usize = 8;
 
-// A prefix code of bytes: for each `huffmanBits` bits byte << 8 | length, u16.
-let huffman: usize = 0;
-let huffmanBits: u32 = 0; // 0 before there is a code
-// The three codes of sequences: accuracy, u32, then each state as symbol u8, bits u8, baseline u16.
-let lengthsCode: usize = 0, offsetsCode: usize = 0, matchesCode: usize = 0, weightsCode: usize = 0;
+// The codes of sequences.
+let lengthsCode: usize = 0,
+  offsetsCode: usize = 0,
+  matchesCode: usize = 0;
 let buffer: usize = 0;
 
 export function unzstd(from: usize, bytes: usize, to: usize, size: usize): void {
@@ -25,22 +40,21 @@ export function unzstd(from: usize, bytes: usize, to: usize, size: usize): void 
   repeats0 = 1;
   repeats1 = 4;
   repeats2 = 8;
-  huffman = alloc(2 << 11);
+  openCodes();
   lengthsCode = emptyCode(9);
   offsetsCode = emptyCode(8);
   matchesCode = emptyCode(9);
-  weightsCode = emptyCode(7);
-  huffmanBits = 0;
   buffer = alloc(MOST_OF_BLOCK);
   from = header(from, end, size);
   const checksum = frameFlags & 4;
   let last: u32;
   do {
     need(from, 3, end);
-    const head = <u32>load<u16>(from) | <u32>load<u8>(from, 2) << 16;
+    const head = (<u32>load<u16>(from)) | ((<u32>load<u8>(from, 2)) << 16);
     from += 3;
     last = head & 1;
-    const kind = (head >> 1) & 3, count = <usize>(head >> 3);
+    const kind = (head >> 1) & 3,
+      count = <usize>(head >> 3);
     if (count > MOST_OF_BLOCK) fail("zstd: a block that is too long");
     if (kind == 3) fail("zstd: a block of no kind");
     need(from, kind == 1 ? 1 : count, end);
@@ -71,22 +85,19 @@ function header(from: usize, end: usize, size: usize): usize {
   if (load<u32>(from) != 0xfd2fb528) fail("zstd: not a zstd frame");
   frameFlags = load<u8>(from, 4);
   from += 5;
-  const single = (frameFlags >> 5) & 1, width = frameFlags >> 6;
+  const single = (frameFlags >> 5) & 1,
+    width = frameFlags >> 6;
   if (frameFlags & 8) fail("zstd: a reserved bit is set");
   if (frameFlags & 3) fail("zstd: it needs a dictionary");
   if (!width && !single) fail("zstd: the frame does not state its size");
   if (!single) from += 1; // the size of a window; the output is all here
-  need(from, <usize>1 << width, end);
+  need(from, (<usize>1) << width, end);
   let stated: u64 = load<u8>(from);
   if (width == 1) stated = <u64>load<u16>(from) + 256;
   else if (width == 2) stated = load<u32>(from);
   else if (width == 3) stated = load<u64>(from);
   if (stated != size) fail("zstd: the frame states another size than declared");
-  return from + (<usize>1 << width);
-}
-
-function need(from: usize, bytes: usize, end: usize): void {
-  if (from > end || end - from < bytes) fail("zstd: the stream ends early");
+  return from + ((<usize>1) << width);
 }
 
 function room(bytes: usize): void {
@@ -97,13 +108,19 @@ function block(from: usize, end: usize, start: usize): void {
   const blockStart = out;
   // literals
   need(from, 1, end);
-  const head = <u32>load<u8>(from), kind = head & 3, form = (head >> 2) & 3;
-  let count: usize = 0, packed: usize = 0, streams = 1;
+  const head = <u32>load<u8>(from),
+    kind = head & 3,
+    form = (head >> 2) & 3;
+  let count: usize = 0,
+    packed: usize = 0,
+    streams = 1;
   let literals: usize;
   if (kind < 2) {
     const width: usize = form == 1 ? 2 : form == 3 ? 3 : 1;
     need(from, width, end);
-    count = <usize>(width == 1 ? head >> 3 : (load<u32>(from) & (width == 2 ? 0xffff : 0xffffff)) >> 4);
+    count = <usize>(
+      (width == 1 ? head >> 3 : (load<u32>(from) & (width == 2 ? 0xffff : 0xffffff)) >> 4)
+    );
     from += width;
     if (count > MOST_OF_BLOCK) fail("zstd: too many literals");
     need(from, kind ? 1 : count, end);
@@ -111,7 +128,8 @@ function block(from: usize, end: usize, start: usize): void {
     if (kind) memory.fill(buffer, load<u8>(from), count);
     from += kind ? 1 : count;
   } else {
-    const width: usize = form < 2 ? 3 : form + 2, n: u64 = form < 2 ? 10 : form == 2 ? 14 : 18;
+    const width: usize = form < 2 ? 3 : form + 2,
+      n: u64 = form < 2 ? 10 : form == 2 ? 14 : 18;
     need(from, width, end);
     const sizes = load<u64>(from) >> 4;
     count = <usize>(sizes & ((1 << n) - 1));
@@ -121,7 +139,7 @@ function block(from: usize, end: usize, start: usize): void {
     if (count > MOST_OF_BLOCK) fail("zstd: too many literals");
     need(from, packed, end);
     literals = buffer;
-    readLiterals(from, from + packed, kind == 2, streams, count);
+    readLiterals(from, from + packed, kind == 2, streams, buffer, count);
     from += packed;
   }
   // sequences
@@ -132,7 +150,7 @@ function block(from: usize, end: usize, start: usize): void {
     if (sequences == 255) {
       sequences = <usize>load<u16>(from) + 0x7f00;
       from += 2;
-    } else sequences = (sequences - 128 << 8) + load<u8>(from++);
+    } else sequences = ((sequences - 128) << 8) + load<u8>(from++);
   }
   const literalsEnd = literals + count;
   if (sequences) {
@@ -150,231 +168,37 @@ function block(from: usize, end: usize, start: usize): void {
   if (out - blockStart > MOST_OF_BLOCK) fail("zstd: a block that is too long");
 }
 
-// Bits backwards: `place` counts those that are left, from `backStart`; those below it are 0.
-let backStart: usize = 0;
-let place: i64 = 0;
-
-function openBack(from: usize, end: usize): void {
-  if (end <= from || !load<u8>(end - 1)) fail("zstd: a stream of bits without an end");
-  backStart = from;
-  place = <i64>(end - from) * 8 - 8 + (31 - clz<u32>(load<u8>(end - 1)));
-}
-
-function peek(n: u32): u32 {
-  const low = place - <i64>n;
-  const mask = ((<u64>1) << n) - 1;
-  if (low >= 0) return <u32>(load<u64>(backStart + <usize>(low >> 3)) >> (low & 7) & mask);
-  if (low + <i64>n <= 0) return 0;
-  return <u32>(load<u64>(backStart) << -low & mask);
-}
-
-function back(n: u32): u32 {
-  const value = peek(n);
-  place -= n;
-  return value;
-}
-
-// Codes by finite state entropy.
-
-function emptyCode(most: u32): usize {
-  const code = alloc(4 + (<usize>4 << most));
-  store<u32>(code, 0xff); // no accuracy: there is no code yet
-  return code;
-}
-
-const counts = memory.data(2 * 256, 8);
-
-/** A code of the table of counts at `from`; returns where it ends. */
-function readCode(code: usize, most: u32, largest: u32, from: usize, end: usize): usize {
-  need(from, 1, end);
-  const accuracy = (<u32>load<u8>(from) & 15) + 5;
-  if (accuracy > most) fail("zstd: a code of too many states");
-  const limit = <u64>(end - from) * 8;
-  let at: u64 = 4;
-  let left = (1 << accuracy) + 1;
-  let s: u32 = 0;
-  while (left > 1) {
-    if (s > largest || at > limit) fail("zstd: a code that is not one");
-    const n = 32 - clz<u32>(left); // bits of a value up to left
-    let value = <i32>(loadBits(from, at) & ((1 << n) - 1));
-    const lower = value & ((1 << (n - 1)) - 1), short = (1 << n) - 1 - left;
-    if (lower < short) {
-      value = lower;
-      at += n - 1;
-    } else {
-      if (value >= 1 << (n - 1)) value -= short;
-      at += n;
-    }
-    const count = value - 1;
-    left -= count < 0 ? 1 : count;
-    store<i16>(counts + s++ * 2, <i16>count);
-    if (count == 0) {
-      let more: u32;
-      do {
-        more = loadBits(from, at) & 3;
-        at += 2;
-        if (s + more > largest + 1 || at > limit) fail("zstd: a code that is not one");
-        for (let i: u32 = 0; i < more; i++) store<i16>(counts + s++ * 2, 0);
-      } while (more == 3);
-    }
-  }
-  if (left != 1 || at > limit) fail("zstd: a code that is not one");
-  makeStates(code, accuracy, counts, s);
-  return from + <usize>((at + 7) >> 3);
-}
-
-function loadBits(from: usize, at: u64): u32 {
-  return <u32>(load<u32>(from + <usize>(at >> 3)) >> <u32>(at & 7));
-}
-
-function makeStates(code: usize, accuracy: u32, from: usize, symbols: u32): void {
-  const size: u32 = 1 << accuracy;
-  store<u32>(code, accuracy);
-  const states = code + 4;
-  let high = size;
-  const next = memory.data(2 * 256, 8);
-  for (let s: u32 = 0; s < symbols; s++) {
-    const count = load<i16>(from + s * 2);
-    if (count == -1) store<u8>(states + --high * 4, <u8>s);
-    store<u16>(next + s * 2, <u16>abs<i32>(count));
-  }
-  let place: u32 = 0;
-  for (let s: u32 = 0; s < symbols; s++) {
-    for (let i = <i32>load<i16>(from + s * 2); i > 0; i--) {
-      store<u8>(states + place * 4, <u8>s);
-      do place = (place + (size >> 1) + (size >> 3) + 3) & (size - 1);
-      while (place >= high);
-    }
-  }
-  for (let i: u32 = 0; i < size; i++) {
-    const s = <usize>load<u8>(states + i * 4);
-    const x = <u32>load<u16>(next + s * 2);
-    store<u16>(next + s * 2, <u16>(x + 1));
-    const n = accuracy - (31 - clz<u32>(x));
-    store<u8>(states + i * 4, <u8>n, 1);
-    store<u16>(states + i * 4, <u16>((x << n) - size), 2);
-  }
-}
-
-function begun(code: usize): u32 {
-  return back(load<u32>(code));
-}
-
-function moved(code: usize, state: u32): u32 {
-  const at = code + 4 + state * 4;
-  return load<u16>(at, 2) + back(load<u8>(at, 1));
-}
-
-function said(code: usize, state: u32): u32 {
-  return load<u8>(code + 4 + state * 4);
-}
-
-// Literals
-
-function readLiterals(from: usize, end: usize, fresh: bool, streams: i32, count: usize): void {
-  if (fresh) from = readHuffman(from, end);
-  else if (!huffmanBits) fail("zstd: a block that goes on with no code");
-  if (streams == 1) {
-    literalStream(from, end, buffer, buffer + count);
-    return;
-  }
-  need(from, 6, end);
-  const part = (count + 3) >> 2;
-  if (part * 3 > count) fail("zstd: too few literals for four streams");
-  let at = from + 6;
-  for (let i: usize = 0; i < 4; i++) {
-    let stop = end;
-    if (i < 3) {
-      need(at, load<u16>(from + i * 2), end);
-      stop = at + load<u16>(from + i * 2);
-    }
-    literalStream(at, stop, buffer + i * part, i < 3 ? buffer + (i + 1) * part : buffer + count);
-    at = stop;
-  }
-}
-
-function literalStream(from: usize, end: usize, to: usize, stop: usize): void {
-  openBack(from, end);
-  for (; to < stop; to++) {
-    const entry = <u32>load<u16>(huffman + <usize>peek(huffmanBits) * 2);
-    place -= entry & 255;
-    store<u8>(to, <u8>(entry >> 8));
-  }
-  if (place != 0) fail("zstd: literals that do not end where they must");
-}
-
-function readHuffman(from: usize, end: usize): usize {
-  need(from, 1, end);
-  const head = <usize>load<u8>(from++);
-  const weights = memory.data(256, 8);
-  let count: usize = 0;
-  if (head > 127) {
-    count = head - 127;
-    need(from, (count + 1) >> 1, end);
-    for (let i: usize = 0; i < count; i++) {
-      const pair = load<u8>(from + (i >> 1));
-      store<u8>(weights + i, i & 1 ? pair & 15 : pair >> 4);
-    }
-    from += (count + 1) >> 1;
-  } else {
-    need(from, head, end);
-    const stop = from + head;
-    openBack(readCode(weightsCode, 6, 255, from, stop), stop);
-    let a = begun(weightsCode), b = begun(weightsCode);
-    if (place < 0) fail("zstd: weights that end early");
-    while (true) {
-      if (count > 253) fail("zstd: too many weights");
-      store<u8>(weights + count++, <u8>said(weightsCode, a));
-      a = moved(weightsCode, a);
-      const swap = a;
-      a = b;
-      b = swap;
-      if (place < 0) {
-        store<u8>(weights + count++, <u8>said(weightsCode, a));
-        break;
-      }
-    }
-    from = stop;
-  }
-  let sum: u32 = 0;
-  for (let i: usize = 0; i < count; i++) {
-    const w = load<u8>(weights + i);
-    if (w > 11) fail("zstd: a weight that is too large");
-    sum += w ? 1 << (w - 1) : 0;
-  }
-  if (!sum) fail("zstd: no weight");
-  huffmanBits = 32 - clz<u32>(sum);
-  const left = (1 << huffmanBits) - sum;
-  if (huffmanBits > 11 || left & (left - 1)) fail("zstd: weights that are no code");
-  store<u8>(weights + count++, <u8>(32 - clz<u32>(left)));
-  let at: usize = 0;
-  for (let w: u32 = 1; w <= huffmanBits; w++) {
-    for (let i: usize = 0; i < count; i++) {
-      if (load<u8>(weights + i) != w) continue;
-      for (let k = 1 << (w - 1); k > 0; k--) store<u16>(huffman + at++ * 2, <u16>(i << 8 | (huffmanBits + 1 - w)));
-    }
-  }
-  return from;
-}
-
 // Sequences
 
 const LENGTHS_DEFAULT = memory.data<i16>([
-  4, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 2, 1, 1, 1, 1, 1, -1, -1, -1, -1,
+  4, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 2, 1, 1, 1, 1, 1,
+  -1, -1, -1, -1,
 ]);
 const OFFSETS_DEFAULT = memory.data<i16>([
   1, 1, 1, 1, 1, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1,
 ]);
 const MATCHES_DEFAULT = memory.data<i16>([
-  1, 4, 3, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-  1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1,
+  1, 4, 3, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+  1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1,
 ]);
 // Of the symbols from 16 (lengths) and 32 (matches): the extra bits.
-const LENGTH_BITS = memory.data<u8>([1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
-const MATCH_BITS = memory.data<u8>([1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+const LENGTH_BITS = memory.data<u8>([
+  1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+]);
+const MATCH_BITS = memory.data<u8>([
+  1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+]);
 
 function sequenceCode(
-  mode: u32, code: usize, normal: usize, symbols: u32, accuracy: u32, most: u32, largest: u32, from: usize, end: usize,
+  mode: u32,
+  code: usize,
+  normal: usize,
+  symbols: u32,
+  accuracy: u32,
+  most: u32,
+  largest: u32,
+  from: usize,
+  end: usize,
 ): usize {
   if (mode == 0) makeStates(code, accuracy, normal, symbols);
   else if (mode == 1) {
@@ -397,14 +221,21 @@ function extended(s: u32, plain: u32, first: u32, table: usize): u32 {
 }
 
 function execute(
-  from: usize, end: usize, sequences: usize, literals: usize, literalsEnd: usize, start: usize,
+  from: usize,
+  end: usize,
+  sequences: usize,
+  literals: usize,
+  literalsEnd: usize,
+  start: usize,
 ): usize {
   openBack(from, end);
-  let a = begun(lengthsCode), b = begun(offsetsCode), c = begun(matchesCode);
+  let a = begun(lengthsCode),
+    b = begun(offsetsCode),
+    c = begun(matchesCode);
   for (let i: usize = 0; i < sequences; i++) {
     const power = said(offsetsCode, b);
     if (power > 31) fail("zstd: a distance of no meaning");
-    let offset = (<u64>1 << power) + back(power);
+    let offset = ((<u64>1) << power) + back(power);
     const bytes = <usize>extended(said(matchesCode, c), 32, 3, MATCH_BITS);
     const count = <usize>extended(said(lengthsCode, a), 16, 0, LENGTH_BITS);
     if (i + 1 < sequences) {
@@ -412,7 +243,7 @@ function execute(
       c = moved(matchesCode, c);
       b = moved(offsetsCode, b);
     }
-    if (place < 0) fail("zstd: sequences end early");
+    if (bitsLeft() < 0) fail("zstd: sequences end early");
     let distance: usize;
     if (offset > 3) {
       if (offset - 3 > 0xffffffff) fail("zstd: a distance beyond the start");
@@ -421,7 +252,8 @@ function execute(
       repeats1 = repeats0;
     } else {
       if (!count) offset++;
-      distance = offset == 1 ? repeats0 : offset == 2 ? repeats1 : offset == 3 ? repeats2 : repeats0 - 1;
+      distance =
+        offset == 1 ? repeats0 : offset == 2 ? repeats1 : offset == 3 ? repeats2 : repeats0 - 1;
       if (offset > 2) repeats2 = repeats1;
       if (offset > 1) repeats1 = repeats0;
     }
@@ -435,6 +267,6 @@ function execute(
     repeat(out, distance, bytes);
     out += bytes;
   }
-  if (place != 0) fail("zstd: sequences that do not end where they must");
+  if (bitsLeft() != 0) fail("zstd: sequences that do not end where they must");
   return literals;
 }

@@ -1,14 +1,17 @@
 // Symbols of a word -> the pieces that byte pair encoding merges them into.
 
 /**
- * Merge neighbours, those of the least rank first and of equal ranks the leftmost, until none is left.
+ * Merge neighbours, those of the least rank first and of equal ranks the leftmost, until none is
+ * left.
  *
  * @param {string[]} symbols
- * @param {(left: string, right: string) => number | undefined} rank of a pair; undefined merges never.
+ * @param {(left: string, right: string) => number | undefined} rank of a pair; undefined merges
+ *     never.
  */
 export function mergePairs(symbols, rank) {
   const text = [...symbols];
-  const next = text.map((_, i) => i + 1), previous = text.map((_, i) => i - 1);
+  const next = text.map((_, i) => i + 1),
+    previous = text.map((_, i) => i - 1);
   const heap = new Heap();
 
   function offer(left) {
@@ -19,8 +22,9 @@ export function mergePairs(symbols, rank) {
   }
 
   for (let i = 0; i < text.length; i++) offer(i);
-  for (let best; (best = heap.pop()); ) {
-    const { left, a, b } = best, right = next[left];
+  for (let best; (best = heap.pop());) {
+    const { left, a, b } = best,
+      right = next[left];
     if (text[left] !== a || text[right] !== b) continue; // one of them was merged since
     text[left] = a + b;
     text[right] = null;
@@ -37,7 +41,8 @@ class Heap {
   entries = [];
 
   before(i, j) {
-    const a = this.entries[i], b = this.entries[j];
+    const a = this.entries[i],
+      b = this.entries[j];
     return a.rank !== b.rank ? a.rank < b.rank : a.left < b.left;
   }
 
@@ -67,8 +72,13 @@ class Heap {
 /** The texts between `words` in `text`, and the words, in order; the longest word counts. */
 export function splitAt(text, words) {
   if (!words.length) return [{ text, word: false }];
-  const escaped = [...words].sort((a, b) => b.length - a.length).map((w) => w.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&"));
-  return text.split(new RegExp(`(${escaped.join("|")})`)).map((part, i) => ({ text: part, word: i % 2 === 1 })).filter((part) => part.text);
+  const escaped = [...words]
+    .sort((a, b) => b.length - a.length)
+    .map((w) => w.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&"));
+  return text
+    .split(new RegExp(`(${escaped.join("|")})`))
+    .map((part, i) => ({ text: part, word: i % 2 === 1 }))
+    .filter((part) => part.text);
 }
 
 /** The piece that stands for a byte where no other does. */
@@ -80,8 +90,9 @@ export function bytePiece(byte) {
 export function textOfBytes(bytes) {
   const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   let found = "";
-  for (let at = 0; at < bytes.length; ) {
-    const lead = bytes[at], size = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+  for (let at = 0; at < bytes.length;) {
+    const lead = bytes[at],
+      size = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
     try {
       found += strict.decode(Uint8Array.from(bytes.slice(at, at + size)));
       at += size;

@@ -9,14 +9,20 @@ import { ArtifactError } from "./errors.js";
  * @param {string | URL} [options.tokenizer] address of a golf file's SentencePiece model.
  * @param {string} [options.cache] name of the cache that keeps what was fetched; else nothing does.
  * @param {(stage: "download" | "decode", share: number, bytes?: number) => void} [options.progress]
- * @throws {ArtifactError} the file cannot be had, is damaged, or is of a model that cannot run here.
+ * @throws {ArtifactError} the file cannot be had, is damaged, or is of a model that cannot run
+ *     here.
  */
 export async function load(model, { tokenizer, cache, progress = () => {} } = {}) {
   const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   const found = new Loaded(worker);
   const here = globalThis.document?.baseURI ?? location.href;
   const absolute = (address) => address && new URL(address, here).href;
-  worker.postMessage({ task: "load", model: absolute(model), tokenizer: absolute(tokenizer), cache });
+  worker.postMessage({
+    task: "load",
+    model: absolute(model),
+    tokenizer: absolute(tokenizer),
+    cache,
+  });
   try {
     for (;;) {
       const message = await found.next();
@@ -29,7 +35,9 @@ export async function load(model, { tokenizer, cache, progress = () => {} } = {}
   }
 }
 
-/** A model in a worker: `header` and `files` of its file, and `context`, the tokens of its window. */
+/**
+ * A model in a worker: `header` and `files` of its file, and `context`, the tokens of its window.
+ */
 class Loaded {
   constructor(worker) {
     this.worker = worker;
@@ -39,7 +47,8 @@ class Loaded {
       this.messages.push(data);
       this.wake();
     };
-    worker.onerror = (event) => worker.onmessage({ data: { error: event.message || "the worker cannot be started" } });
+    worker.onerror = (event) =>
+      worker.onmessage({ data: { error: event.message || "the worker cannot be started" } });
   }
 
   async next() {

@@ -1,4 +1,5 @@
-// The bytes of a gptpack file -> header, tensors and files, bit for bit. docs/format.md specifies it.
+// The bytes of a gptpack file -> header, tensors and files, bit for bit. docs/format.md specifies
+// it.
 import { ArtifactError } from "./errors.js";
 import { planSections, product, readHeader } from "./header.js";
 import { Wasm } from "./wasm.js";
@@ -27,7 +28,8 @@ export class Tensor {
  *
  * @param {ArrayBuffer | Uint8Array} file
  * @param {{progress?: (share: number) => void}} [options] progress is told shares from 0 to 1.
- * @returns {Promise<{header: object, tensors: Map<string, Tensor>, files: Map<string, Uint8Array>, wasm: Wasm}>}
+ * @returns {Promise<{header: object, tensors: Map<string, Tensor>, files: Map<string, Uint8Array>,
+ *     wasm: Wasm}>}
  * @throws {ArtifactError} the file is damaged, hostile, or too large for this machine.
  */
 export async function decode(file, { progress = () => {} } = {}) {
@@ -37,11 +39,14 @@ export async function decode(file, { progress = () => {} } = {}) {
   if (header.sections.some(([, codec]) => codec === "brotli")) await wasm.learnWords();
   const sizes = header.tensors.map(([, shape]) => 4 * product(shape));
   const total = sizes.reduce((a, b) => a + b, 0);
-  if (total > 2 ** 32) throw new ArtifactError("the model does not fit into the memory that a page may have");
+  if (total > 2 ** 32)
+    throw new ArtifactError("the model does not fit into the memory that a page may have");
   const places = sizes.map((size) => wasm.alloc(size));
   const files = new Map();
   wasm.scratch(() => {
-    const arrays = decodeSections(bytes, header, wasm, files, (share) => progress(share * SECTIONS_SHARE));
+    const arrays = decodeSections(bytes, header, wasm, files, (share) =>
+      progress(share * SECTIONS_SHARE),
+    );
     let done = 0;
     wasm.run.shaBegin();
     header.tensors.forEach((row, index) => {
@@ -51,7 +56,9 @@ export async function decode(file, { progress = () => {} } = {}) {
       progress(SECTIONS_SHARE + ((1 - SECTIONS_SHARE) * done) / total);
     });
     if (wasm.digest() !== header.weights_sha256) {
-      throw new ArtifactError("the weights do not have the header's SHA-256: a faulty packer wrote this file");
+      throw new ArtifactError(
+        "the weights do not have the header's SHA-256: a faulty packer wrote this file",
+      );
     }
   });
   const tensors = new Map();
@@ -66,7 +73,8 @@ export async function decode(file, { progress = () => {} } = {}) {
 function decodeSections(bytes, header, wasm, files, progress) {
   const arrays = header.tensors.map(() => ({}));
   const rawOfAll = header.sections.reduce((sum, [, , , , raw]) => sum + raw, 0) || 1;
-  let at = header.sections_start, done = 0;
+  let at = header.sections_start,
+    done = 0;
   const plans = [...planSections(header.tensors), null];
   header.sections.forEach(([name, codec, layout, stored, raw, digest], index) => {
     const to = wasm.alloc(raw);
@@ -77,13 +85,17 @@ function decodeSections(bytes, header, wasm, files, progress) {
         const from = wasm.put(part);
         wasm.run.shaBegin();
         wasm.run.shaUpdate(from, stored);
-        if (!wasm.digest().startsWith(digest)) throw new ArtifactError("damaged; get the file again");
+        if (!wasm.digest().startsWith(digest))
+          throw new ArtifactError("damaged; get the file again");
         if (codec === "range") decodeRange(plans[index], layout, from, stored, to, header, wasm);
-        else if (plans[index] && layout !== "row") decodeLayout(plans[index], codec, layout, from, stored, to, raw, wasm);
+        else if (plans[index] && layout !== "row")
+          decodeLayout(plans[index], codec, layout, from, stored, to, raw, wasm);
         else wasm.expand(codec, from, stored, to, raw);
       });
     } catch (error) {
-      throw error instanceof ArtifactError ? new ArtifactError(`section ${name}: ${error.message}`) : error;
+      throw error instanceof ArtifactError
+        ? new ArtifactError(`section ${name}: ${error.message}`)
+        : error;
     }
     let place = to;
     plans[index]?.members.forEach((member, k) => {
@@ -122,8 +134,15 @@ function decodeRange(plan, layout, from, stored, to, header, wasm) {
   const { name, size, shapes, members } = plan;
   const rank = shapes[0].length;
   const integers = /\.(codes|row_scales|column_scales)$/.test(name);
-  if (layout !== "row" || !integers || ![1, 2].includes(rank) || shapes.some((shape) => shape.length !== rank)) {
-    throw new ArtifactError("the codec range holds integers, all of them vectors or all matrices, by rows");
+  if (
+    layout !== "row" ||
+    !integers ||
+    ![1, 2].includes(rank) ||
+    shapes.some((shape) => shape.length !== rank)
+  ) {
+    throw new ArtifactError(
+      "the codec range holds integers, all of them vectors or all matrices, by rows",
+    );
   }
   const wide = size === 2;
   if (rank === 1) {
@@ -135,7 +154,12 @@ function decodeRange(plan, layout, from, stored, to, header, wasm) {
   const matrices = wasm.alloc(STRUCT * shapes.length);
   shapes.forEach(([rows, columns], k) => {
     const states = header.tensors[members[k]][3].states ?? 0;
-    new Uint32Array(wasm.run.memory.buffer, matrices + STRUCT * k, 4).set([rows, columns, states, to]);
+    new Uint32Array(wasm.run.memory.buffer, matrices + STRUCT * k, 4).set([
+      rows,
+      columns,
+      states,
+      to,
+    ]);
     to += rows * columns * size;
   });
   wasm.run.decodeMatrices(from, stored, matrices, shapes.length, trellis, wide);
@@ -143,15 +167,26 @@ function decodeRange(plan, layout, from, stored, to, header, wasm) {
 
 /** Write the float32 values of a tensor to `to`. */
 function setValues([name, shape, method, parameters], held, to, wasm) {
-  const count = product(shape), [rows, columns] = shape;
+  const count = product(shape),
+    [rows, columns] = shape;
   const { codes, scales, values } = held;
   if (method === "float32") wasm.bytes(to, 4 * count).set(wasm.bytes(values, 4 * count));
   else if (method === "float16") wasm.run.halves(values, count, to);
   else if (method === "bfloat16") wasm.run.brainFloats(values, count, to);
   else if (method === "int8") wasm.run.rowsOfBytes(codes, scales, true, rows, columns, to);
   else if (method === "int8-tensor") wasm.run.rowsOfBytes(codes, scales, false, 1, count, to);
-  else wasm.run.grid(codes, held.row_scales, held.column_scales, rows, columns, parameters.states ?? 0, to);
-  if (!wasm.run.finite(to, count)) throw new ArtifactError(`tensor ${name} has values that are not finite`);
+  else
+    wasm.run.grid(
+      codes,
+      held.row_scales,
+      held.column_scales,
+      rows,
+      columns,
+      parameters.states ?? 0,
+      to,
+    );
+  if (!wasm.run.finite(to, count))
+    throw new ArtifactError(`tensor ${name} has values that are not finite`);
 }
 
 /** Add a tensor to the hash that is being made: name, shape as coded, and values. */

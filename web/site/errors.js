@@ -7,6 +7,9 @@ export class ArtifactError extends Error {
 
 /** The start of a value of the file, in printable ASCII: it may be anything. */
 export function short(value) {
-  const text = JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v)) ?? String(value);
-  return text.replace(/[^ -~]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`).slice(0, 60);
+  const text =
+    JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v)) ?? String(value);
+  return text
+    .replace(/[^ -~]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`)
+    .slice(0, 60);
 }

@@ -1,4 +1,5 @@
-// A tokenizer.json of Hugging Face's library tokenizers -> text to token ids and back: BPE of its kinds.
+// A tokenizer.json of Hugging Face's library tokenizers -> text to token ids and back: BPE of its
+// kinds.
 //
 // A part that is not known is an error by its name, never a guess.
 import { bytePiece, mergePairs, splitAt, textOfBytes } from "./bpe.js";
@@ -8,7 +9,9 @@ const GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|
 const SPACE = "\u2581";
 
 function unknown(what, value) {
-  throw new ArtifactError(`the tokenizer has ${what} ${short(value)}, which this page does not know`);
+  throw new ArtifactError(
+    `the tokenizer has ${what} ${short(value)}, which this page does not know`,
+  );
 }
 
 export class HuggingFace {
@@ -25,17 +28,21 @@ export class HuggingFace {
   }
 
   read({ model, normalizer, pre_tokenizer, decoder, added_tokens }) {
-    if (model?.type !== "BPE" || !model.vocab || !Array.isArray(model.merges)) unknown("a model of type", model?.type);
+    if (model?.type !== "BPE" || !model.vocab || !Array.isArray(model.merges))
+      unknown("a model of type", model?.type);
     for (const key of ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]) {
       if (model[key]) unknown(`${key} =`, model[key]);
     }
     this.model = model;
     this.vocab = new Map(Object.entries(model.vocab));
-    this.merges = new Map(model.merges.map((pair, rank) => [Array.isArray(pair) ? pair.join(" ") : pair, rank]));
+    this.merges = new Map(
+      model.merges.map((pair, rank) => [Array.isArray(pair) ? pair.join(" ") : pair, rank]),
+    );
     this.normalize = normalizerOf(normalizer);
     this.split = splitterOf(pre_tokenizer);
     this.added = Array.isArray(added_tokens) ? added_tokens : [];
-    if (this.added.some((token) => token.single_word || token.lstrip || token.rstrip)) unknown("a token that strips its", "surroundings");
+    if (this.added.some((token) => token.single_word || token.lstrip || token.rstrip))
+      unknown("a token that strips its", "surroundings");
     this.pieces = new Map([...this.vocab].map(([text, id]) => [id, { text }]));
     for (const { id, content, special, normalized } of this.added) {
       this.pieces.set(id, { text: normalized ? this.normalize(content) : content, special });
@@ -53,17 +60,28 @@ export class HuggingFace {
   /**
    * Ids of a text, with none before and none after.
    *
-   * What looks like a special token is text, unless `specials`: a chat template's are meant as such.
+   * What looks like a special token is text, unless `specials`: a chat template's are meant as
+   * such.
    */
   encode(text, { specials = false } = {}) {
     const meant = this.added.filter((token) => specials || !token.special);
     // some are looked for in the text, others in what the normalizer makes of it
-    const before = new Map(meant.filter((token) => !token.normalized).map(({ content, id }) => [content, id]));
-    const after = new Map(meant.filter((token) => token.normalized).map(({ content, id }) => [this.normalize(content), id]));
+    const before = new Map(
+      meant.filter((token) => !token.normalized).map(({ content, id }) => [content, id]),
+    );
+    const after = new Map(
+      meant
+        .filter((token) => token.normalized)
+        .map(({ content, id }) => [this.normalize(content), id]),
+    );
     const through = (text, words, rest) =>
-      splitAt(text, [...words.keys()]).flatMap((part) => (part.word ? [words.get(part.text)] : rest(part.text)));
+      splitAt(text, [...words.keys()]).flatMap((part) =>
+        part.word ? [words.get(part.text)] : rest(part.text),
+      );
     return through(text, before, (part) =>
-      through(this.normalize(part), after, (rest) => this.split(rest).flatMap((word) => this.idsOf(word))),
+      through(this.normalize(part), after, (rest) =>
+        this.split(rest).flatMap((word) => this.idsOf(word)),
+      ),
     );
   }
 
@@ -80,7 +98,9 @@ export class HuggingFace {
     const { model, vocab } = this;
     if (model.ignore_merges && vocab.has(word)) return [vocab.get(word)];
     // characters that are no piece go by their bytes, or are unknown
-    const symbols = [...word].flatMap((c) => (vocab.has(c) || !model.byte_fallback ? [c] : bytePieces(c, vocab)));
+    const symbols = [...word].flatMap((c) =>
+      vocab.has(c) || !model.byte_fallback ? [c] : bytePieces(c, vocab),
+    );
     const pieces = mergePairs(symbols, (left, right) => this.merges.get(`${left} ${right}`));
     const found = [];
     let unknownBefore = false;
@@ -99,11 +119,14 @@ export class HuggingFace {
     const pieces = ids.map((id) => this.pieces.get(id)).filter((piece) => piece && !piece.special);
     if (this.byteLevel) {
       const bytes = pieces.flatMap(({ text }) =>
-        [...text].every((c) => BYTE_OF.has(c)) ? [...text].map((c) => BYTE_OF.get(c)) : [...new TextEncoder().encode(text)],
+        [...text].every((c) => BYTE_OF.has(c))
+          ? [...text].map((c) => BYTE_OF.get(c))
+          : [...new TextEncoder().encode(text)],
       );
       return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
     }
-    let found = "", bytes = [];
+    let found = "",
+      bytes = [];
     for (const { text } of pieces) {
       const byte = /^<0x([0-9A-F]{2})>$/.exec(text);
       if (byte) {
@@ -164,23 +187,31 @@ function splitterOf(part) {
   if (part.type === "Split") {
     const { pattern, behavior, invert } = part;
     if (!["Isolated", "Removed"].includes(behavior)) unknown("a split of behavior", behavior);
-    const rule = pattern?.Regex !== undefined ? regex(pattern.Regex) : new RegExp(escaped(pattern?.String ?? ""), "gu");
+    const rule =
+      pattern?.Regex !== undefined
+        ? regex(pattern.Regex)
+        : new RegExp(escaped(pattern?.String ?? ""), "gu");
     return (text) => pieces(text, rule, behavior, invert);
   }
   if (part.type === "ByteLevel") {
     const rule = regex(GPT2);
     return (text) => {
       const spaced = part.add_prefix_space && !text.startsWith(" ") ? ` ${text}` : text;
-      return (part.use_regex === false ? [spaced] : pieces(spaced, rule, "Isolated")).map(byteCharacters);
+      return (part.use_regex === false ? [spaced] : pieces(spaced, rule, "Isolated")).map(
+        byteCharacters,
+      );
     };
   }
   if (part.type === "Metaspace") {
-    const mark = part.replacement ?? SPACE, scheme = part.prepend_scheme ?? "always";
+    const mark = part.replacement ?? SPACE,
+      scheme = part.prepend_scheme ?? "always";
     if (scheme === "first") unknown("a Metaspace of prepend_scheme", scheme);
     return (text) => {
       let marked = text.replaceAll(" ", mark);
       if (scheme === "always" && !marked.startsWith(mark)) marked = mark + marked;
-      return part.split === false ? [marked] : marked.split(new RegExp(`(?=${escaped(mark)})`, "u"));
+      return part.split === false
+        ? [marked]
+        : marked.split(new RegExp(`(?=${escaped(mark)})`, "u"));
     };
   }
   return unknown("the pre-tokenizer", part.type);
@@ -192,7 +223,8 @@ function escaped(text) {
 
 /** A regular expression of the library as one of JavaScript's. */
 function regex(source) {
-  const eitherCase = (_, inner) => `(?:${inner.replace(/[a-z]/gi, (c) => `[${c.toLowerCase()}${c.toUpperCase()}]`)})`;
+  const eitherCase = (_, inner) =>
+    `(?:${inner.replace(/[a-z]/gi, (c) => `[${c.toLowerCase()}${c.toUpperCase()}]`)})`;
   const spelled = source
     .replace(/\(\?i:([^()\\[]*)\)/g, eitherCase)
     .replace(/\\s/g, "\\p{White_Space}")
@@ -208,7 +240,8 @@ function regex(source) {
 function pieces(text, rule, behavior, invert = false) {
   const found = [];
   let at = 0;
-  const keep = (word, matched) => word && !(behavior === "Removed" && matched !== invert) && found.push(word);
+  const keep = (word, matched) =>
+    word && !(behavior === "Removed" && matched !== invert) && found.push(word);
   for (const match of text.matchAll(rule)) {
     keep(text.slice(at, match.index), false);
     keep(match[0], true);
@@ -224,6 +257,7 @@ function stripOf(decoder) {
   if (decoder.type === "Sequence") return decoder.decoders.map(stripOf).some(Boolean);
   if (decoder.type === "Strip") return decoder.content === " " && decoder.start > 0;
   if (decoder.type === "Metaspace") return (decoder.prepend_scheme ?? "always") !== "never";
-  if (!["ByteLevel", "ByteFallback", "Fuse", "Replace"].includes(decoder.type)) unknown("the decoder", decoder.type);
+  if (!["ByteLevel", "ByteFallback", "Fuse", "Replace"].includes(decoder.type))
+    unknown("the decoder", decoder.type);
   return false;
 }

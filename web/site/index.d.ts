@@ -3,7 +3,10 @@
 /** A file or a model that cannot be opened; its message is one sentence for people. */
 export class ArtifactError extends Error {}
 
-/** The header's values as docs/format.md names them; whatever is in `pack` and `record` may be hostile. */
+/**
+ * The header's values as docs/format.md names them; whatever is in `pack` and `record` may be
+ * hostile.
+ */
 export interface Header {
   version: 1 | 2;
   family: "golf" | "transformers" | "module";
@@ -53,7 +56,10 @@ export interface Model {
   reset(): void;
 }
 
-/** @throws {ArtifactError} the tensors are not those of the file's model, or this package cannot run it. */
+/**
+ * @throws {ArtifactError} the tensors are not those of the file's model, or this package cannot run
+ * it.
+ */
 export function openModel(decoded: Decoded): Model;
 
 /** The likeliest token at temperature 0, and else one drawn by numbers from 0 to 1. */
@@ -111,7 +117,10 @@ export interface Speaker {
   generate(prompt: string, options?: Asked & { random?: () => number }): Generator<Piece, void>;
 }
 
-/** Decode a file and make its model and tokenizer, in the thread that asks: in a worker, or under node. */
+/**
+ * Decode a file and make its model and tokenizer, in the thread that asks: in a worker, or under
+ * node.
+ */
 export function open(
   file: ArrayBuffer | Uint8Array,
   options?: { tokenizer?: Uint8Array; progress?: (share: number) => void },
@@ -132,10 +141,11 @@ export interface Loaded {
 /**
  * Fetch, decode and open a model in a worker.
  *
- * A golf file needs the address of its SentencePiece model as `tokenizer`. What was fetched is kept in
- * the cache of the name `cache`, if one is given.
+ * A golf file needs the address of its SentencePiece model as `tokenizer`. What was fetched is kept
+ * in the cache of the name `cache`, if one is given.
  *
- * @throws {ArtifactError} the file cannot be had, is damaged, or is of a model that cannot run here.
+ * @throws {ArtifactError} the file cannot be had, is damaged, or is of a model that cannot run
+ *     here.
  */
 export function load(
   model: string | URL,

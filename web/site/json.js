@@ -25,13 +25,20 @@ export function parseCanonical(text) {
   function value(depth) {
     if (depth > LARGEST_DEPTH) wrong(`it is nested more than ${LARGEST_DEPTH} deep`);
     switch (text[at]) {
-      case "{": return object(depth);
-      case "[": return list(depth);
-      case '"': return string();
-      case "t": return expect("true"), true;
-      case "f": return expect("false"), false;
-      case "n": return expect("null"), null;
-      default: return number();
+      case "{":
+        return object(depth);
+      case "[":
+        return list(depth);
+      case '"':
+        return string();
+      case "t":
+        return (expect("true"), true);
+      case "f":
+        return (expect("false"), false);
+      case "n":
+        return (expect("null"), null);
+      default:
+        return number();
     }
   }
 
@@ -43,7 +50,8 @@ export function parseCanonical(text) {
       if (last !== null) expect(",");
       if (text[at] !== '"') wrong("a key must stand here");
       const key = string();
-      if (last !== null && !comesBefore(last, key)) wrong("keys are not sorted, or one is repeated");
+      if (last !== null && !comesBefore(last, key))
+        wrong("keys are not sorted, or one is repeated");
       expect(":");
       found[key] = value(depth + 1);
       last = key;
@@ -82,7 +90,11 @@ export function parseCanonical(text) {
       const code = parseInt(digits, 16);
       const character = String.fromCharCode(code);
       // what has a shorter spelling must have it
-      if (!/^[0-9a-f]{4}$/.test(digits) || (code > 31 && code < 127) || "\b\f\n\r\t".includes(character)) {
+      if (
+        !/^[0-9a-f]{4}$/.test(digits) ||
+        (code > 31 && code < 127) ||
+        "\b\f\n\r\t".includes(character)
+      ) {
         wrong("an escape that is not the shortest");
       }
       found += character;
@@ -101,7 +113,8 @@ export function parseCanonical(text) {
     if (word === "-0") wrong("-0 is 0");
     const found = Number(word);
     if (fraction || exponent) {
-      if (!Number.isFinite(found) || asPython(found) !== word) wrong("a number that is not the shortest");
+      if (!Number.isFinite(found) || asPython(found) !== word)
+        wrong("a number that is not the shortest");
       at += word.length;
       return Number.isInteger(found) ? new Number(found) : found;
     }
@@ -116,14 +129,17 @@ export function parseCanonical(text) {
 
 /** Whether `a` sorts before `b` by code point. */
 function comesBefore(a, b) {
-  const x = [...a], y = [...b];
+  const x = [...a],
+    y = [...b];
   for (let i = 0; i < Math.min(x.length, y.length); i++) {
     if (x[i] !== y[i]) return x[i].codePointAt(0) < y[i].codePointAt(0);
   }
   return x.length < y.length;
 }
 
-/** A double as Python's repr writes it: the digits are the same shortest ones, their form is not. */
+/**
+ * A double as Python's repr writes it: the digits are the same shortest ones, their form is not.
+ */
 function asPython(value) {
   const [mantissa, power] = value.toExponential().split("e");
   const exponent = Number(power);

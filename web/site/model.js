@@ -6,15 +6,21 @@ import { Llama, LLAMAS } from "./llama.js";
 /**
  * The model of what `decode` returned; it computes in the memory that holds the weights.
  *
- * @throws {ArtifactError} the file's tensors are not those of its model, or this code cannot run it.
+ * @throws {ArtifactError} the file's tensors are not those of its model, or this code cannot run
+ *     it.
  */
 export function openModel(decoded) {
   const { family, model } = decoded.header;
   if (family === "golf") return new Golf(decoded);
-  if (family === "module") throw new ArtifactError("the file holds a module of its author's own code, which no page can run");
+  if (family === "module")
+    throw new ArtifactError(
+      "the file holds a module of its author's own code, which no page can run",
+    );
   const type = model.values.model_type;
   if (LLAMAS.includes(type)) return new Llama(decoded);
-  throw new ArtifactError(`the file's model is of type ${short(type)}; this page runs golf and ${LLAMAS.join(", ")}`);
+  throw new ArtifactError(
+    `the file's model is of type ${short(type)}; this page runs golf and ${LLAMAS.join(", ")}`,
+  );
 }
 
 /** The likeliest token at temperature 0, which is the first of equals, and else one drawn. */

@@ -1,11 +1,14 @@
-// Weights of a decoded file -> what every model is made of: checked tensors, buffers, rotary angles.
+// Weights of a decoded file -> what every model is made of: checked tensors, buffers, rotary
+// angles.
 import { ArtifactError } from "./errors.js";
 
 /** Positions that go through the layers together. */
 export const CHUNK = 16;
 const MOST_CONTEXT = 4096;
 
-/** A model whose layers remember keys and values. What extends it has `run`, and calls `remember`. */
+/**
+ * A model whose layers remember keys and values. What extends it has `run`, and calls `remember`.
+ */
 export class Net {
   /** @param {object} decoded what `decode` returned. */
   constructor({ tensors, wasm }, context) {
@@ -21,11 +24,17 @@ export class Net {
    * @throws {ArtifactError} the window is full, or a token is beyond the vocabulary.
    */
   feed(tokens) {
-    if (!tokens.length) throw new ArtifactError("an empty prompt gives this model nothing to begin with; write a word");
+    if (!tokens.length)
+      throw new ArtifactError(
+        "an empty prompt gives this model nothing to begin with; write a word",
+      );
     if (this.tokens.length + tokens.length > this.context) {
-      throw new ArtifactError(`the text is longer than the ${this.context} tokens of the model's window`);
+      throw new ArtifactError(
+        `the text is longer than the ${this.context} tokens of the model's window`,
+      );
     }
-    if (tokens.some((token) => !(token < this.vocab))) throw new ArtifactError("a token beyond the model's vocabulary");
+    if (tokens.some((token) => !(token < this.vocab)))
+      throw new ArtifactError("a token beyond the model's vocabulary");
     for (let start = 0; start < tokens.length; start += CHUNK) {
       const chunk = tokens.slice(start, start + CHUNK);
       this.forward(chunk, this.tokens.length, start + CHUNK >= tokens.length);
@@ -48,7 +57,9 @@ export class Net {
     const tensor = this.tensors.get(name);
     if (!tensor) throw new ArtifactError(`the file has no tensor ${name}, which its model needs`);
     if (tensor.shape.join() !== shape.join()) {
-      throw new ArtifactError(`tensor ${name} has shape [${tensor.shape}], its model needs [${shape}]`);
+      throw new ArtifactError(
+        `tensor ${name} has shape [${tensor.shape}], its model needs [${shape}]`,
+      );
     }
     return tensor.at;
   }
@@ -88,7 +99,8 @@ export class Net {
    */
   angles(frequencies, start, count, to, sign = 1) {
     const half = frequencies.length;
-    const cos = this.wasm.floats(to, count * half), sin = this.wasm.floats(to + 4 * CHUNK * half, count * half);
+    const cos = this.wasm.floats(to, count * half),
+      sin = this.wasm.floats(to + 4 * CHUNK * half, count * half);
     for (let t = 0; t < count; t++) {
       for (let i = 0; i < half; i++) {
         const angle = Math.fround((start + t) * frequencies[i]);
@@ -106,5 +118,7 @@ export class Net {
 
 /** Frequencies of rotary angles, base^(-2 i / dims), in float32. */
 export function frequencies(base, dims) {
-  return Array.from({ length: dims / 2 }, (_, i) => Math.fround(base ** -Math.fround((2 * i) / dims)));
+  return Array.from({ length: dims / 2 }, (_, i) =>
+    Math.fround(base ** -Math.fround((2 * i) / dims)),
+  );
 }

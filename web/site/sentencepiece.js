@@ -5,8 +5,14 @@ import { bytePiece, mergePairs, splitAt, textOfBytes } from "./bpe.js";
 import { ArtifactError } from "./errors.js";
 
 const SPACE = "\u2581";
-const UNIGRAM = 1, BPE = 2;
-const NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6;
+const UNIGRAM = 1,
+  BPE = 2;
+const NORMAL = 1,
+  UNKNOWN = 2,
+  CONTROL = 3,
+  USER_DEFINED = 4,
+  UNUSED = 5,
+  BYTE = 6;
 const UNKNOWN_PENALTY = 10;
 
 export class SentencePiece {
@@ -19,19 +25,27 @@ export class SentencePiece {
       throw new ArtifactError("the tokenizer's file is not a SentencePiece model");
     }
     const { pieces, trainer, normalizer } = model;
-    if (!pieces.length) throw new ArtifactError("the tokenizer's file is not a SentencePiece model");
-    if (![UNIGRAM, BPE].includes(trainer.type)) throw new ArtifactError("the tokenizer is neither BPE nor unigram");
+    if (!pieces.length)
+      throw new ArtifactError("the tokenizer's file is not a SentencePiece model");
+    if (![UNIGRAM, BPE].includes(trainer.type))
+      throw new ArtifactError("the tokenizer is neither BPE nor unigram");
     Object.assign(this, { pieces, trainer, normalizer, vocab: pieces.length, bos: trainer.bos });
     this.stops = new Set([trainer.bos]);
     const kinds = [NORMAL, USER_DEFINED, UNUSED];
     /** Ids of the pieces that text may become, and of all others. */
-    this.ids = new Map(pieces.flatMap(({ text, kind }, id) => (kinds.includes(kind) ? [[text, id]] : [])));
-    this.reserved = new Map(pieces.flatMap(({ text, kind }, id) => (kinds.includes(kind) ? [] : [[text, id]])));
+    this.ids = new Map(
+      pieces.flatMap(({ text, kind }, id) => (kinds.includes(kind) ? [[text, id]] : [])),
+    );
+    this.reserved = new Map(
+      pieces.flatMap(({ text, kind }, id) => (kinds.includes(kind) ? [] : [[text, id]])),
+    );
     this.userDefined = pieces.filter(({ kind }) => kind === USER_DEFINED).map(({ text }) => text);
     this.charsmap = normalizer.charsmap.length ? new Charsmap(normalizer.charsmap) : null;
     this.unknown = pieces.findIndex(({ kind }) => kind === UNKNOWN);
-    if (this.unknown < 0) throw new ArtifactError("the tokenizer has no piece for unknown characters");
-    if (!(this.bos < this.vocab)) throw new ArtifactError("the tokenizer has no BOS piece; a text needs one to begin with");
+    if (this.unknown < 0)
+      throw new ArtifactError("the tokenizer has no piece for unknown characters");
+    if (!(this.bos < this.vocab))
+      throw new ArtifactError("the tokenizer has no BOS piece; a text needs one to begin with");
     if (trainer.type === UNIGRAM) {
       const scores = pieces.filter(({ kind }) => kind === NORMAL).map(({ score }) => score);
       this.lowest = scores.reduce((a, b) => Math.min(a, b), Infinity);
@@ -81,11 +95,14 @@ export class SentencePiece {
   /** The likeliest way to cut a text (Viterbi). */
   byScores(text) {
     const best = [{ score: 0 }];
-    for (let at = 0; at < text.length; ) {
-      const width = String.fromCodePoint(text.codePointAt(at)).length, here = best[at].score;
+    for (let at = 0; at < text.length;) {
+      const width = String.fromCodePoint(text.codePointAt(at)).length,
+        here = best[at].score;
       const offer = (length, score) => {
-        const candidate = Math.fround(here + score), old = best[at + length];
-        if (!old || candidate > old.score) best[at + length] = { score: Math.fround(candidate), from: at };
+        const candidate = Math.fround(here + score),
+          old = best[at + length];
+        if (!old || candidate > old.score)
+          best[at + length] = { score: Math.fround(candidate), from: at };
       };
       let single = false;
       for (let length = width; length <= this.longest && at + length <= text.length; length++) {
@@ -103,12 +120,15 @@ export class SentencePiece {
   }
 
   normalize(text) {
-    const { dummyPrefix, removeExtra, escape } = this.normalizer, suffix = this.trainer.spaceAsSuffix;
+    const { dummyPrefix, removeExtra, escape } = this.normalizer,
+      suffix = this.trainer.spaceAsSuffix;
     const space = escape ? SPACE : " ";
     const parts = splitAt(text, this.userDefined).flatMap(({ text: part, word }) =>
       word ? [part] : this.charsmap ? this.charsmap.normalize(part) : [...part],
     );
-    let found = "", afterSpace = removeExtra, first = 0;
+    let found = "",
+      afterSpace = removeExtra,
+      first = 0;
     if (removeExtra) while (parts[first] === " ") first++;
     if (first === parts.length) return "";
     for (let part of parts.slice(first)) {
@@ -125,7 +145,10 @@ export class SentencePiece {
   /** The text of ids, without what only controls. */
   decode(ids) {
     const { dummyPrefix, removeExtra } = this.normalizer;
-    let found = "", bytes = [], atStart = true, startSeen = false;
+    let found = "",
+      bytes = [],
+      atStart = true,
+      startSeen = false;
     const flush = () => {
       if (bytes.length) found += textOfBytes(bytes);
       bytes = [];
@@ -168,7 +191,7 @@ class Charsmap {
     const bytes = new TextEncoder().encode(text);
     const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
     const found = [];
-    for (let at = 0; at < bytes.length; ) {
+    for (let at = 0; at < bytes.length;) {
       let { length, value } = this.longest(bytes, at);
       if (length) {
         found.push(utf8.decode(this.texts.subarray(value, this.texts.indexOf(0, value))));
@@ -184,7 +207,9 @@ class Charsmap {
   longest(bytes, start) {
     const offset = (unit) => (unit >>> 10) << ((unit & 512) >>> 6);
     const { units } = this;
-    let place = offset(units[0]), length = 0, value = 0;
+    let place = offset(units[0]),
+      length = 0,
+      value = 0;
     for (let at = start; at < bytes.length; at++) {
       place ^= bytes[at];
       const unit = units[place];
@@ -203,8 +228,19 @@ class Charsmap {
 
 function readModel(bytes) {
   const pieces = [];
-  const trainer = { type: UNIGRAM, bos: 1, byteFallback: false, spaceAsSuffix: false, unknownText: " \u2047 " };
-  const normalizer = { charsmap: new Uint8Array(0), dummyPrefix: true, removeExtra: true, escape: true };
+  const trainer = {
+    type: UNIGRAM,
+    bos: 1,
+    byteFallback: false,
+    spaceAsSuffix: false,
+    unknownText: " \u2047 ",
+  };
+  const normalizer = {
+    charsmap: new Uint8Array(0),
+    dummyPrefix: true,
+    removeExtra: true,
+    escape: true,
+  };
   const text = (value) => new TextDecoder("utf-8", { ignoreBOM: true }).decode(value);
   for (const [field, message] of fields(bytes)) {
     if (field === 1) {
@@ -240,7 +276,9 @@ function* fields(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   let at = 0;
   const varint = () => {
-    let value = 0, scale = 1, byte;
+    let value = 0,
+      scale = 1,
+      byte;
     do {
       byte = view.getUint8(at++);
       value += (byte & 127) * scale;
@@ -249,7 +287,8 @@ function* fields(bytes) {
     return value;
   };
   while (at < bytes.length) {
-    const key = varint(), kind = key % 8;
+    const key = varint(),
+      kind = key % 8;
     let value;
     if (kind === 0) value = varint();
     else if (kind === 2) {

@@ -25,9 +25,13 @@ export async function open(file, { tokenizer, progress } = {}) {
 function tokenizerOf({ header, files, wasm }, given) {
   const brought = files.get("tokenizer.json");
   const bytes = brought ?? given;
-  if (!bytes) throw new ArtifactError("the file brings no tokenizer; give it the SentencePiece model that it was trained with");
+  if (!bytes)
+    throw new ArtifactError(
+      "the file brings no tokenizer; give it the SentencePiece model that it was trained with",
+    );
   const known = header.tokenizer?.sha256;
-  if (known && wasm.sha256(bytes) !== known) throw new ArtifactError("the tokenizer is not the one that the model was trained with");
+  if (known && wasm.sha256(bytes) !== known)
+    throw new ArtifactError("the tokenizer is not the one that the model was trained with");
   if (!brought) return new SentencePiece(bytes);
   const { values, bos, begins } = header.model;
   const stops = [values.eos_token_id].flat().filter(Number.isInteger);
@@ -48,13 +52,17 @@ export class Speaker {
    */
   *generate(prompt, { tokens: most = 100, temperature = 0.8, chat, random } = {}) {
     const { model, tokenizer } = this;
-    const given = chat ? tokenizer.encode(chat[0] + prompt + chat[1], { specials: true }) : tokenizer.start(prompt);
+    const given = chat
+      ? tokenizer.encode(chat[0] + prompt + chat[1], { specials: true })
+      : tokenizer.start(prompt);
     // a golf model's first token is BOS, which is no text
     const said = (ids) => tokenizer.decode(tokenizer instanceof SentencePiece ? ids.slice(1) : ids);
     model.reset();
     let logits = model.feed(given);
     const all = [...given];
-    let shown = said(all), held = 0, drawn = 0;
+    let shown = said(all),
+      held = 0,
+      drawn = 0;
     while (drawn < most) {
       const token = pick(logits, temperature, random);
       if (tokenizer.stops.has(token)) break;

@@ -11,7 +11,9 @@ let compiled;
 function compile() {
   compiled ??= fetchBytes(PAGE).then((bytes) => {
     if (!WebAssembly.validate(bytes)) {
-      throw new ArtifactError("this browser lacks WebAssembly with SIMD; use one from 2023 or later");
+      throw new ArtifactError(
+        "this browser lacks WebAssembly with SIMD; use one from 2023 or later",
+      );
     }
     return WebAssembly.compile(bytes);
   });
@@ -53,7 +55,8 @@ export class Wasm {
 
   /** Where `bytes` bytes are free from now on. */
   alloc(bytes) {
-    if (bytes > MOST_BYTES) throw new ArtifactError("the model does not fit into the memory that a page may have");
+    if (bytes > MOST_BYTES)
+      throw new ArtifactError("the model does not fit into the memory that a page may have");
     return this.run.alloc(bytes) >>> 0;
   }
 
@@ -99,7 +102,9 @@ export class Wasm {
     });
   }
 
-  /** Expand a stream of `stored` bytes at `from`, by a codec of bytes, to exactly `size` at `to`. */
+  /**
+   * Expand a stream of `stored` bytes at `from`, by a codec of bytes, to exactly `size` at `to`.
+   */
   expand(codec, from, stored, to, size) {
     if (codec === "raw") {
       if (stored !== size) throw new ArtifactError("a raw section of another size than declared");

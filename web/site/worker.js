@@ -17,7 +17,11 @@ async function get(url, store, progress) {
   const chunks = [];
   let size = 0;
   const reader = answer.body.getReader();
-  for (let part; !(part = await reader.read()).done; progress(total ? Math.min(size / total, 1) : 0, size)) {
+  for (
+    let part;
+    !(part = await reader.read()).done;
+    progress(total ? Math.min(size / total, 1) : 0, size)
+  ) {
     chunks.push(part.value);
     size += part.value.length;
   }
@@ -36,7 +40,9 @@ async function keep(url, store, bytes) {
 const TASKS = {
   async load({ model, tokenizer, cache }) {
     const store = await opened(cache);
-    const file = await get(model, store, (share, bytes) => postMessage({ stage: "download", share, bytes }));
+    const file = await get(model, store, (share, bytes) =>
+      postMessage({ stage: "download", share, bytes }),
+    );
     const words = tokenizer ? await get(tokenizer, store, () => {}) : undefined;
     let told = 0;
     const progress = (share) => {
@@ -45,7 +51,9 @@ const TASKS = {
       postMessage({ stage: "decode", share });
     };
     speaker = await open(file, { tokenizer: words, progress });
-    postMessage({ ready: { header: speaker.header, files: speaker.files, context: speaker.model.context } });
+    postMessage({
+      ready: { header: speaker.header, files: speaker.files, context: speaker.model.context },
+    });
     await keep(model, store, file);
     if (words) await keep(tokenizer, store, words);
   },
