@@ -79,7 +79,7 @@ export function unbrotli(from: usize, bytes: usize, to: usize, size: usize, word
     if (last && bits(1)) break;
     const nibbles = bits(2);
     if (nibbles == 3) {
-      if (last || bits(1)) fail("brotli: a reserved bit is set");
+      if (bits(1)) fail("brotli: a reserved bit is set");
       skip();
       continue;
     }
