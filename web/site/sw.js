@@ -35,15 +35,13 @@ self.addEventListener("fetch", (event) => {
   if (event.request.method === "GET") event.respondWith(answer(event.request));
 });
 
+/** From the network while there is one, so that a page and its parts are of one version. */
 async function answer(request) {
-  const cache = await caches.open(CACHE);
-  const kept = await cache.match(request, { ignoreSearch: true });
-  // what says which version this is comes from the network while there is one
-  const first = request.mode === "navigate" || new URL(request.url).pathname.endsWith("/site.json");
-  if (kept && !first) return kept;
   try {
     return await fetch(request);
   } catch (error) {
+    const cache = await caches.open(CACHE);
+    const kept = await cache.match(request, { ignoreSearch: true });
     if (kept) return kept;
     throw error;
   }
