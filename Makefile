@@ -7,12 +7,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help demo install dev check test test-oldest test-gpu test-transformers bench clean
+.PHONY: help demo site install dev check test test-oldest test-gpu test-transformers bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## train, pack and prove a small model on this machine; about three minutes
+	$(BIN)/gptpack demo
+
+site: demo/demo.gptpack ## make a page of the demo's model in the folder site, for any static host
+	$(BIN)/gptpack web $< --tokenizer demo/tokenizer.model --title "gptpack's demo" -o site
+
+demo/demo.gptpack: | $(VENV)/.installed
 	$(BIN)/gptpack demo
 
 install: $(VENV)/.installed ## make the environment .venv with gptpack in it
@@ -48,7 +54,7 @@ bench: $(VENV)/.installed-dev ## run each quick benchmark that needs no model
 		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script"; fi; done
 
 clean: ## remove the environment, caches and the demo's files
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

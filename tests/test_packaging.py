@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("gptpack", "kernels", "recipes", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    *("gptpack", "kernels", "recipes", "web"),
+    *("setup.cfg", "pyproject.toml", "README.md", "LICENSE"),
+)
 DOORS = ("train.py", "pack.py", "eval.py")
 
 
@@ -41,7 +44,7 @@ def sources(tmp_path_factory):
     for name in (*SOURCES, *DOORS):
         path = ROOT / name
         if path.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
+            ignore = shutil.ignore_patterns("__pycache__", "node_modules")
             shutil.copytree(path, folder / name, symlinks=True, ignore=ignore)
         else:
             shutil.copy(path, folder / name)
@@ -73,18 +76,20 @@ def relative(sources: Path, pattern: str) -> set[str]:
 
 
 def test_the_links_are_relative_and_lead_to_the_folders():
-    for name in ("kernels", "recipes"):
+    for name, folder in {"kernels": "kernels", "recipes": "recipes", "site": "web/site"}.items():
         link = ROOT / "gptpack" / name
         assert link.is_symlink()
-        assert os.readlink(link) == f"../{name}"
+        assert os.readlink(link) == f"../{folder}"
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_package_the_kernels_and_the_recipes(wheel, sources):
+def test_a_wheel_holds_the_package_and_all_that_is_linked_into_it(wheel, sources):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "gptpack/py.typed" in names
     assert {f"gptpack/{name}" for name in relative(sources, "recipes/*.toml")} <= names
     assert {f"gptpack/{name}" for name in relative(sources, "kernels/*.py")} <= names
+    page = {f"gptpack/site/{file.name}" for file in (sources / "web" / "site").iterdir()}
+    assert page - names == {"gptpack/site/index.d.ts"}
     assert relative(sources, "gptpack/**/*.py") <= names
 
 

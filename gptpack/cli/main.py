@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "Verify every checksum of a packed file and decode all of it.",
     "submission": "Make a contest submission out of runs, or check one.",
     "report": "Make one HTML page about runs and packed files.",
+    "web": "Make a static page in which a packed model runs in the browser.",
     "inspect": "Show what a packed file holds, from its header.",
     "data": "Text to tokens: tokenizers, shards, downloads.",
     "doctor": "Show what this machine can do, and what is missing for what.",

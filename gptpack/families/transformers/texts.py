@@ -147,6 +147,15 @@ class TextTokenizer:
         before, found, _ = (text or "").partition(PLACEHOLDER)
         return self._with_special_tokens(before) or None if found else None
 
+    def chat_frame(self) -> tuple[str, str] | None:
+        """What the chat template puts before and after a message; None where it shows neither."""
+        try:
+            text = self._templated(PLACEHOLDER, add_generation_prompt=True) or ""
+        except Exception:  # a template is a program of its author's, and may not like this
+            return None
+        before, found, after = text.partition(PLACEHOLDER)
+        return (before, after) if found else None
+
     def _templated(self, message: str, **settings: Any) -> str | None:
         """A message as the chat template puts it; None without a template."""
         if not getattr(self.tokenizer, "chat_template", None):
