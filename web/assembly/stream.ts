@@ -17,10 +17,11 @@ let wordsEnd: usize = 0;
 let range: u64 = 0;
 let point: u64 = 0;
 
+/** The next word, or 0 for the only one that an encoder may leave out. */
 function nextWord(): u64 {
-  if (words >= wordsEnd) return 0;
+  if (words > wordsEnd) fail("codes: the stream ends before its last code");
   words += 4;
-  return load<u32>(words - 4);
+  return words <= wordsEnd ? load<u32>(words - 4) : 0;
 }
 
 export function begin(payload: usize, bytes: usize, kind: u8): void {
@@ -36,7 +37,7 @@ export function begin(payload: usize, bytes: usize, kind: u8): void {
 }
 
 export function finish(): void {
-  if (words != wordsEnd || point >= 0x1ffffffff)
+  if (words < wordsEnd || point >= 0x1ffffffff)
     fail("codes: the stream goes on after its last code");
 }
 
@@ -124,10 +125,9 @@ function decodeRun(table: usize, order: usize, first: usize, stop: usize, out: u
     if (r < 0x100000000) {
       r <<= 32;
       p <<= 32;
-      if (w < end) {
-        p |= load<u32>(w);
-        w += 4;
-      }
+      if (w < end) p |= load<u32>(w);
+      else if (w > end) fail("codes: the stream ends before its last code");
+      w += 4;
     }
     escapes += i32(k == size);
     store<i32>(

@@ -41,9 +41,18 @@ const GOLF = {
 };
 const FLOATS = ["rope_base", "qk_gain", "logit_softcap"];
 const LARGEST_INTEGER = 2n ** 63n;
+const LEAST_FLOAT = 2 ** -126;
+const MOST_FLOAT = (2 - 2 ** -23) * 2 ** 127;
+const MAX_CONTEXT = 1 << 20;
+/** Layers that a model may run, each counted as often as it does. */
+const MOST_PASSES = 4096;
 
 export function isInteger(value, low, high) {
   return Number.isInteger(value) && low <= value && value <= high;
+}
+
+function isFloat32(value) {
+  return LEAST_FLOAT <= value && value <= MOST_FLOAT;
 }
 
 /** Whether a number of the header fits in 64 bits. */
@@ -95,6 +104,12 @@ const PROBLEMS = {
       [few.every((key) => m[key] >= 1), `${few.join(", ")} must be at least 1`],
       [none.every((key) => m[key] >= 0), `${none.join(", ")} must not be negative`],
       [m.vocab <= (version === 1 ? MAX_VOCAB_1 : MAX_VOCAB), "vocab is too large"],
+      [m.context <= MAX_CONTEXT, "context is too large"],
+      [m.layers + m.loop_layers * m.loops <= MOST_PASSES, "its layers run too often"],
+      [
+        FLOATS.every((key) => m[key] === 0 || isFloat32(Math.abs(m[key]))),
+        `${FLOATS.join(", ")} must be numbers of float32`,
+      ],
       [
         m.width % m.heads === 0 && m.heads % m.kv_heads === 0 && kv % 2 === 0,
         "heads do not divide width evenly",
