@@ -183,7 +183,7 @@ def test_what_is_altered_in_memory_is_scored_as_it_is(place):
             lambda f: gptpack.evaluate(f / "model.gptpack", f / "shards", tail="x"),
             "tail='x': choose",
         ),
-        (lambda f: gptpack.evaluate(f / "model.gptpack", f / "none"), "no shards named"),
+        (lambda f: gptpack.evaluate(f / "model.gptpack", f / "none"), "no such folder"),
         (lambda f: gptpack.verify(f / "model.gptpack", f / "model.gptpack"), "a packed file; give"),
     ],
 )
