@@ -6,6 +6,7 @@ what they cannot fill, or names code, kernels and files elsewhere; or its tokeni
 
 import base64
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -416,3 +417,22 @@ def test_the_command_ends_with_the_status_of_the_error_and_no_traceback(write):
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "merges.txt"])
+def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path, name):
+    place = tmp_path / "folder"
+    shutil.copytree(folder, place)
+    (place / name).unlink(missing_ok=True)
+    os.mkfifo(place / name)
+    with pytest.raises(CheckpointError, match=f"{name}: not a regular file"):
+        gptpack.load(place)
+
+
+def test_a_file_of_a_folder_that_is_too_large_is_one_line(folder, tmp_path):
+    place = tmp_path / "folder"
+    shutil.copytree(folder, place)
+    (place / "LICENSE").touch()
+    os.truncate(place / "LICENSE", 40_000_000_000)  # none of it is on the disk
+    with pytest.raises(CheckpointError, match="LICENSE: cannot read it: more than 268,435,456"):
+        gptpack.load(place)
