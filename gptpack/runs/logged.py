@@ -15,6 +15,9 @@ TEXT_BYTES = 151_080_363
 SAME_SECONDS = 0.02
 """Relative difference of the times that two lines about one pass state."""
 
+NEIGHBOURS = 32
+"""Passes of about the same time that a line is compared with."""
+
 Kind = Literal["before", "plain", "sliding", "ttt"]
 """What was scored: the model before packing, or the packed one, plain, with a sliding window, or
 with test-time training."""
@@ -58,9 +61,13 @@ class LoggedScore:
         """Whether both lines, which state their seconds, tell of one pass over the text."""
         if self.seconds is None or other.seconds is None:
             return False
+        if None not in (self.stride, other.stride) and self.stride != other.stride:
+            return False
         apart = 10.0 ** -min(self.digits, other.digits)
-        pairs = ((self.nats, other.nats), (self.bpb, other.bpb))
-        return all(one == two or abs(one - two) <= apart for one, two in pairs) and math.isclose(
+        alike = abs(self.nats - other.nats) <= apart and (
+            abs(self.bpb - other.bpb) <= apart or math.isnan(self.bpb + other.bpb)
+        )
+        return alike and math.isclose(
             self.seconds, other.seconds, rel_tol=SAME_SECONDS, abs_tol=1.0
         )
 
@@ -112,9 +119,11 @@ class LoggedRun:
         """
         found: list[LoggedScore] = []
         for score in sorted(self.scores, key=lambda score: -(score.seconds or 0.0)):
-            if score.seconds and not any(score.same_pass(other) for other in found):
+            # lines about one pass are neighbours by their time, and a log may be anybody's
+            if score.seconds and not any(map(score.same_pass, found[-NEIGHBOURS:])):
                 found.append(score)
-        return [score for score in self.scores if any(score is one for one in found)]
+        kept = set(map(id, found))
+        return [score for score in self.scores if id(score) in kept]
 
     def best(self, kind: Kind) -> LoggedScore | None:
         """The score of a kind with the most digits, the last one of those."""

@@ -57,6 +57,9 @@ def read_source(path: Path) -> Source:
         MissingDependencyError: transformers, or gguf for such a file, is not installed.
     """
     if path.is_dir():
+        for item in path.iterdir():  # the library opens what it likes of them
+            if item.exists() and not (item.is_file() or item.is_dir()):
+                raise CheckpointError(f"{item}: not a regular file; put the file itself there")
         values = _config_json(path / CONFIG)
         kinds = [sorted(path.glob(pattern)) for pattern in WEIGHTS]
         weights = next((kind for kind in kinds if kind), [])
@@ -71,10 +74,12 @@ def read_source(path: Path) -> Source:
         weights = [path]
         inner = _loaded(path, None, weights)
         values = json.loads(json.dumps(inner.config.to_dict(), default=str))
-    tokenizer, files = read_tokenizer(path)
-    if path.is_dir():
-        for pattern in SHIPPED:
+    try:
+        tokenizer, files = read_tokenizer(path)
+        for pattern in SHIPPED if path.is_dir() else ():
             files |= {f.name: read_input(f) for f in sorted(path.glob(pattern)) if f.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot read it: {error.strerror}") from error
     begins = tokenizer is not None and tokenizer.begins_with is not None
     start = tokenizer.begins_with if begins and tokenizer else values.get("bos_token_id")
     bos, said = _first_token(start, values)
