@@ -48,6 +48,7 @@ def evaluate(
     batch_tokens: int = 0,
     device: str = "auto",
     compiled: Compile = "auto",
+    limit_bytes: int | None = None,
     progress: Progress = silent,
     on_ready: "Callable[[torch.device], None] | None" = None,
 ) -> Evaluation:
@@ -79,6 +80,7 @@ def evaluate(
         batch_tokens: most tokens that go through the model at once; 0 chooses by device.
         compiled: whether to use torch.compile; ``auto`` does on CUDA, where it pays.
         device: ``auto``, ``cpu`` or ``cuda``, for a path.
+        limit_bytes: memory that decoding may take, for a path; see `load`.
         progress: called with phase, done and total as scoring goes on.
         on_ready: called with the device before the source is opened.
 
@@ -120,7 +122,7 @@ def evaluate(
         if isinstance(source, Loaded):
             loaded = source
         else:
-            loaded = load(source, model=model, device=here.device)
+            loaded = load(source, model=model, device=here.device, limit_bytes=limit_bytes)
             for phase, seconds in loaded.seconds.items():
                 clock.add(phase, seconds)
         config = loaded.runnable().config
