@@ -26,7 +26,7 @@ from gptpack.artifact.reader import (
 )
 from gptpack.codec.general import most_raw_bytes
 from gptpack.codec.range import decode_codes, encode_codes
-from gptpack.codec.sections import SECTION_CODECS
+from gptpack.codec.sections import AUTO
 from gptpack.codec.trellis import parities_of, stepper
 from gptpack.errors import ArtifactError, MissingDependencyError
 from gptpack.jobs.sample import sample
@@ -52,7 +52,7 @@ def of_zeros(method: str, shape: tuple[int, ...]) -> PackedTensor:
     return PackedTensor(name="w", shape=shape, method=method, arrays=arrays, parameters=parameters)
 
 
-@pytest.mark.parametrize("codec", [name for name in SECTION_CODECS if name != "brotli"])
+@pytest.mark.parametrize("codec", ["auto", *AUTO])
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_that_are_all_zero_are_written_so_that_they_can_be_read(
     method: str, codec: str

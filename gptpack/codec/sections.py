@@ -171,8 +171,8 @@ def encode_streams(
 ) -> list[EncodedStream]:
     """Each section's smallest stream over `codecs` and their layouts; the first of equals.
 
-    A stream that breaks the memory rule could not be read back and does not count. Where none is
-    left, zlib takes over, padded to what the rule asks for; the section's record shows it.
+    A stream that breaks the memory rule could not be read back and does not count. If the smallest
+    does, zlib is tried as well, padded to what the rule asks for; the section's record shows it.
 
     Args:
         codecs: names from `codec_names`. They run on as many threads as there are cores, since the
@@ -211,16 +211,16 @@ def encode_streams(
         best = []
         for index, (slots, _) in enumerate(sections):
             raw_bytes = sum(slot.raw_bytes for slot in slots)
-            readable = [
-                stream
-                for stream in streams[index]
-                if raw_bytes <= most_raw_bytes(size(stream), all_bytes)
-            ]
-            if not readable:
+
+            def readable(stream: EncodedStream, raw_bytes: int = raw_bytes) -> bool:
+                return raw_bytes <= most_raw_bytes(size(stream), all_bytes)
+
+            found = streams[index]
+            if not readable(min(found, key=size)):
                 stream = min((done() for done in tried(index, ("zlib",))), key=size)
-                data = padded_zlib(stream.data, raw_bytes, all_bytes)
-                readable = [replace(stream, data=data)]
-            best.append(min(readable, key=size))
+                padded = replace(stream, data=padded_zlib(stream.data, raw_bytes, all_bytes))
+                found = [*filter(readable, found), padded]
+            best.append(min(found, key=size))
     return best
 
 
