@@ -19,6 +19,7 @@ from gptpack.families.language_model import LanguageModel
 from gptpack.jobs.load import Loaded
 from gptpack.jobs.prepare import prepared
 from gptpack.jobs.request import PackRequest
+from gptpack.memory import give_back
 from gptpack.packing.packer import UNLIMITED, CodedFile, grid_bits
 from gptpack.progress import Progress, silent
 
@@ -142,6 +143,7 @@ def pack(
         coded = ready.fit(delta=request.delta, bits=request.bits)
         ready.seconds["pack"] = ready.preparing_seconds + time.perf_counter() - began
         data = coded.assemble()
+        give_back()
         if not ready.ranks.main:
             return Packed(data=data, coded=coded, path=None, seconds=ready.seconds)
         began = time.perf_counter()

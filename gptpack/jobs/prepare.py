@@ -29,6 +29,7 @@ from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
 from gptpack.jobs.scored_text import check_text
 from gptpack.jobs.training_text import check_texts, training_tokens
+from gptpack.memory import give_back
 from gptpack.packing.again import pack_again
 from gptpack.packing.apart import take_apart
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
@@ -162,6 +163,7 @@ def prepared(
                 record, sensitivities = _calibrated(
                     loaded, request, training, here, record, cache, background, progress
                 )
+                give_back()
                 seconds["calibrate"] = time.perf_counter() - began
                 began = time.perf_counter()
             packer = take_apart(
