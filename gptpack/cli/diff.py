@@ -10,7 +10,7 @@ from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
-from gptpack.inspection.compare import WeightErrors
+from gptpack.inspection.compare import RELATIVE, WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
 from gptpack.inspection.inspect import SHARED
 from gptpack.jobs.diff import diff
@@ -102,6 +102,7 @@ def _print(report: DiffReport) -> None:
         _print_tensors(["relative difference"], [report.weights])
     if report.errors is not None:
         _print_tensors(["A relative error", "B relative error"], report.errors)
+        say(RELATIVE)
 
 
 def _row(group: GroupDiff) -> list[str]:
