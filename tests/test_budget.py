@@ -263,7 +263,8 @@ def test_the_curve_has_a_measured_file_at_each_point_and_leaves_none(place, tmp_
     assert 1.5 < coarse["bits"] < 2.5
     assert fine["bytes"] > coarse["bytes"]
     assert coarse["delta"] == pytest.approx(2 ** (fine["bits"] - 2) * fine["delta"], rel=1e-5)
-    assert fine["bpb_before"] < fine["bpb_predicted"] < coarse["bpb_predicted"]
+    assert fine["bpb_before"] < fine["bpb_measured"] < coarse["bpb_measured"]
+    assert not any("predicted" in key for key in fine)
     plots = {"curve.png"} if json.loads(done.stdout)["plot"] else set()
     assert {path.name for path in tmp_path.iterdir()} == {"curve.csv"} | plots
 
@@ -368,3 +369,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place, tmp_path, capsys):
     assert ended.value.code == 2
     assert "cannot write: File too large" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_rise_is_printed_that_was_not_measured(place, capsys):
+    words = ["--calibration", "random", "--states", "8", "--calibration-tokens", "512"]
+    run(["pack", str(place / "c.pt"), "--bits", "3", "--plan", *words])
+    out = capsys.readouterr().out
+    assert "coded bits per weight" in out
+    assert "rise" not in out
+    assert "predicted" not in out

@@ -92,7 +92,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--curve",
     type=PATH,
-    help="Write bytes, predicted and measured bpb at several deltas to this CSV, and a plot beside "
+    help="Write bytes and measured bpb at several deltas to this CSV, and a plot beside "
     "it; no file is packed.",
 )
 @click.option(
