@@ -36,7 +36,7 @@ from gptpack.families.golf.reference import (
 )
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.families.transformers.nanogpt import from_nanogpt, is_nanochat, is_nanogpt
-from gptpack.inputs import opened
+from gptpack.inputs import MODELS, kind_of, opened
 from gptpack.training.compressed import decompressed, is_compressed
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity, from_dict, to_dict
@@ -253,16 +253,18 @@ def _read(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
     except OSError as error:
+        what = f"{kind}, " if (kind := kind_of(path)) else ""
         raise CheckpointError(
-            f"{path}: cannot read the checkpoint: {error.strerror or error}"
+            f"{path}: cannot read the checkpoint: {what}{error.strerror or error}"
         ) from error
     except CheckpointError:
         raise
     except _UNREADABLE as error:
+        what = f"{kind}, " if (kind := kind_of(path)) and kind not in MODELS else ""
         # torch's own words end in the advice to load it without the weights-only loader
         raise CheckpointError(
-            f"{path}: not a checkpoint that torch's weights-only loader reads; needed a file that "
-            "torch.save or safetensors wrote, of tensors and plain values"
+            f"{path}: {what}not a checkpoint that torch's weights-only loader reads; needed a file "
+            "that torch.save or safetensors wrote, of tensors and plain values"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, needed a state dict")
