@@ -103,12 +103,15 @@ def _is_record(head: bytes, *, other: bool) -> bool:
 
 def _check_whole(path: Path, piece: bytes, separator: str) -> None:
     """Raise the `DataError` of a file of one document that has its separator in another form."""
+    windows = separator.replace("\r\n", "\n").replace("\n", "\r\n")
     core = separator.strip("\r\n")
-    if core and core != separator and (count := piece.count(core.encode())):
-        raise DataError(
-            f"{path}: the separator {separator!r} does not occur, but {core!r} does, {count} "
-            "times; give it as the file has it, with \\r\\n if its lines end so"
-        )
+    for other in (windows, core or separator):
+        if other != separator and (count := piece.count(other.encode())):
+            raise DataError(
+                f"{path}: the separator {separator!r} does not occur, but {other!r} does, {count} "
+                f"times; give it as the file has it, such as --separator {windows!r} if its lines "
+                "end so"
+            )
 
 
 def _json_documents(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
