@@ -401,3 +401,27 @@ def test_resuming_a_run_that_was_killed_before_its_first_checkpoint_begins_it(tm
     assert (result.steps, result.loss_nats) == (whole.steps, whole.loss_nats)
     lines = (begun / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 13)]
+
+
+def test_progress_counts_the_steps_of_a_run(tmp_path):
+    said = []
+    recipe = tiny("training.steps=5", "training.warmdown_steps=2")
+    train(recipe, shards(), tmp_path, CPU, progress=lambda *one: said.append(one))
+    steps = [(done, total) for phase, done, total in said if phase == "train (steps)"]
+    assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5), (5, 5)]
+
+
+def test_the_total_of_a_run_by_the_clock_follows_its_pace(tmp_path, monkeypatch):
+    ticks = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(ticks))
+    said = []
+    train(
+        tiny("training.steps=1000", "training.seconds=8.0"),
+        shards(),
+        tmp_path,
+        CPU,
+        progress=lambda *one: said.append(one),
+    )
+    steps = [(done, total) for phase, done, total in said if phase == "train (steps)"]
+    assert steps[-1][0] == steps[-1][1] < 10
+    assert all(done <= total <= 1000 for done, total in steps)

@@ -35,7 +35,7 @@ from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
 from gptpack.training.recipe import Recipe
-from gptpack.training.schedules import Scheduled, draw_seed, scheduled
+from gptpack.training.schedules import Scheduled, draw_seed, scheduled, steps_left
 from gptpack.values import TokenizerIdentity
 
 CHECKPOINT = "checkpoint.pt"
@@ -309,7 +309,7 @@ class Run:
                 if before is not None:
                     last = self._look(before, metrics)
                 before = now
-                progress("train", round(1000 * schedule.progress), 1000)
+                progress("train (steps)", self.step, self.step + self._left(elapsed))
                 if training.checkpoint_seconds and elapsed - saved >= training.checkpoint_seconds:
                     last, before = self._look(now, metrics), None
                     self.save(time.perf_counter() - start)
@@ -324,7 +324,7 @@ class Run:
         finally:
             if metrics is not None:
                 metrics.close()
-        progress("train", 1000, 1000)
+        progress("train (steps)", self.step, self.step)
         return RunResult(
             checkpoint=self.path,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
@@ -341,6 +341,13 @@ class Run:
             packing_delta=outlook.delta if outlook is not None else None,
             look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )
+
+    def _left(self, elapsed: float) -> int:
+        """Steps until the run ends, at its pace so far."""
+        training = self.recipe.training
+        seconds = training.clock_seconds
+        left = steps_left(self.step, steps=training.steps, elapsed=elapsed, seconds=seconds)
+        return math.ceil(left)
 
     def figures(self) -> dict[str, float | Tensor]:
         """Figures that the last step writes down besides its loss."""
