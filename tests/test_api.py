@@ -46,8 +46,9 @@ def test_the_example_of_each_function_runs(place, monkeypatch, capsys, name):
     assert doctest.DocTestRunner().run(example).failed == 0, capsys.readouterr().out
 
 
-def test_the_lines_of_the_readme_load_pack_and_prove(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
+def test_the_lines_of_the_readme_load_pack_and_prove(place, tmp_path, monkeypatch, capsys):
+    shutil.copytree(place, tmp_path / "new", ignore=shutil.ignore_patterns("model.gptpack"))
+    monkeypatch.chdir(tmp_path / "new")
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.S)
     exec(compile(code, "README.md", "exec"), {})
