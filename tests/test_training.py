@@ -425,3 +425,10 @@ def test_the_total_of_a_run_by_the_clock_follows_its_pace(tmp_path, monkeypatch)
     steps = [(done, total) for phase, done, total in said if phase == "train (steps)"]
     assert steps[-1][0] == steps[-1][1] < 10
     assert all(done <= total <= 1000 for done, total in steps)
+
+
+@pytest.mark.parametrize("more", [["--data", "d", "--output", "r"], ["--plan"]])
+def test_training_without_a_recipe_names_those_that_there_are(capsys, more):
+    assert invoke("train", *more) == 2
+    said = capsys.readouterr().err
+    assert "training needs --recipe: baseline, demo, golf-1060" in said
