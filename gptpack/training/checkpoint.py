@@ -212,13 +212,22 @@ def load_resumable(
             f"{table}.{key}"
             for table, values in new.items()
             for key in values
-            if values[key] != old[table][key]
+            if values[key] != old[table][key] and not _is_longer(table, key, old, new)
         ]
-        raise CheckpointError(
-            f"{path} belongs to a recipe that differs in {', '.join(changed)}; "
-            "resume with the same recipe"
-        )
+        if changed:
+            raise CheckpointError(
+                f"{path} belongs to a recipe that differs in {', '.join(changed)}; resume with the "
+                "same recipe, of which seconds and steps may be more"
+            )
     return checkpoint, checkpoint.training
+
+
+def _is_longer(
+    table: str, key: str, old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether this setting is a limit of the run's length, and now a later one."""
+    limit = table == "training" and key in ("seconds", "steps")
+    return limit and bool(0 < old[table][key] < new[table][key])
 
 
 def _other_data(old: tuple[ShardEntry, ...], new: tuple[ShardEntry, ...]) -> str:
