@@ -11,6 +11,7 @@ from worlds import invoke
 from gptpack.data.orders import DataConfig
 from gptpack.errors import ConfigError
 from gptpack.families.golf.config import ModelConfig
+from gptpack.jobs.train_plan import plan_training
 from gptpack.training.recipe import (
     OptimizerConfig,
     Recipe,
@@ -312,6 +313,22 @@ def test_seq4096_is_the_record_it_names():
     assert optimizer.muon_momentum_warmup_steps == 1500
     assert training.warmdown_steps == 3000
     assert (training.seconds, training.steps, training.seed) == (600.0, 20000, 1337)
+
+
+@pytest.mark.parametrize("name", sorted({*recipe_names()} - {"baseline", "seq4096", "golf-1060"}))
+def test_a_recipe_that_is_no_record_warms_down_over_a_share_of_the_run(name):
+    training = load_recipe(name).training
+    assert training.warmdown_steps == 0 < training.warmdown_fraction < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "clock"),
+    [("laptop-500kb", "500KB", 300), ("laptop-1mb", "1MB", 1200), ("gpu-hour", "16MB", 3600)],
+)
+def test_a_recipe_for_a_size_leaves_its_weights_two_to_four_bits(name, budget, clock):
+    found = plan_training(name, device="cpu", flops=1e12, budget=budget)
+    assert 2 < found["bits_per_weight"] < 4
+    assert found["training_seconds"] == clock
 
 
 def test_the_recipes_that_the_documents_name_are_packaged():

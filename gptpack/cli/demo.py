@@ -69,7 +69,7 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     limit = () if seconds is None else ("--set", f"training.seconds={seconds}")
     execute("train", "--recipe", "demo", *limit, "--data", data, "--output", run,
             "--device", device, "--no-eval")
-    execute("pack", checkpoint, "--budget", budget, "--data", data, "--output", packed,
+    execute("pack", checkpoint, "--budget", budget, "--data", data, "--output", packed, "--force",
             "--device", device)
     # fmt: on
     note(f"$ python -m gptpack eval {packed} --data {data} --stride {STRIDE}")

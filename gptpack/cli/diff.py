@@ -10,8 +10,9 @@ from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.options import DEVICE
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
-from gptpack.inspection.compare import WeightErrors
+from gptpack.inspection.compare import RELATIVE, WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
+from gptpack.inspection.inspect import SHARED
 from gptpack.jobs.diff import diff
 from gptpack.values import check_idle
 
@@ -46,9 +47,9 @@ def command(
     settings of model and packing, recorded bits per byte.
 
     Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
-    --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
-    a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
-    whether they differ or not.
+    --bpb ask for more. The bytes of a group are what its codes cost, or, where a file of an older
+    version does not say it and none is decoded, a share of its section. Changes are B minus A. The
+    exit status is 0 whether they differ or not.
 
     \b
     Examples:
@@ -84,6 +85,9 @@ def _print(report: DiffReport) -> None:
         ["group", "A bytes", "B bytes", "change", "A bits", "B bits", "method"],
         [_row(group) for group in (*report.groups, total)],
     )
+    for side in (first, second):
+        if not side.exact:
+            note(f"{side.path}: {SHARED}; --weights measures them")
     settings = [
         [plain(one.name, 80), *("" if v is None else plain(v, 60) for v in (one.before, one.after))]
         for one in report.settings
@@ -98,6 +102,7 @@ def _print(report: DiffReport) -> None:
         _print_tensors(["relative difference"], [report.weights])
     if report.errors is not None:
         _print_tensors(["A relative error", "B relative error"], report.errors)
+        say(RELATIVE)
 
 
 def _row(group: GroupDiff) -> list[str]:

@@ -19,6 +19,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--bits", type=POSITIVE, help="Instead: most coded bits a weight on a grid may take.")
 @click.option("--delta", type=POSITIVE, help="Instead: this delta, whatever the file takes.")
 @click.option("--output", "-o", type=PATH, help="[default: the checkpoint's name, .gptpack]")
+@click.option("--force", is_flag=True, help="Replace a packed file that stands at --output.")
 @click.option("--data", type=PATH, help="Folder of shards: train calibrates, val proves.")
 @click.option(
     "--text",
@@ -74,10 +75,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--strict", is_flag=True, help="A tensor that falls back to int8 is an error.")
 @click.option("--code", type=PATH, multiple=True, help="File whose bytes count too; repeatable.")
 @click.option(
-    "--codec",
-    "codecs",
-    multiple=True,
-    help="raw, zlib, zstd, lzma, range, brotli; repeatable.",
+    "--codec", "codecs", multiple=True, help="raw, zlib, zstd, lzma, range, brotli; repeatable."
 )
 @click.option(
     "--eval-tokens", type=COUNT, default=0, help="Prove on the first so many targets; 0: all."
@@ -92,7 +90,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--curve",
     type=PATH,
-    help="Write bytes, predicted and measured bpb at several deltas to this CSV, and a plot beside "
+    help="Write bytes and measured bpb at several deltas to this CSV, and a plot beside "
     "it; no file is packed.",
 )
 @click.option(
@@ -127,7 +125,9 @@ def command(
 
     points = parse_bits(curve_bits)
     check_idle("without --curve", curve is None, curve_bits=curve_bits)
-    check_idle("with --curve", curve is not None, output=settings["output"])
+    check_idle(
+        "with --curve", curve is not None, output=settings["output"], force=settings["force"]
+    )
     if curve is None:
         settings["output"] = settings["output"] or beside(checkpoint)
     request = PackRequest(**settings)

@@ -23,7 +23,6 @@ def print_report(report: dict[str, Any]) -> None:
         rows.append(["delta", f"{report['delta']:.4g}"])
     counts = ", ".join(f"{method} {count}" for method, count in report["methods"].items())
     rows.append(["tensors", f"{counts}; fallback {len(report['fallbacks'])}"])
-    predicted = report["predicted_nats"]
     if "after" in report:
         before, after = (report[when]["plain"] for when in ("before", "after"))
         rise = after["nats_per_token"] - before["nats_per_token"]
@@ -31,14 +30,10 @@ def print_report(report: dict[str, Any]) -> None:
             ["bpb before packing", f"{before['bpb']:.5f}"],
             ["bpb of the reloaded file", f"{after['bpb']:.5f}"],
             ["penalty", f"{after['bpb'] - before['bpb']:+.5f}"],
-            ["rise, nats per token: measured", f"{rise:+.5f}"],
+            ["rise, nats per token", f"{rise:+.5f}"],
         ]
-        if report["delta"] is not None:
-            rows.append(["the same, predicted without tuning", f"{predicted:+.5f}"])
         if sliding := report["after"]["sliding"]:
             rows.append([f"sliding bpb, stride {sliding['stride']}", f"{sliding['bpb']:.5f}"])
-    elif report["delta"] is not None:
-        rows.append(["predicted rise, nats per token", f"{predicted:+.5f}"])
     rows += [[f"seconds to {phase}", f"{spent:.1f}"] for phase, spent in report["seconds"].items()]
     print_table(["packed", ""], rows)
     print_table(
@@ -54,14 +49,14 @@ def print_report(report: dict[str, Any]) -> None:
 
 def print_curve(curve: "Curve") -> None:
     print_table(
-        ["bits a weight", "delta", "bytes", "bpb predicted", "bpb measured", "penalty"],
+        ["bits a weight", "delta", "bytes", "bpb", "penalty"],
         [[f"{p.bits:.3f}", f"{p.delta:.4g}", f"{p.bytes:,}", *_figures(p)] for p in curve.points],
     )
     note(f"wrote {curve.path}" + (f" and {curve.plot}" if curve.plot else ""))
 
 
 def _figures(point: "Point") -> list[str]:
-    before, predicted, measured = point.bpb_before, point.bpb_predicted, point.bpb_measured
-    if before is None or predicted is None or measured is None:
-        return ["", "", ""]
-    return [f"{predicted:.5f}", f"{measured:.5f}", f"{measured - before:+.5f}"]
+    before, measured = point.bpb_before, point.bpb_measured
+    if before is None or measured is None:
+        return ["", ""]
+    return [f"{measured:.5f}", f"{measured - before:+.5f}"]

@@ -14,7 +14,7 @@ FLOPS = Finite(min=0, min_open=True, max=1e21)
 
 
 @click.command()
-@click.option("--recipe", default="baseline", show_default=True, help="TOML file or a name.")
+@click.option("--recipe", help="TOML file, or the name of one that comes with gptpack.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.")
 @click.option("--output", type=click.Path(path_type=Path), help="Run folder.")
 @click.option(
@@ -50,7 +50,7 @@ FLOPS = Finite(min=0, min_open=True, max=1e21)
 @click.option("--flops", type=FLOPS, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    recipe: str,
+    recipe: str | None,
     data: Path | None,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -87,6 +87,7 @@ def command(
     from gptpack.cli.train_report import plan_rows, result_rows
     from gptpack.jobs.train import UnscoredError, train
     from gptpack.jobs.train_plan import plan_training
+    from gptpack.training.recipe import recipe_names
 
     asked: dict[str, Any] = {"bits": bits, "budget": budget, "flops": flops}
     check_idle("without --plan", not planned, **asked)
@@ -94,6 +95,8 @@ def command(
     check_idle("with --no-eval", not evaluate, eval_tokens=eval_tokens)
     overrides = (*overrides, *_target(target_bytes, bits, budget))
     first = main_rank()
+    if recipe is None:
+        raise click.UsageError(f"training needs --recipe: {', '.join(recipe_names())}, or a file")
     if planned:
         figures = plan_training(recipe, data, overrides=overrides, **how, **asked)
         if first and as_json:

@@ -6,7 +6,7 @@ import click
 
 from gptpack.cli.console import note, print_json, print_table, progress_bars, say
 from gptpack.escape import plain
-from gptpack.inspection.compare import WeightErrors
+from gptpack.inspection.compare import RELATIVE, WeightErrors
 from gptpack.inspection.verify import VerifyReport
 from gptpack.jobs.verify import verify
 
@@ -81,3 +81,4 @@ def _print_errors(errors: WeightErrors, every: bool) -> None:
         say(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")
     if errors.relative is not None:
         say("", f"relative error of all weights: {errors.relative:.6f}")
+    say(RELATIVE)

@@ -131,7 +131,8 @@ def _budget(checked: Checked, report: InspectReport | None) -> Outcome:
     if headroom >= 0:
         return held("budget", f"{total:,} of {budget:,} bytes{code}{source}; headroom {headroom:,}")
     share = f"{-headroom / budget:.2%}" if budget else "all of it"
-    groups = sorted(report.groups, key=lambda group: -group.stored_bytes) if report else []
+    known = report.groups if report and report.exact else ()
+    groups = sorted(known, key=lambda group: -group.stored_bytes)
     largest = ", ".join(f"{g.name} {g.stored_bytes:,}" for g in groups[:LARGEST_SHOWN])
     advice = max(0, budget - checked.code_bytes)
     return broken(

@@ -27,7 +27,6 @@ class Point:
     """Coded bits of a weight on a grid."""
     bytes: int
     bpb_before: float | None = None
-    bpb_predicted: float | None = None
     bpb_measured: float | None = None
 
 
@@ -115,9 +114,7 @@ def make_curve(
             scores = ready.proof.of(file, progress=progress) if ready.ranks.main else None
             if scores is not None:
                 before, after = (each.plain for each in scores)
-                bpb_per_nat = before.bpb / before.nats_per_token
                 measured["bpb_before"] = before.bpb
-                measured["bpb_predicted"] = before.bpb + coded.predicted_nats * bpb_per_nat
                 measured["bpb_measured"] = after.bpb
             size, rate = len(file), grid_bits(coded.encoded) or 0.0
             points.append(Point(delta=coded.delta, bits=rate, bytes=size, **measured))
@@ -155,9 +152,7 @@ def _write(points: list[Point], path: Path, notes: list[str]) -> Path | None:
     axes = figure.add_subplot()
     sizes = [point.bytes / 1e6 for point in points]
     measured = [float(point.bpb_measured or 0) for point in points]
-    predicted = [float(point.bpb_predicted or 0) for point in points]
     axes.plot(sizes, measured, "o-", label="measured on the file")
-    axes.plot(sizes, predicted, "x--", label="predicted")
     axes.axhline(points[0].bpb_before, color="black", lw=0.8, ls=":", label="before packing")
     axes.set(xlabel="bytes of the file, millions", ylabel="bits per byte")
     axes.grid(alpha=0.3)

@@ -108,7 +108,8 @@ def pack(
         request: what is asked; None makes one of `settings`.
         settings: the fields of `PackRequest`, which says more of each. How large: one of `budget`
             (bytes, or such as ``"16MB"``), `bits` (most coded bits a weight) and `delta`. Where:
-            `output` (None writes no file; the bytes are in the result). What of: `data` (folder
+            `output` (None writes no file; the bytes are in the result), and `force`, which replaces
+            a packed file there. What of: `data` (folder
             of shards), or `text` and `eval_text` (files of text), `tokenizer`, `model` (recipe of a
             bare state dict), `code` (files that count too). How: `methods`, `delta_factors`,
             `states`, `codecs`, `strict`. Calibrated on: `calibration`, `calibration_tokens`,
@@ -138,6 +139,8 @@ def pack(
     path = None if request.output is None or request.plan else Path(request.output)
     if path is not None:
         check_target(path, "packed file", MAGIC)
+        if path.exists() and not request.force:
+            raise ConfigError(f"{path} exists; give --force (force=True), or another --output")
     with prepared(source, request, path, progress) as ready:
         began = time.perf_counter()
         coded = ready.fit(delta=request.delta, bits=request.bits)

@@ -40,6 +40,8 @@ class PackRequest:
     """The delta that sets all grids, whatever the file takes."""
     output: str | Path | None = None
     """Where the file goes; None writes nothing."""
+    force: bool = False
+    """Whether a packed file that stands there is replaced."""
     data: str | Path | None = None
     """Folder of shards: those of train calibrate and tune, those of val prove."""
     text: tuple[str | Path, ...] = ()
