@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table, say
-from gptpack.cli.options import DEVICE
+from gptpack.cli.help import Command, heading
+from gptpack.cli.options import DEVICE, renamed
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
 from gptpack.inspection.compare import WeightErrors
@@ -18,19 +19,27 @@ from gptpack.values import check_idle
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("before", metavar="A", type=PATH)
 @click.argument("after", metavar="B", type=PATH)
+@heading("What to compare besides headers")
 @click.option("--weights", is_flag=True, help="Decode both and show how far weights are apart.")
 @click.option("--checkpoint", type=PATH, help="Show both files' errors against this checkpoint.")
 @click.option("--bpb", is_flag=True, help="Measure both files' bits per byte; needs --data.")
+@heading("How to prove")
 @click.option("--data", type=PATH, help="Folder of validation shards for --bpb.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
 @click.option(
     "--stride", type=click.IntRange(min=1), help="With --bpb, score a sliding window as well."
 )
-@click.option("--tokens", "limit_tokens", default=0, help="With --bpb, targets to score; 0: all.")
-@click.option("--device", type=DEVICE, default="auto", show_default=True, help="Device for --bpb.")
+@click.option(
+    "--eval-tokens",
+    default=0,
+    show_default="all",
+    help="With --bpb, score the first so many targets.",
+)
+@renamed("--tokens", "--eval-tokens")
+@click.option("--device", type=DEVICE, default="auto", help="Device for --bpb.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     before: Path,
@@ -45,20 +54,20 @@ def command(
     """Show what differs between the packed files A and B: bytes per group of tensors, methods,
     settings of model and packing, recorded bits per byte.
 
-    Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
-    --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
-    a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
-    whether they differ or not.
-
     \b
     Examples:
       gptpack diff main.gptpack branch.gptpack
       gptpack diff a.gptpack b.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack diff a.gptpack b.gptpack --bpb --data shards/ --json
+
+    Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
+    --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
+    a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
+    whether they differ or not.
     """
     if bpb and data is None:
         raise ConfigError("--bpb needs a folder of validation shards; name it with --data")
-    idle = {"data": data, "tokens": settings["limit_tokens"], "stride": settings["stride"]}
+    idle = {"data": data, "eval_tokens": settings["eval_tokens"], "stride": settings["stride"]}
     check_idle("without --bpb", not bpb, **idle, tokenizer=settings["tokenizer"])
     report = diff(
         before, after, weights=weights, checkpoint=checkpoint, data=data, quiet=as_json, **settings
