@@ -13,6 +13,7 @@ from gptpack.errors import ConfigError
 from gptpack.escape import plain
 from gptpack.inspection.compare import WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
+from gptpack.inspection.verdict import verdict
 from gptpack.jobs.diff import diff
 from gptpack.values import check_idle
 
@@ -76,7 +77,7 @@ def command(
         if errors.caution:
             note(errors.caution)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | {"verdict": verdict(report)})
     else:
         _print(report)
 
@@ -102,7 +103,7 @@ def _print(report: DiffReport) -> None:
         say()
         print_table(["setting", "A", "B"], settings)
     say()
-    say(_verdict(report))
+    say(verdict(report))
     if report.weights is not None:
         _print_tensors(["relative difference"], [report.weights])
     if report.errors is not None:
@@ -120,24 +121,6 @@ def _row(group: GroupDiff) -> list[str]:
         *("" if value is None else f"{value:.3f}" for value in bits),
         " -> ".join(methods) if methods[0] != methods[1] else ", ".join(group.after.methods),
     ]
-
-
-def _verdict(report: DiffReport) -> str:
-    """Bytes, weights and scores in a few words."""
-    size = f"{report.change_bytes:+,} bytes" if report.change_bytes else "the same size"
-    words = [f"B against A: {size}"]
-    words.append("the same weights, bit for bit" if report.same_weights else "other weights")
-    recorded = [side.record.quality.bpb_after for side in (report.before, report.after)]
-    if report.measured is not None:
-        before, after = (score.bpb for score in report.measured)
-        metric = report.measured[1].metric
-        words.append(f"measured {before:.6f} and {after:.6f} bpb ({metric}), {after - before:+.6f}")
-    elif report.change_bpb is not None:
-        change = f"{report.change_bpb:+.6f}"
-        words.append(f"recorded {recorded[0]:.6f} and {recorded[1]:.6f} bpb, {change}")
-    elif None not in recorded:
-        note("the recorded bits per byte are of different texts; measure them with --bpb --data")
-    return "; ".join(words)
 
 
 def _print_tensors(titles: Sequence[str], found: Sequence[WeightErrors]) -> None:

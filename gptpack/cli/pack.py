@@ -64,6 +64,6 @@ def command(
     if as_json:
         print_json(result.to_dict())
     elif curve is None:
-        print_report(packed.to_dict())
+        print_report(packed)
     else:
         print_curve(found)

@@ -42,7 +42,7 @@ def smallest(ready: Prepared, most: float) -> tuple[CodedFile, Scores | None, tu
     size = UNLIMITED
     points: list[Point] = []
     tried: list[tuple[float, float]] = []
-    delta: float | None = FIRST_DELTA * math.sqrt(most / FIRST_RISE)
+    delta: float | None = max(FINEST_DELTA, FIRST_DELTA * math.sqrt(most / FIRST_RISE))
     while delta is not None and len(tried) < MOST_POINTS:
         ready.progress("search for the rise", len(tried), MOST_POINTS)
         try:
