@@ -143,7 +143,7 @@ def test_the_folder_itself_is_no_checkpoint(monkeypatch, tmp_path, capsys):
 def test_a_checkpoint_may_have_a_name_that_begins_with_a_dash(place, tmp_path, monkeypatch):
     shutil.copy(place / "c.pt", tmp_path / "-c.pt")
     monkeypatch.chdir(tmp_path)
-    found = evaluate_in_fresh_process(Path("-c.pt"), place, limit_tokens=64, quiet=True)
+    found = evaluate_in_fresh_process(Path("-c.pt"), place, eval_tokens=64, quiet=True)
     assert found.plain.tokens == 64
 
 

@@ -321,7 +321,7 @@ def test_a_wildcard_that_finds_nothing_is_a_missing_file(tmp_path):
         ("[[check.artifact]]\npath = 'm'\nbudget = 16\n", "check.artifact.budget=16"),
         ("[[check.artifact]]\npath = 'm'\nbudget = '16 MX'\n", "16MB or 16MiB"),
         ("[[check.artifact]]\npath = 'm'\nmax_bpb = nan\n", "must be a finite number"),
-        ("[[check.artifact]]\npath = 'm'\ntokens = -1\n", "must not be negative"),
+        ("[[check.artifact]]\npath = 'm'\neval_tokens = -1\n", "must not be negative"),
         ("[[check.artifact]]\npath='m'\n[[check.artifact]]\npath='m'\n", "two artifacts"),
         ("[check\n", "not TOML"),
     ],
@@ -458,7 +458,9 @@ def test_without_torch_a_score_cannot_be_proved_and_the_status_says_so(run, tmp_
 
 
 def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):  # noqa: F811
-    table = f"[check]\ndata = '{world.data}'\ntokens = 64\nbudget = '1MB'\n[[check.artifact]]\n"
+    table = (
+        f"[check]\ndata = '{world.data}'\neval_tokens = 64\nbudget = '1MB'\n[[check.artifact]]\n"
+    )
     (tmp_path / "gptpack.toml").write_text(f"{table}path = '{world.artifact}'\nname = 'm'\n")
     status, out, err = run("--bpb", "--json", "-o", "main.json")
     assert status == 0, err
@@ -479,7 +481,15 @@ def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):
 
 def test_no_limit_on_tokens_scores_all(run, world: World):  # noqa: F811
     status, out, err = run(
-        world.artifact, "--bpb", "--data", world.data, "--tokens", 0, "--budget", "1MB", "--json"
+        world.artifact,
+        "--bpb",
+        "--data",
+        world.data,
+        "--eval-tokens",
+        0,
+        "--budget",
+        "1MB",
+        "--json",
     )
     assert status == 0, err
     assert "scoring all tokens of" in err

@@ -3,19 +3,24 @@
 import click
 
 from gptpack.cli.console import note, print_json, print_table, say
+from gptpack.cli.help import Command
 from gptpack.escape import plain
 from gptpack.inspection.inspect import SHARED, InspectReport, flat, inspect
 
 
 @click.command(
-    epilog="Example: gptpack inspect model.gptpack --json | jq .headroom_bytes",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Command,
 )
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
 @click.option("--decode", is_flag=True, help="Decode the file to see what each tensor takes.")
 def command(path: str, as_json: bool, decode: bool) -> None:
     """Show what the packed file PATH holds, from its header.
+
+    \b
+    Examples:
+      gptpack inspect model.gptpack
+      gptpack inspect model.gptpack --json | jq .headroom_bytes
 
     The sections are not read: `gptpack eval` verifies them and measures the bits per byte anew.
     The bytes of a tensor are those that its codes cost when they were packed. Files of older

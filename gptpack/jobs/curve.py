@@ -8,10 +8,11 @@ from typing import Any
 
 from gptpack.atomic import check_target, replacing
 from gptpack.errors import ConfigError
+from gptpack.evaluation.result import Evaluation
 from gptpack.jobs.load import Loaded
 from gptpack.jobs.prepare import prepared
 from gptpack.jobs.request import PackRequest
-from gptpack.packing.packer import grid_bits
+from gptpack.packing.packer import CodedFile, grid_bits
 from gptpack.progress import Progress, silent
 
 MOST_BITS = 16
@@ -28,6 +29,24 @@ class Point:
     bytes: int
     bpb_before: float | None = None
     bpb_measured: float | None = None
+
+    @property
+    def rise(self) -> float | None:
+        """Measured bits per byte less those before packing."""
+        if self.bpb_measured is None or self.bpb_before is None:
+            return None
+        return self.bpb_measured - self.bpb_before
+
+
+def point_of(coded: CodedFile, size: int, scores: tuple[Evaluation, Evaluation] | None) -> Point:
+    """The point of a file of `size` bytes, with its scores before and after packing, if any."""
+    measured: dict[str, float] = {}
+    if scores is not None:
+        before, after = (each.plain for each in scores)
+        measured["bpb_before"] = before.bpb
+        measured["bpb_measured"] = after.bpb
+    bits = grid_bits(coded.encoded) or 0.0
+    return Point(delta=coded.delta, bits=bits, bytes=size, **measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +105,11 @@ def make_curve(
         ConfigError: the request asks for a size too, or no method has a delta.
         GptpackError: see `pack`.
     """
-    if any(given is not None for given in (request.budget, request.bits, request.delta)):
+    if any(given is not None for given in request.sizes):
         request.check_size()
-        raise ConfigError("--curve takes no --budget, --bits or --delta; give one of the four")
+        raise ConfigError(
+            "--curve takes no --budget, --max-rise, --bits or --delta; give one of the five"
+        )
     if request.plan:
         raise ConfigError("--plan writes no --curve; give one of them")
     _check_writes(path, plotted=request.data is not None or bool(request.eval_text))
@@ -110,14 +131,8 @@ def make_curve(
             else:
                 coded = ready.fit(delta=delta * 2 ** (reached - wanted))
             file = coded.assemble()
-            measured: dict[str, float] = {}
             scores = ready.proof.of(file, progress=progress) if ready.ranks.main else None
-            if scores is not None:
-                before, after = (each.plain for each in scores)
-                measured["bpb_before"] = before.bpb
-                measured["bpb_measured"] = after.bpb
-            size, rate = len(file), grid_bits(coded.encoded) or 0.0
-            points.append(Point(delta=coded.delta, bits=rate, bytes=size, **measured))
+            points.append(point_of(coded, len(file), scores))
         plot = _write(points, path, notes) if ready.ranks.main else None
         assumed = ready.packer.record.assumed or ()
     return Curve(points=tuple(points), path=path, plot=plot, notes=tuple(notes), assumed=assumed)
