@@ -7,8 +7,9 @@
 Four parts, each of as many trials as its option says, none for 0. *Mutations* of packed files of
 both format versions, every second one with right checksums: a file reads, or is refused with one
 line. *Budgets* drawn over three models and all methods: no file is a byte over, each reads, and
-the budget that a refusal names works. *Kills* of train, pack and data tokenize at any moment: what
-stands at the final name is the old or the new result, whole, and the command can be run again.
+the budget that a refusal names works. *Kills* of train, pack, data tokenize and unpack at any
+moment: what stands at the final name is the old or the new result, whole, and the command can be
+run again.
 *Packs* in one process: memory, threads and open files do not grow.
 
 Trial i of a part draws from the seed that is printed for it, so that one alone can be repeated
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import gptpack
@@ -266,10 +268,14 @@ def jobs(tokenizer: Path, place: Path) -> dict[str, Job]:
     pack += ["--device", "cpu", "--states", 8, "--calibration-tokens", 2048, "--output"]
     _run(command(*tokenize, data))
     _run(command(*train, "--output", source))
+    file = place / "model.gptpack"
+    _run(command(*pack, file))
+    unpack = ["unpack", file, "--to", "safetensors", "--force", "--output"]
     return {
         "train": Job([*train, "--output"], lambda path: gptpack.load(path / "checkpoint.pt")),
         "pack": Job(pack, gptpack.verify),
         "tokenize": Job(tokenize, lambda path: _run(command("data", "info", path))),
+        "unpack": Job(unpack, load_file),
     }
 
 

@@ -87,3 +87,11 @@ def error_of(status: int) -> type[GptpackError]:
     """The error that a command of ours ended with, by its exit status."""
     known = (ArtifactError, MissingDependencyError, InternalError)
     return next((error for error in known if error.exit_status == status), GptpackError)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is a failed allocation: Python's, numpy's, or torch's on a CPU or a GPU."""
+    torch_on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or torch_on_cpu
+    )

@@ -376,14 +376,18 @@ def test_a_section_of_the_wrong_length_or_not_finite_is_refused() -> None:
 
 @pytest.mark.parametrize("stored_bytes", [0, 1, 100])
 def test_the_memory_rule_of_sections_holds_to_the_byte(stored_bytes: int) -> None:
-    most = 2048 * stored_bytes + 65536
-    for raw, allowed in ((most, True), (most + 4, False)):
-        stored = b"x" * stored_bytes
-        values = dict(VALUES, tensors=[["t", [raw // 4], "float32", {}, {}]])
-        row = ["float32.values", "zlib", "row", stored_bytes, raw, section_digest(stored)]
-        data = forge(dict(values, sections=[row]), [stored])
+    beside = 7  # bytes of another section, which count once
+    most = 128 * stored_bytes + stored_bytes + beside + 65536
+    for raw, allowed in ((most, True), (most + 1, False)):
+        stored, other = b"x" * stored_bytes, bytes(beside)
+        shapes = [["t", [1, raw], "int8", {}, {}]]
+        rows = [
+            ["int8.scales", "raw", "row", beside, 2, section_digest(other)],
+            ["int8.codes", "zlib", "row", stored_bytes, raw, section_digest(stored)],
+        ]
+        data = forge(dict(VALUES, tensors=shapes, sections=rows), [other, stored])
         if allowed:
-            assert decode_header(data).sections[0].raw_bytes == raw
+            assert decode_header(data).sections[1].raw_bytes == raw
         else:
             with pytest.raises(ArtifactError, match=f"may hold {most:,} at most"):
                 decode_header(data)
@@ -494,7 +498,7 @@ streams = {
     "lzma": (lzma.compress(zeros, lzma.FORMAT_RAW, filters=filters), "lzma", MiB),
     "lzma tiny": (b"\0", "lzma", 60000),
     "huge": (b"x" * 100, "raw", 1 << 47),
-    "over the rule": (b"x" * 100, "zlib", 2048 * 100 + 65537),
+    "over the rule": (b"x" * 100, "zlib", 129 * 100 + 2 + 65537),
 }
 try:
     import brotli

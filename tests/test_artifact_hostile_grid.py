@@ -230,11 +230,13 @@ def test_huge_shapes_are_refused_before_anything_is_decoded(shape, parameters) -
 
 @pytest.mark.parametrize("stored_bytes", [5, 93])
 def test_the_memory_rule_of_the_context_coder_holds_to_the_byte(stored_bytes: int) -> None:
-    codes = (128 * stored_bytes + 65536) // 2
-    header = decode_header(one_matrix([1, codes], bytes(stored_bytes)))
-    assert header.sections[2].raw_bytes == 2 * codes
-    with pytest.raises(ArtifactError, match=f"may hold {2 * codes:,} at most"):
-        decode_header(one_matrix([1, codes + 1], bytes(stored_bytes)))
+    # 8 bytes of codes for each of C columns; the scales beside them are 8 + 2 C bytes
+    columns = (129 * stored_bytes + 8 + 65536) // 6
+    header = decode_header(one_matrix([4, columns], bytes(stored_bytes)))
+    assert header.sections[2].raw_bytes == 8 * columns
+    most = 129 * stored_bytes + 8 + 2 * (columns + 1) + 65536
+    with pytest.raises(ArtifactError, match=f"may hold {most:,} at most"):
+        decode_header(one_matrix([4, columns + 1], bytes(stored_bytes)))
 
 
 @pytest.mark.parametrize("parameters", [{}, {"states": 256}])

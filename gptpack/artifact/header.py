@@ -78,6 +78,12 @@ class ArtifactHeader:
         return self.sections[-1].stored_bytes if self.files else 0
 
     @property
+    def decoded_bytes(self) -> int:
+        """Memory that decoding takes: the sections, stored and raw, and the weights as float32."""
+        sections = sum(section.stored_bytes + section.raw_bytes for section in self.sections)
+        return sections + 4 * sum(tensor.numel for tensor in self.tensors)
+
+    @property
     def record(self) -> PackRecord:
         """The figures of `pack` that make sense, typed."""
         return PackRecord.from_dict(self.pack)

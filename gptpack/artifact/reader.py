@@ -1,9 +1,11 @@
 """A file -> header and packed tensors. The file is hostile; whatever is wrong is `ArtifactError`.
 
 Nothing is allocated that the file's own size cannot justify: sizes are checked against the memory
-rule before anything is decompressed, and decompression stops at the declared size.
+rule before anything is decompressed, and decompression stops at the declared size. What the size
+justifies may still be more than the caller or the machine can spare: `limit_bytes`.
 """
 
+import hashlib
 import io
 import os
 import zlib
@@ -19,17 +21,23 @@ from gptpack.artifact.layout import (
     FIELDS,
     FILES_SECTION,
     PREAMBLE_BYTES,
+    SECTION_DIGEST_CHARACTERS,
     digest,
     read_preamble,
     section_digest,
 )
+from gptpack.artifact.memory import check_room, memory_here
 from gptpack.artifact.plan import plan_sections
+from gptpack.artifact.tables import SectionEntry
 from gptpack.artifact.weights import Keep, weights_sha256
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import Array, EncodedStream, decode_stream
 from gptpack.errors import ArtifactError, GptpackError, NotPackedError
 from gptpack.inputs import MODELS, kind_of, opened
 from gptpack.quant.types import PackedTensor
+
+_PIECE = 1 << 20
+"""Bytes that are hashed at once where nothing else needs a section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +71,38 @@ def verify_sections(path: str | Path) -> ArtifactHeader:
     """
     with _opened(path) as (file, file_bytes):
         header = _header(file, file_bytes)
-        for _ in _streams(file, header):
-            pass
+        file.seek(header.header_bytes)
+        for section in header.sections:
+            state = hashlib.sha256()
+            for start in range(0, section.stored_bytes, _PIECE):
+                size = min(_PIECE, section.stored_bytes - start)
+                state.update(_read(file, size, f"section {section.name}"))
+            _check_digest(section, state.hexdigest()[:SECTION_DIGEST_CHARACTERS])
         return header
 
 
 def read_artifact(
-    path: str | Path, *, verify_weights: bool = False, keep: Keep | None = None
+    path: str | Path,
+    *,
+    verify_weights: bool = False,
+    keep: Keep | None = None,
+    limit_bytes: int | None = None,
 ) -> Artifact:
     """The file at `path`, decoded, with every section's digest verified.
 
     Args:
         verify_weights: also compute the float32 values and check their hash.
         keep: takes those values. They are not verified before this returns.
+        limit_bytes: the most that `ArtifactHeader.decoded_bytes` may be; None takes the memory that
+            is free on this machine. A file that needs more is refused by its header alone.
 
     Raises:
         GptpackError: there is no regular file that can be read.
         ArtifactError: the file is corrupt or hostile.
-        MissingDependencyError: a section's codec is not installed.
+        MissingDependencyError: a section's codec is not installed, or memory does not suffice.
     """
     with _opened(path) as (file, file_bytes):
-        return _artifact(file, file_bytes, verify_weights, keep)
+        return _artifact(file, file_bytes, verify_weights, keep, limit_bytes)
 
 
 def decode_artifact(data: bytes, *, verify_weights: bool = False) -> Artifact:
@@ -159,17 +178,33 @@ def _streams(file: BinaryIO, header: ArtifactHeader) -> Iterator[EncodedStream]:
     file.seek(header.header_bytes)
     for section in header.sections:
         data = _read(file, section.stored_bytes, f"section {section.name}")
-        if section_digest(data) != section.digest:
-            raise ArtifactError(
-                f"section {section.name} does not match its SHA-256; get the file again"
-            )
+        _check_digest(section, section_digest(data))
         yield EncodedStream(codec=section.codec, layout=section.layout, data=data)
 
 
+def _check_digest(section: SectionEntry, found: str) -> None:
+    if found != section.digest:
+        raise ArtifactError(
+            f"section {section.name} does not match its SHA-256; get the file again"
+        )
+
+
 def _artifact(
-    file: BinaryIO, file_bytes: int, verify_weights: bool, keep: Keep | None = None
+    file: BinaryIO,
+    file_bytes: int,
+    verify_weights: bool,
+    keep: Keep | None = None,
+    limit_bytes: int | None = None,
 ) -> Artifact:
     header = _header(file, file_bytes)
+    check_room(header.decoded_bytes, limit_bytes)
+    with memory_here():
+        return _decoded(file, header, verify_weights, keep)
+
+
+def _decoded(
+    file: BinaryIO, header: ArtifactHeader, verify_weights: bool, keep: Keep | None
+) -> Artifact:
     decoded: list[dict[str, Array]] = [{} for _ in header.tensors]
     streams = _streams(file, header)
     for plan, stream in zip(plan_sections(header.tensors), streams, strict=False):
@@ -177,10 +212,6 @@ def _artifact(
             arrays = decode_stream(stream, plan.slots(header.tensors))
         except GptpackError as error:
             raise type(error)(f"section {plan.name}: {error}") from error
-        except MemoryError as error:
-            raise ArtifactError(
-                f"section {plan.name}: {sum(plan.member_bytes):,} bytes do not fit into memory"
-            ) from error
         for member, array in zip(plan.members, arrays, strict=True):
             decoded[member][plan.array.name] = array
     files = {name: data for stream in streams for name, data in _files(header, stream)}
@@ -212,8 +243,6 @@ def _files(header: ArtifactHeader, stream: EncodedStream) -> Iterator[tuple[str,
         raw = codec.decode(stream.data, sum(entry.raw_bytes for entry in header.files))
     except GptpackError as error:
         raise type(error)(f"section {FILES_SECTION}: {error}") from error
-    except MemoryError as error:
-        raise ArtifactError(f"section {FILES_SECTION} does not fit into memory") from error
     start = 0
     for entry in header.files:
         yield entry.name, raw[start : start + entry.raw_bytes]

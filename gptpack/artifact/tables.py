@@ -18,8 +18,8 @@ from gptpack.artifact.layout import (
     SECTION_DIGEST_CHARACTERS,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.codec.general import BYTE_CODECS, most_raw_bytes
-from gptpack.codec.sections import LAYOUTS, SECTION_CODECS, most_section_bytes
+from gptpack.codec.general import BYTE_CODECS, RAW_ALWAYS, most_raw_bytes
+from gptpack.codec.sections import LAYOUTS, SECTION_CODECS
 from gptpack.errors import ArtifactError
 from gptpack.quant.types import METHODS
 from gptpack.version import FORMAT_VERSION
@@ -54,7 +54,7 @@ class FileEntry:
 
 def most_files_bytes(stored_bytes: int) -> int:
     """Largest raw size that `stored_bytes` of the section of files may stand for."""
-    return most_raw_bytes(stored_bytes, FILES_RAW_PER_STORED)
+    return FILES_RAW_PER_STORED * stored_bytes + RAW_ALWAYS
 
 
 def check_table(tensors: Sequence[TensorEntry]) -> None:
@@ -155,6 +155,7 @@ def section_entries(
     Args:
         left: bytes of the file after its header, which the sections fill.
     """
+    all_bytes = left
     plans = [(plan.name, sum(plan.member_bytes)) for plan in plan_sections(tensors)]
     if files:
         plans.append((FILES_SECTION, sum(file.raw_bytes for file in files)))
@@ -181,7 +182,7 @@ def section_entries(
                 f"section {name} declares {short(raw)} raw bytes, its contents need {expected:,}"
             )
         most = (
-            most_section_bytes(codec, stored) if name != FILES_SECTION else most_files_bytes(stored)
+            most_files_bytes(stored) if name == FILES_SECTION else most_raw_bytes(stored, all_bytes)
         )
         if raw > most:
             raise ArtifactError(

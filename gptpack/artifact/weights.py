@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from gptpack.quant.types import PackedTensor, dequantize
 
 Keep = Callable[[str, npt.NDArray[np.float32]], None]
 """A function that takes the name and the values of each tensor, which are computed only once."""
+_LARGE = 1 << 14
+"""Weights of a tensor that are worth a thread: handing one over takes some 50 microseconds."""
 
 
 def flushes_subnormals() -> bool:
@@ -73,19 +76,22 @@ def weights_sha256(tensors: Iterable[PackedTensor], keep: Keep | None = None) ->
 def _dequantized(
     tensors: Iterable[PackedTensor],
 ) -> Iterator[tuple[PackedTensor, npt.NDArray[np.float32]]]:
-    """Each tensor with its values, computed in threads, a few tensors ahead."""
+    """Each tensor with its values; those of large ones are computed in threads, a few ahead."""
     ahead = min(4, os.cpu_count() or 1)
-    pending: deque[tuple[PackedTensor, Future[npt.NDArray[np.float32]]]] = deque()
+    pending: deque[tuple[PackedTensor, partial[npt.NDArray[np.float32]]]] = deque()
     with ThreadPoolExecutor(ahead) as pool:
         try:
             for tensor in tensors:
-                pending.append((tensor, pool.submit(_values, tensor)))
+                values = partial(_values, tensor)
+                if tensor.numel >= _LARGE:
+                    values = partial(Future.result, pool.submit(values))
+                pending.append((tensor, values))
                 if len(pending) > ahead:
-                    first, values = pending.popleft()
-                    yield first, values.result()
+                    first, made = pending.popleft()
+                    yield first, made()
             while pending:
-                first, values = pending.popleft()
-                yield first, values.result()
+                first, made = pending.popleft()
+                yield first, made()
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -16,7 +16,13 @@ from typing import NoReturn
 import click
 
 from gptpack.cli.console import note, reader_may_go
-from gptpack.errors import ConfigError, GptpackError, InternalError, MissingDependencyError
+from gptpack.errors import (
+    ConfigError,
+    GptpackError,
+    InternalError,
+    MissingDependencyError,
+    out_of_memory,
+)
 from gptpack.version import VERSION
 
 READER_GONE = 141
@@ -84,7 +90,7 @@ def exit_statuses() -> Iterator[None]:
         note(f"gptpack: this needs {package}, which is not installed; see: gptpack doctor")
         sys.exit(MissingDependencyError.exit_status)
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if out_of_memory(error):
             note("gptpack: too little memory here; ask for less at once, or use a larger machine")
             sys.exit(MissingDependencyError.exit_status)
         _crash(error)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.stepper import TableStepper
-from gptpack.codec.trellis import POLYNOMIALS, parities_of, state_table
+from gptpack.codec.trellis import POLYNOMIALS, parities_of, stepper
 from gptpack.errors import ArtifactError, MissingDependencyError
 
 Array = npt.NDArray[Any]
@@ -24,9 +23,6 @@ class OfCodes:
     """
 
     name = "range"
-    raw_per_stored = 128
-    """Factor of the memory rule: decoding takes some 50 bytes per code of a turn. Below 1/8 bit per
-    code zlib takes over."""
 
     def layouts(self, slots: "Sequence[Any]") -> tuple[str, ...]:
         # All 16-bit integers lie below the coder's limit, so that encoding never refuses a value.
@@ -71,8 +67,7 @@ class OfCodes:
             flat = decode_small(stored, sum(sizes))
             found = np.split(flat, np.cumsum(sizes)[:-1])
         else:
-            states = _states(slots)
-            steppers = [TableStepper(state_table(count)) for count in states]
+            steppers = [stepper(count) for count in _states(slots)]
             shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
             return decode_codes(stored, shapes, steppers=steppers or None, dtype=slots[0].dtype)
         return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]

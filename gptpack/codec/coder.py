@@ -248,6 +248,7 @@ def read_rows(
     """
     rows, width = value_BC.shape
     parity_BC = np.zeros((rows, width), np.uint8)
+    height = min(height, rows)
     book_N = np.empty(height * width, np.int32)
     order_N = np.empty(height * width, np.int32)
     end_T = np.empty(low_T.size, np.int64)
@@ -287,6 +288,20 @@ def read_rows(
         for c in range(machine_C.size):
             machine_C[c] = doubled[machine_C[c] + (value_N[c] & 1)]
     return 0
+
+
+@compiled()
+def spread(
+    value_BC: Array, first_M: Array, width_M: Array, code_N: Array
+) -> None:  # pragma: no cover
+    """Put rows of matrices side by side where each matrix has them: from `first_M` of `code_N`."""
+    for b in range(value_BC.shape[0]):
+        c = 0
+        for m in range(width_M.size):
+            start = first_M[m] + b * width_M[m]
+            for n in range(start, start + width_M[m]):
+                code_N[n] = value_BC[b, c]
+                c += 1
 
 
 @compiled()

@@ -32,8 +32,8 @@ _BLOCK = 1 << 16
 class Scales:
     """Integers for rows and columns; the class of code [r, c] is ``rows[r] + columns[c]``."""
 
-    rows: Ints
-    columns: Ints
+    rows: npt.NDArray[np.integer]
+    columns: npt.NDArray[np.integer]
 
 
 def fit_scales(codes_RC: Codes) -> Scales:

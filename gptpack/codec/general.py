@@ -1,8 +1,8 @@
 """Bytes <-> fewer bytes, by general compressors that decode within the memory the caller allows.
 
 The memory rule of docs/format.md, `most_raw_bytes`, limits the size that a stream may expand to by
-the size that it has in the file. zlib cannot break it (deflate expands 1032-fold at most); the
-others can.
+the size that it has in the file. Where weights are nearly all equal, streams are too small for it;
+`padded_zlib` then takes as many bytes as it asks for.
 """
 
 import lzma
@@ -11,14 +11,25 @@ from typing import Any, Protocol
 
 from gptpack.errors import ArtifactError, MissingDependencyError
 
-RAW_PER_STORED = 2048
+RAW_PER_STORED = 128
+"""Factor of the memory rule: eight times the largest ratio of trained weights (docs/log.md)."""
 RAW_ALWAYS = 65536
 LZMA_LARGEST_DICTIONARY = 1 << 24
 
 
-def most_raw_bytes(stored_bytes: int, per_stored: int = RAW_PER_STORED) -> int:
-    """Largest raw size that `stored_bytes` in a file may stand for."""
-    return per_stored * stored_bytes + RAW_ALWAYS
+def most_raw_bytes(stored_bytes: int, all_bytes: int) -> int:
+    """Largest raw size of a section of `stored_bytes`, in a file of `all_bytes` of sections."""
+    return RAW_PER_STORED * stored_bytes + all_bytes + RAW_ALWAYS
+
+
+def padded_zlib(stored: bytes, raw_bytes: int, all_bytes: int) -> bytes:
+    """The zlib stream `stored`, or one that the memory rule allows to hold `raw_bytes`.
+
+    Empty stored blocks, of 5 bytes each, go before the stream's own blocks.
+    """
+    least = -(-(raw_bytes - all_bytes - RAW_ALWAYS) // RAW_PER_STORED)
+    blocks = -(-max(0, least - len(stored)) // 5)
+    return stored[:2] + b"\x00\x00\x00\xff\xff" * blocks + stored[2:]
 
 
 class ByteCodec(Protocol):

@@ -11,14 +11,14 @@ Shape legend: R = rows, C = columns.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.coder import Ints
+from gptpack.codec.coder import Ints, spread
 from gptpack.codec.contexts import (
     CLASSES_MAX,
     Scales,
@@ -30,6 +30,7 @@ from gptpack.codec.contexts import (
 from gptpack.codec.stepper import Codes, Parity, TableStepper, joined
 from gptpack.codec.stream import (
     LIMIT,
+    NOTHING,
     Book,
     Classes,
     Reader,
@@ -97,15 +98,21 @@ def decode_codes(
     """
     reader = Reader(data, PLAIN if steppers is None else TRELLIS)
     preface = Preface.read(reader, shapes, lanes=1 if steppers is None else 2)
-    codes = [np.empty(shape, dtype) for shape in shapes]
-    if steppers is None:
-        for (m,), rows, height in _bands(shapes, trellis=False):
-            block_BC = reader.rows(preface.book, preface.classes([m], rows), height)
-            codes[m][rows] = _narrow(block_BC, dtype)
-    else:
-        _decode_trellis(reader, preface, codes, steppers)
+    code_N, first_M = np.empty(sum(map(math.prod, shapes)), dtype), _firsts(map(math.prod, shapes))
+    machine_C, doubled, present = NOTHING, NOTHING, np.arange(len(shapes))
+    width_M = np.array([columns for _, columns in shapes], np.int64)
+    if steppers is not None:
+        doubled, machine_C = joined(steppers, width_M.tolist())
+    for members, rows, height in _bands(shapes, trellis=steppers is not None):
+        if steppers is not None and members.size != present.size:
+            machine_C = machine_C[np.repeat(np.isin(present, members), width_M[present])]
+            present = members
+        classes = preface.classes(members, rows)
+        block_BC = _narrow(reader.rows(preface.book, classes, height, machine_C, doubled), dtype)
+        spread(block_BC, first_M[members] + rows.start * width_M[members], width_M[members], code_N)
     reader.finish()
-    return codes
+    starts = zip(first_M.tolist(), shapes, strict=True)
+    return [code_N[n : n + math.prod(shape)].reshape(shape) for n, shape in starts]
 
 
 def estimate_bits(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None) -> float:
@@ -196,13 +203,33 @@ class Preface:
     def _first(self) -> npt.NDArray[np.int32]:
         return (self.groups * self.lanes).astype(np.int32)
 
-    def classes(self, matrices: Sequence[int], rows: slice) -> Classes:
+    @cached_property
+    def _joined(self) -> tuple[Symbols, Ints, Symbols, Ints, Ints]:
+        """The classes of all rows, where each matrix' begin, those of columns, and their sizes."""
+        rows = [each.rows for each in self.scales]
+        columns = [each.columns for each in self.scales]
+        return (
+            np.concatenate(rows, dtype=np.int32) - np.int32(self.lowest),
+            _firsts(each.size for each in rows),
+            np.concatenate(columns, dtype=np.int32),
+            _firsts(each.size for each in columns),
+            np.array([each.size for each in columns]),
+        )
+
+    def classes(self, matrices: Ints, rows: slice) -> Classes:
         """The classes of these rows of matrices side by side."""
-        columns = [self.scales[m].columns for m in matrices]
+        row_N, row_M, column_N, column_M, width_M = self._joined
+        ends = np.cumsum(width_M[matrices])
+        first, last = matrices[[0, -1]]
+        if last - first < matrices.size:
+            columns = column_N[column_M[first] : column_M[last] + width_M[last]]
+        else:
+            shift_C = np.repeat(column_M[matrices] + width_M[matrices] - ends, width_M[matrices])
+            columns = column_N[shift_C + np.arange(ends[-1])]
         return Classes(
-            rows=np.stack([self.scales[m].rows[rows] - self.lowest for m in matrices], 1),
-            ends=np.cumsum([each.size for each in columns]),
-            columns=np.concatenate(columns),
+            rows=row_N[np.arange(rows.start, rows.stop)[:, None] + row_M[matrices]],
+            ends=ends,
+            columns=columns,
             groups=self._first,
         )
 
@@ -235,29 +262,11 @@ class Preface:
         scales = []
         for rows, columns in shapes:
             inhabited = rows * columns > 0
-            row_R = reader.integers(rows if inhabited else 0)
-            scales.append(Scales(row_R, reader.integers(columns if inhabited else 0)))
+            row_R = reader.integers(rows if inhabited else 0).astype(np.int32)
+            column_C = reader.integers(columns if inhabited else 0).astype(np.int32)
+            scales.append(Scales(row_R, column_C))
         spans = reader.spans((int(group_K[-1]) + 1) * lanes, lanes)
         return cls(scales, lowest, group_K, spans, lanes)
-
-
-def _decode_trellis(
-    reader: Reader, preface: Preface, codes: Sequence[Codes], steppers: Sequence[TableStepper]
-) -> None:
-    """Decode into `codes`, whose parities `steppers` give."""
-    shapes = [_shape(matrix) for matrix in codes]
-    present = [m for m, shape in enumerate(shapes) if all(shape)]
-    columns = [shapes[m][1] for m in present]
-    doubled, machine_C = joined([steppers[m] for m in present], columns)
-    for members, rows, height in _bands(shapes, trellis=True):
-        if members != present:
-            machine_C = machine_C[np.repeat(np.isin(present, members), columns)]
-            present, columns = members, [shapes[m][1] for m in members]
-        classes = preface.classes(members, rows)
-        block_BC = reader.rows(preface.book, classes, height, machine_C, doubled)
-        parts = np.split(block_BC, np.cumsum(columns)[:-1], axis=1)
-        for m, part in zip(members, parts, strict=True):
-            codes[m][rows] = _narrow(part, codes[m].dtype)
 
 
 def _narrow(codes: Symbols, dtype: npt.DTypeLike) -> Symbols:
@@ -338,7 +347,12 @@ def _shape(matrix: Codes) -> Shape:
     return rows, columns
 
 
-def _bands(shapes: Sequence[Shape], *, trellis: bool) -> Iterator[tuple[list[int], slice, int]]:
+def _firsts(sizes: Iterable[int]) -> Ints:
+    """Where each of parts of these sizes begins when they stand one after the other."""
+    return np.cumsum([0, *sizes][:-1], dtype=np.int64)
+
+
+def _bands(shapes: Sequence[Shape], *, trellis: bool) -> Iterator[tuple[Ints, slice, int]]:
     """The matrices and rows of each call, and how many rows a turn has: without a trellis a block
     of one matrix, with one a row of all matrices that have it."""
     heights = [rows if columns else 0 for rows, columns in shapes]
@@ -346,12 +360,12 @@ def _bands(shapes: Sequence[Shape], *, trellis: bool) -> Iterator[tuple[list[int
         for m, (_, columns) in enumerate(shapes):
             height = max(1, _BLOCK // max(columns, 1))
             for row in range(0, heights[m], height):
-                yield [m], slice(row, min(row + height, heights[m])), height
+                yield np.array([m]), slice(row, min(row + height, heights[m])), height
         return
+    height_M, width_M = np.array(heights), np.array([columns for _, columns in shapes])
     row = 0
-    while members := [m for m, height in enumerate(heights) if row < height]:
-        columns = sum(shapes[m][1] for m in members)
-        end = min(heights[m] for m in members)
-        stop = min(end, row + max(1, _CALL // columns))
+    while (members := np.flatnonzero(height_M > row)).size:
+        band = max(1, _CALL // int(width_M[members].sum()))
+        stop = min(int(height_M[members].min()), row + band)
         yield members, slice(row, stop), 1
         row = stop

@@ -7,15 +7,15 @@ concatenated bytes; a codec that knows more sees the arrays.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gptpack.codec.code_sections import OfCodes
-from gptpack.codec.general import BYTE_CODECS, RAW_PER_STORED, ByteCodec, most_raw_bytes
-from gptpack.errors import ArtifactError, GptpackError
+from gptpack.codec.general import BYTE_CODECS, ByteCodec, most_raw_bytes, padded_zlib
+from gptpack.errors import GptpackError
 
 Array = npt.NDArray[Any]
 
@@ -44,10 +44,6 @@ class SectionCodec(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def raw_per_stored(self) -> int:
-        """Factor of the memory rule; the more memory decoding takes beside arrays, the smaller."""
-
     def layouts(self, slots: Sequence[Slot]) -> tuple[str, ...]:
         """Members of `LAYOUTS` worth trying; none if the codec cannot hold all such arrays."""
 
@@ -66,8 +62,6 @@ class SectionCodec(Protocol):
 
 class OfBytes:
     """A section codec that hands the concatenated values of a section to a general codec."""
-
-    raw_per_stored = RAW_PER_STORED
 
     def __init__(self, codec: ByteCodec) -> None:
         self.codec = codec
@@ -125,11 +119,6 @@ SECTION_CODECS: dict[str, Callable[[], SectionCodec]] = {
 """Makers of every codec of the format, by name. Only a codec in use imports what it needs."""
 
 
-def most_section_bytes(codec: str, stored_bytes: int) -> int:
-    """Largest raw size that a section of `stored_bytes` may stand for by the memory rule."""
-    return most_raw_bytes(stored_bytes, SECTION_CODECS[codec]().raw_per_stored)
-
-
 AUTO = ("raw", "zlib", "zstd", "lzma", "range")
 """The codecs that ``auto`` tries: every machine with gptpack can decode them."""
 
@@ -182,8 +171,8 @@ def encode_streams(
 ) -> list[EncodedStream]:
     """Each section's smallest stream over `codecs` and their layouts; the first of equals.
 
-    A stream that breaks the memory rule could not be read back and does not count. Where none is
-    left, zlib takes over, which always keeps the rule; the section's record shows it.
+    A stream that breaks the memory rule could not be read back and does not count. If the smallest
+    does, zlib is tried as well, padded to what the rule asks for; the section's record shows it.
 
     Args:
         codecs: names from `codec_names`. They run on as many threads as there are cores, since the
@@ -210,31 +199,37 @@ def encode_streams(
                 for layout in codec.layouts(slots):
                     yield submitted(codec, layout)
 
+        def size(stream: EncodedStream) -> int:
+            return len(stream.data)
+
         pending = [list(tried(index, codecs)) for index in range(len(sections))]
+        streams = [
+            [done() for done in each] or [done() for done in tried(index, ("zlib",))]
+            for index, each in enumerate(pending)
+        ]
+        all_bytes = sum(min(map(size, each)) for each in streams)
         best = []
         for index, (slots, _) in enumerate(sections):
             raw_bytes = sum(slot.raw_bytes for slot in slots)
-            readable = [
-                stream
-                for stream in (done() for done in pending[index])
-                if raw_bytes <= most_section_bytes(stream.codec, len(stream.data))
-            ] or [done() for done in tried(index, ("zlib",))]
-            best.append(min(readable, key=lambda stream: len(stream.data)))
+
+            def readable(stream: EncodedStream, raw_bytes: int = raw_bytes) -> bool:
+                return raw_bytes <= most_raw_bytes(size(stream), all_bytes)
+
+            found = streams[index]
+            if not readable(min(found, key=size)):
+                stream = min((done() for done in tried(index, ("zlib",))), key=size)
+                padded = replace(stream, data=padded_zlib(stream.data, raw_bytes, all_bytes))
+                found = [*filter(readable, found), padded]
+            best.append(min(found, key=size))
     return best
 
 
 def decode_stream(stream: EncodedStream, slots: Sequence[Slot]) -> list[Array]:
-    """The arrays that `stream` holds, one for each slot.
+    """The arrays that `stream` holds, one for each slot; their sizes obey the memory rule.
 
     Raises:
-        ArtifactError: the stream does not hold arrays of these shapes, or breaks the memory rule.
+        ArtifactError: the stream does not hold arrays of these shapes.
     """
-    raw_bytes = sum(slot.raw_bytes for slot in slots)
-    most = most_section_bytes(stream.codec, len(stream.data))
-    if raw_bytes > most:
-        raise ArtifactError(
-            f"{len(stream.data):,} bytes may hold {most:,} at most, not {raw_bytes:,}"
-        )
     arrays = SECTION_CODECS[stream.codec]().decode(stream.data, slots, stream.layout)
     assert [(a.shape, a.dtype) for a in arrays] == [(s.shape, s.dtype) for s in slots]
     return arrays

@@ -35,14 +35,14 @@ class TableStepper:
         np.bitwise_and(codes, 1, out=bit_RC[:rows], casting="unsafe")
         # numpy's packbits and unpackbits take nine times as long down columns
         bits = np.zeros((len(bit_RC) // 8, columns), dtype=np.uint8)
-        for row in range(8):
+        for row in range(min(8, rows)):
             bits |= bit_RC[row::8] << row
         place_C: States = np.zeros(columns, dtype=np.intp)
         for index, bits_C in enumerate(bits):
             place_C += bits_C
             bits[index] = parities_N.take(place_C)
             place_C = next_N.take(place_C)
-        for row in range(8):
+        for row in range(min(8, rows)):
             np.bitwise_and(bits >> row, 1, out=bit_RC[row::8])
         return bit_RC[:rows]
 

@@ -50,7 +50,7 @@ HEADER: Final = struct.Struct("<BI")
 LIMIT: Final = 1 << 20
 """Bound of the magnitude of coded values, which stay below it."""
 _SHAPE_BITS = SHAPES.bit_length() - 1
-_NOTHING = np.zeros(0, np.int32)
+NOTHING = np.zeros(0, np.int32)
 
 
 class Book:
@@ -70,13 +70,13 @@ class Book:
 class Classes:
     """Which table of a book each value of some rows of matrices side by side has."""
 
-    rows: Ints
+    rows: Symbols
     """Class of each row in each matrix, ``[B, M]``."""
     ends: Ints
     """Where each matrix' columns end, ``[M]``."""
-    columns: Ints
+    columns: Symbols
     """Class of each column, ``[C]``; a value's class is the sum, or the nearest that exists."""
-    groups: npt.NDArray[np.int32]
+    groups: Symbols
     """Number of the table of each class, ``[K]``."""
 
 
@@ -86,8 +86,8 @@ def _one_table() -> npt.NDArray[np.int32]:
 
 
 def _by_one_table(count: int) -> Classes:
-    columns = np.zeros(count, np.int64)
-    return Classes(np.zeros((1, 1), np.int64), np.array([count]), columns, _one_table())
+    columns = np.zeros(count, np.int32)
+    return Classes(np.zeros((1, 1), np.int32), np.array([count]), columns, _one_table())
 
 
 @cache
@@ -138,7 +138,7 @@ class Writer:
         folded = np.array([2 * value if value >= 0 else -2 * value - 1])
         write_folded(self._room(1), self._state, _length_starts(), folded)
 
-    def integers(self, values: Ints) -> None:
+    def integers(self, values: Codes) -> None:
         """Code integers that lie about one centre, by the best table of the fixed family."""
         centre, shape = best_parametric(values)
         self.number(centre)
@@ -229,7 +229,9 @@ class Reader:
         centre = self.number()
         shape = read_bits(self._words, self._state, _SHAPE_BITS)
         self._check(BEYOND if shape < 0 else 0)
-        return self.values(count, _parametric_book(shape)).astype(np.int64) + centre
+        values = self.values(count, _parametric_book(shape)).astype(np.int64)
+        values += centre
+        return values
 
     def values(self, count: int, book: Book) -> Symbols:
         if not count:
@@ -241,8 +243,8 @@ class Reader:
         book: Book,
         classes: Classes,
         height: int,
-        machine_C: npt.NDArray[np.int32] = _NOTHING,
-        doubled: npt.NDArray[np.int32] = _NOTHING,
+        machine_C: npt.NDArray[np.int32] = NOTHING,
+        doubled: npt.NDArray[np.int32] = NOTHING,
     ) -> Symbols:
         """Rows of values; `machine_C` and `doubled` lead from them to parities (see `joined`).
 

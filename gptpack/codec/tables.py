@@ -93,7 +93,7 @@ def _parametric_costs() -> npt.NDArray[np.float64]:
     return np.rint([parametric(shape).bits * 65536 for shape in range(SHAPES)])
 
 
-def best_parametric(values: Ints) -> tuple[int, int]:
+def best_parametric(values: npt.NDArray[np.integer]) -> tuple[int, int]:
     """The centre and the shape of the fixed family that code `values` in the fewest bits."""
     if not values.size:
         return 0, 0

@@ -14,6 +14,7 @@ as a quantizer, Marcellin and Fischer 1990, "Trellis coded quantization".
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def decode_trellis(symbols: npt.NDArray[Any], states: int) -> npt.NDArray[np.int
     if states == 1:
         return symbols_RC
     symbols_RC *= 2
-    symbols_RC += TableStepper(state_table(states)).trace(symbols)
+    symbols_RC += stepper(states).trace(symbols)
     return symbols_RC
 
 
@@ -101,4 +102,10 @@ def state_table(states: int) -> npt.NDArray[np.int32]:
 def parities_of(codes: Sequence[Codes], states: Sequence[int]) -> list[Parity] | None:
     """The parity of each code, for matrices of so many `states` each; None without a trellis."""
     pairs = zip(codes, states, strict=True) if states else ()
-    return [TableStepper(state_table(count)).trace(matrix) for matrix, count in pairs] or None
+    return [stepper(count).trace(matrix) for matrix, count in pairs] or None
+
+
+@cache
+def stepper(states: int) -> TableStepper:
+    """The machine of the code with `states` states: one, however many matrices it codes."""
+    return TableStepper(state_table(states))

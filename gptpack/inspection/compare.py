@@ -33,16 +33,18 @@ class Weights:
     """Float32 values by the tensor's name, in the order of the file."""
 
 
-def read_weights(path: str | Path) -> Weights:
-    """Verify and decode all of the file at `path`.
+def read_weights(path: str | Path, limit_bytes: int | None = None) -> Weights:
+    """Verify and decode all of the file at `path`, in the memory that `read_artifact` allows.
 
     Raises:
         GptpackError: there is no regular file that can be read.
         ArtifactError: something in it is not what a checksum, the format or its header says.
-        MissingDependencyError: a section's codec is not installed.
+        MissingDependencyError: a section's codec is not installed, or memory does not suffice.
     """
     values: dict[str, npt.NDArray[np.float32]] = {}
-    artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
+    artifact = read_artifact(
+        path, verify_weights=True, keep=values.__setitem__, limit_bytes=limit_bytes
+    )
     return Weights(path=str(path), header=artifact.header, values=values)
 
 
@@ -137,4 +139,4 @@ def _overall(errors: list[TensorError], reference: Values) -> float | None:
 
 def value_sha256(values: npt.NDArray[np.float32]) -> str:
     """SHA-256, in hex, of float32 values in row order, little endian."""
-    return hashlib.sha256(values.astype("<f4", order="C", copy=False).tobytes()).hexdigest()
+    return hashlib.sha256(values.astype("<f4", order="C", copy=False).reshape(-1).data).hexdigest()

@@ -50,6 +50,7 @@ def evaluate(
     compressors: bool = False,
     device: str = "auto",
     compiled: Compile = "auto",
+    limit_bytes: int | None = None,
     progress: Progress = silent,
     on_ready: "Callable[[torch.device], None] | None" = None,
 ) -> Evaluation:
@@ -83,6 +84,7 @@ def evaluate(
             where `text` is given: tokens are no text.
         compiled: whether to use torch.compile; ``auto`` does on CUDA, where it pays.
         device: ``auto``, ``cpu`` or ``cuda``, for a path.
+        limit_bytes: memory that decoding may take, for a path; see `load`.
         progress: called with phase, done and total as scoring goes on.
         on_ready: called with the device before the source is opened.
 
@@ -123,7 +125,7 @@ def evaluate(
         if isinstance(source, Loaded):
             loaded = source
         else:
-            loaded = load(source, model=model, device=here.device)
+            loaded = load(source, model=model, device=here.device, limit_bytes=limit_bytes)
             for phase, seconds in loaded.seconds.items():
                 clock.add(phase, seconds)
         config = loaded.runnable().config

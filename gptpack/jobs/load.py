@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gptpack.artifact.layout import LFS_POINTER, MAGIC
+from gptpack.artifact.memory import memory_here
 from gptpack.artifact.record import PackRecord
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
@@ -116,6 +117,7 @@ def load(
     model: str | ModelConfig | None = None,
     device: "torch.device | str" = "cpu",
     dtype: "torch.dtype | str | None" = None,
+    limit_bytes: int | None = None,
 ) -> Loaded:
     """The model of the checkpoint, Hugging Face folder, GGUF or packed file at `path`.
 
@@ -130,12 +132,15 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``: type that the weights get once all is
             verified, and that the model computes in. None leaves them in float32; our own family
             then computes in bfloat16 on CUDA.
+        limit_bytes: memory that decoding a packed file may take, see
+            `gptpack.artifact.reader.read_artifact`; None takes what is free on this machine.
 
     Raises:
         CheckpointError: no checkpoint, or its tensors are not those of its model.
         ConfigError: `model` is given, and the file says its own; no such device or type.
         ArtifactError: a packed file that is corrupt or hostile.
-        MissingDependencyError: the codec of a section, transformers or the device is not there.
+        MissingDependencyError: the codec of a section, transformers, the device or enough memory
+            is not there.
 
     Example:
         >>> loaded = gptpack.load("model.gptpack")
@@ -155,7 +160,8 @@ def load(
     if model is not None and (packed or foreign):
         raise ConfigError(f"--model {model} is for bare state dicts; {path} says its own model")
     if packed:
-        loaded = load_packed(path, device)
+        with memory_here():
+            loaded = load_packed(path, device, limit_bytes)
     elif foreign:
         loaded = _load_transformers(path, device)
     else:
@@ -193,7 +199,9 @@ def _start(path: Path, count: int) -> bytes | None:
         return None
 
 
-def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
+def load_packed(
+    path: Path, device: "torch.device | str" = "cpu", limit_bytes: int | None = None
+) -> Loaded:
     """`load` of a packed file."""
     import torch
 
@@ -203,7 +211,9 @@ def load_packed(path: Path, device: "torch.device | str" = "cpu") -> Loaded:
     began = time.perf_counter()
     values: dict[str, npt.NDArray[np.float32]] = {}
     with _imports_of(path):
-        artifact = read_artifact(path, verify_weights=True, keep=values.__setitem__)
+        artifact = read_artifact(
+            path, verify_weights=True, keep=values.__setitem__, limit_bytes=limit_bytes
+        )
     header = artifact.header
     sha256 = file_sha256(path)
     decoded = time.perf_counter()

@@ -102,19 +102,21 @@ def sample(
     *,
     model: str | None = None,
     device: str = "auto",
+    limit_bytes: int | None = None,
     **settings: Any,
 ) -> Iterator[str]:
     """`generate` of the model at `path`, on ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Args:
         model: recipe whose ``[model]`` a bare state dict has.
+        limit_bytes: memory that decoding may take; see `gptpack.jobs.load.load`.
 
     Raises:
         GptpackError: see `gptpack.jobs.load.load` and `generate`.
     """
     from gptpack.jobs.load import load
 
-    loaded = load(path, model=model, device=device)
+    loaded = load(path, model=model, device=device, limit_bytes=limit_bytes)
     loaded.runnable().use_attention("auto")
     yield from generate(loaded, prompt, **settings)
 

@@ -53,6 +53,7 @@ def unpack(
     dtype: str | None = None,
     keep_packed: bool = False,
     force: bool = False,
+    limit_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Unpacked:
     """Write the model in a packed file so that others can read it; complete, or not at all.
@@ -66,12 +67,14 @@ def unpack(
         to: ``transformers``, ``safetensors`` or ``gguf``.
         dtype: type of the matrices, see `DTYPES`; None takes float32, for GGUF float16.
         force: whether what stands at `output` is replaced, if it is of the same kind.
+        limit_bytes: memory that decoding may take; see `gptpack.load`.
 
     Raises:
         ConfigError: no such target or type, the model is not of the family or architecture that it
             takes, or something stands at `output`.
         ArtifactError: the packed file is corrupt or hostile.
-        MissingDependencyError: a package that the target needs is not installed.
+        MissingDependencyError: a package that the target needs is not installed, or memory does not
+            suffice.
 
     Example:
         >>> made = gptpack.unpack("model.gptpack", "model.safetensors", to="safetensors")
@@ -91,7 +94,7 @@ def unpack(
     progress("decode", 0, 0)
     from gptpack.jobs.load import load_packed
 
-    loaded = load_packed(path)
+    loaded = load_packed(path, limit_bytes=limit_bytes)
     progress(f"write {to}", 0, 0)
     if to == "transformers":
         notes = _write_folder(loaded, output, None if keep_packed else dtype)

@@ -14,11 +14,19 @@ from gptpack.progress import Progress, silent
 
 
 def verify(
-    path: str | Path, checkpoint: str | Path | None = None, *, progress: Progress = silent
+    path: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    limit_bytes: int | None = None,
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Verify all of a packed file: every checksum, a full decode, the hash of its weights.
 
     Needs no torch, unless there is a checkpoint to compare the weights with.
+
+    Args:
+        limit_bytes: memory that decoding a packed file may take, see
+            `gptpack.artifact.reader.read_artifact`; None takes what is free on this machine.
 
         >>> report = gptpack.verify("model.gptpack", checkpoint="checkpoint.pt")
         >>> report.errors.relative < 0.5
@@ -29,11 +37,11 @@ def verify(
             tensors.
         ArtifactError: something in it is not what a checksum, the format or its header says.
         CheckpointError: the checkpoint is unreadable, or some of its weights are not finite.
-        MissingDependencyError: a section's codec is not installed.
+        MissingDependencyError: a section's codec is not installed, or memory does not suffice.
     """
     progress("verify and decode", 0, 0)
     began = time.perf_counter()
-    file = read_weights(path)
+    file = read_weights(path, limit_bytes)
     report = report_on_weights(file, time.perf_counter() - began)
     if checkpoint is None:
         return report

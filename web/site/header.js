@@ -223,6 +223,7 @@ function checkSections(table, tensors, files, left) {
   if (!Array.isArray(table) || table.length !== plans.length) {
     refuse(`the section table must have ${plans.length} rows for these tensors`);
   }
+  const all = left;
   plans.forEach(([planned, expected], index) => {
     const row = table[index];
     if (!Array.isArray(row) || row.length !== 6)
@@ -238,8 +239,7 @@ function checkSections(table, tensors, files, left) {
       refuse(`section ${name} takes ${short(stored)} bytes, ${left} are left`);
     if (raw !== expected)
       refuse(`section ${name} declares ${short(raw)} raw bytes, its contents need ${expected}`);
-    const factor = name === "files" ? 64 : codec === "range" ? 128 : 2048;
-    if (raw > factor * stored + 65536)
+    if (raw > (name === "files" ? 64 * stored : 128 * stored + all) + 65536)
       refuse(`section ${name} declares more raw bytes than ${stored} stored bytes may hold`);
     if (!isDigest(digest, 32)) refuse(`section ${name} has digest ${short(digest)}`);
     left -= stored;
