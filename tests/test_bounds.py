@@ -161,13 +161,18 @@ def test_sections_are_hashed_in_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["raw", "zlib"])
-def test_a_file_of_forty_gigabytes_of_nothing_is_not_read(tmp_path: Path, codec: str) -> None:
+def test_a_file_of_forty_gigabytes_of_nothing_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
     path = tmp_path / "hole.gptpack"
     sparse(path, codec, 40 << 30)
 
+    monkeypatch.setattr("gptpack.artifact.memory.available_bytes", lambda: 1 << 30)
+
     def read() -> None:
-        with pytest.raises(MissingDependencyError, match="limit_bytes allows 1,073,741,824"):
-            read_artifact(path, limit_bytes=1 << 30)
+        for look in (read_artifact, gptpack.verify, partial(gptpack.inspect, decode=True)):
+            with pytest.raises(MissingDependencyError, match="free 1,073,741,824"):
+                look(path)
 
     assert most_memory(read) < MiB
 

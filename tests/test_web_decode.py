@@ -11,6 +11,7 @@ import random
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_artifact_hostile
 import test_artifact_hostile_grid
@@ -28,11 +29,11 @@ from strategies import (
     tensor_lists,
 )
 
-from gptpack.artifact.reader import decode_artifact
+from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import SECTION_CODECS
 from gptpack.errors import ArtifactError, MissingDependencyError
-from gptpack.quant.types import dequantize
+from gptpack.quant.types import PackedTensor, dequantize
 
 pytestmark = needs_node
 
@@ -119,6 +120,17 @@ def test_each_codec_of_bytes_expands_what_its_library_compressed(tmp_path):
                 files.append(encode_artifact(**made, codecs=codec))
     for answer, data in zip(answers(tmp_path, files), files, strict=True):
         agrees(answer, data)
+
+
+def test_a_zlib_stream_that_is_padded_for_the_memory_rule_is_read(tmp_path):
+    shape = (1024, 512)
+    arrays = {"codes": np.zeros(shape, np.int8), "scales": np.ones((), "<f4")}
+    zeros = PackedTensor(name="w", shape=shape, method="int8-tensor", arrays=arrays)
+    data = encode_artifact(tensors=[zeros], pack={})
+    assert decode_header(data).sections[1].codec == "zlib"
+    assert data.count(b"\0\0\0\xff\xff") > 100
+    (answer,) = answers(tmp_path, [data])
+    agrees(answer, data)
 
 
 @pytest.mark.parametrize("codec", ["zlib", "zstd", "lzma", "brotli"])

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gptpack.errors import ArtifactError, MissingDependencyError
 
 RAW_PER_STORED = 128
-"""Factor of the memory rule: eight times the largest ratio of trained weights (docs/log.md)."""
+"""Factor of the memory rule: six times the largest ratio found in trained weights (docs/log.md)."""
 RAW_ALWAYS = 65536
 LZMA_LARGEST_DICTIONARY = 1 << 24
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.artifact.header import ArtifactHeader
+from gptpack.artifact.memory import check_room
 from gptpack.artifact.plan import plan_sections
 from gptpack.artifact.reader import read_header
 from gptpack.artifact.record import PackRecord
@@ -146,7 +147,7 @@ def inspect(path: str | Path, *, decode: bool = False) -> InspectReport:
         GptpackError: there is no regular file that can be read.
         ArtifactError: preamble, header, or a section that was decoded are corrupt, or the file has
             another size.
-        MissingDependencyError: a section's codec is not installed.
+        MissingDependencyError: a section's codec is not installed, or memory does not suffice.
     """
     header = read_header(path)
     if not decode:
@@ -154,6 +155,7 @@ def inspect(path: str | Path, *, decode: bool = False) -> InspectReport:
     from gptpack.inspection.shares import measured_bytes
 
     try:
+        check_room(header.decoded_bytes, None)
         shares = measured_bytes(read_input(path, header.file_bytes))
     except GptpackError as error:
         raise type(error)(f"{path}: {error}") from error
