@@ -11,7 +11,7 @@ from worlds import TINY, folder, invoke
 
 from gptpack.cli.main import COMMANDS
 
-SETTINGS = [*TINY, "model.vocab=300", "model.width=96", "model.mlp_hidden=192", "training.steps=4"]
+SETTINGS = [*TINY, "model.vocab=290", "model.width=96", "model.mlp_hidden=192", "training.steps=4"]
 
 
 def run(*words: object) -> str:
