@@ -66,9 +66,7 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(["shards", "text", "self", "random"]),
     help="Text for the Hessians. [default: train shards or --text if there, else self]",
 )
-@click.option(
-    "--calibration-tokens", type=COUNT, default=0, help="0: 524,288 on CUDA, 65,536 on CPU."
-)
+@click.option("--calibration-tokens", type=COUNT, default=0, help="0: 524,288 tokens at most.")
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Seed of the calibration text."
 )
