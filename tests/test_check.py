@@ -19,6 +19,8 @@ from gptpack.gate.formats import SUMMARY_BYTES, to_markdown
 from gptpack.gate.limits import CheckConfig, Limits, expanded, load_check
 from gptpack.inspection.inspect import inspect
 from gptpack.jobs.check import check
+from gptpack.quant.int8 import keep_float
+from gptpack.values import TokenizerIdentity
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "tiny-v1.artifact"
@@ -504,3 +506,33 @@ def test_a_file_that_is_damaged_is_not_scored(run, tmp_path, world: World):  # n
     status, _, err = run("m.gptpack", "--bpb", "--data", world.data)
     assert status == 3
     assert "scoring" not in err
+
+
+def test_a_file_of_another_tokenizer_fails_its_line_and_no_other(
+    run,
+    tmp_path,
+    world: World,  # noqa: F811
+):
+    model, other = world.model, TOKENIZER.sha256
+    identity = TokenizerIdentity(sha256=other, vocab=world.tokenizer.vocab, bos=1)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    tensors = [keep_float(name, value, "float32") for name, value in state.items()]
+    path = tmp_path / "other.gptpack"
+    write_artifact(
+        path, model=model.config, tokenizer=identity, tensors=tensors, pack={}, codecs="zlib"
+    )
+    rows = "".join(
+        f"[[check.artifact]]\npath = '{each}'\nname = '{name}'\n"
+        for name, each in (("a", path), ("b", world.artifact))
+    )
+    text = f"[check]\ndata = '{world.data}'\ntokens = 64\nbudget = '1MB'\n{rows}"
+    (tmp_path / "gptpack.toml").write_text(text)
+    status, out, err = run("--bpb", "--json")
+    assert status == 2
+    assert err.splitlines()[-1] == "gptpack: check: 1 of 2 failed: a"
+    first, second = json.loads(out)["artifacts"]
+    (failed,) = [row for row in first["outcomes"] if row["state"] == "fail"]
+    assert failed["rule"] == "bpb"
+    assert other[:8] in failed["text"]
+    assert second["passed"]
+    assert second["bpb"]["source"] == "measured"

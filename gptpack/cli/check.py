@@ -115,7 +115,7 @@ def command(
     else:
         with reader_may_go():
             click.echo(formats.FORMATS[form](result), nl=False)
-    errors = {1: LimitError, 3: ArtifactError, 4: MissingDependencyError}
+    errors = {1: LimitError, 2: ConfigError, 3: ArtifactError, 4: MissingDependencyError}
     if not result.passed:
         failing = [plain(checked.name) for checked in result.artifacts if checked.failures]
         count = f"{len(failing)} of {len(result.artifacts)} failed"

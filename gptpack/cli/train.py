@@ -50,9 +50,8 @@ def command(
     (of a few that it times, or by arithmetic), steps, tokens and the bytes of the packed file.
     """
     from gptpack.cli.train_report import plan_rows, result_rows
-    from gptpack.jobs.train import UnscoredError, train
+    from gptpack.jobs.train import UnscoredError, named_recipe, train
     from gptpack.jobs.train_plan import plan_training
-    from gptpack.training.recipe import recipe_names
 
     asked: dict[str, Any] = {"bits": bits, "budget": budget, "flops": flops}
     check_idle("without --plan", not planned, **asked)
@@ -60,8 +59,7 @@ def command(
     check_idle("with --no-eval", not evaluate, eval_tokens=eval_tokens)
     overrides = (*overrides, *_target(target_bytes, bits, budget))
     first = main_rank()
-    if recipe is None:
-        raise click.UsageError(f"training needs --recipe: {', '.join(recipe_names())}, or a file")
+    recipe = named_recipe(recipe)
     if planned:
         figures = plan_training(recipe, data, overrides=overrides, **how, **asked)
         if first and as_json:

@@ -63,7 +63,7 @@ def check(
         ConfigError: limits make no sense, the baseline cannot be read, or there is nothing to
             measure on.
         MissingDependencyError: `prove` without torch.
-        GptpackError: measuring failed for a reason that does not lie in the file.
+        InternalError: the process that measures crashed.
     """
     limits: dict[str, Any] = {
         "budget": str(budget or ""),

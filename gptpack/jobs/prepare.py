@@ -159,7 +159,7 @@ def prepared(
             training = training_tokens(loaded, request, config)
             sensitivities: Mapping[str, Sensitivity] = {}
             if config.calibrated:
-                cache = loaded.path.parent if loaded.path and not request.plan else None
+                cache = loaded.path.parent if loaded.path else None
                 record, sensitivities = _calibrated(
                     loaded, request, training, here, record, cache, background, progress
                 )
@@ -255,6 +255,8 @@ def _calibrated(
         tokens=request.calibration_tokens,
         seed=request.seed,
         start=start or (),
+        cache=cache,
+        kept=not request.plan and here.main,
         progress=progress,
     )
     found = calibrate(
@@ -263,6 +265,7 @@ def _calibrated(
         here,
         seed=request.seed,
         cache=cache,
+        kept=not request.plan,
         background=background,
         progress=progress,
     )

@@ -75,7 +75,8 @@ class PackRequest:
     tokens; or an array or tensor of tokens, which tuning sees too. None takes shards where `data`
     has those of train, `text` where it is given, else the model's own."""
     calibration_tokens: int = 0
-    """Tokens of that text; 0 takes 524,288 on CUDA and 65,536 on a CPU."""
+    """Tokens of that text; 0 takes 524,288 on CUDA, and on a CPU 65,536, or 16,384 of the
+    model's own."""
     seed: int = 0
     """Seed of the choice of calibration text."""
     tune: Tune = "none"

@@ -24,7 +24,7 @@ from gptpack.packing.foresight import PackerForesight
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks, ranks
 from gptpack.training import loop
-from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.training.recipe import Recipe, load_recipe, recipe_names
 from gptpack.values import TokenizerIdentity
 
 MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
@@ -151,6 +151,17 @@ def train(
     except GptpackError as error:
         raise UnscoredError(error, TrainResult(**result)) from error
     return TrainResult(**result, validation=found)
+
+
+def named_recipe(recipe: str | None) -> str:
+    """`recipe`, if one is given.
+
+    Raises:
+        ConfigError: none is; names those that come with the package.
+    """
+    if recipe is None:
+        raise ConfigError(f"training needs --recipe: {', '.join(recipe_names())}, or a file")
+    return recipe
 
 
 def check_memory(model: ModelConfig, device: torch.device) -> None:
