@@ -52,7 +52,7 @@ PACK_OPTIONS = together(
         "--calibration-tokens",
         type=COUNT,
         default=0,
-        show_default="524,288 on CUDA, 65,536 on a CPU",
+        show_default="524,288 on CUDA, 65,536 on a CPU, 16,384 there that the model writes",
         help="Tokens of that text.",
     ),
     click.option(
