@@ -36,6 +36,14 @@ def options(command: click.Command) -> list[click.Option]:
 
 
 @ALL
+def test_no_bracket_is_left_of_what_click_says_of_a_default(words, command):
+    with click.Context(command, info_name=words) as context:
+        text = " ".join(command.get_help(context).split())
+    for default in re.findall(r"\[default: [^]]*\]", text):
+        assert default.count("(") == default.count(")"), default
+
+
+@ALL
 def test_every_command_shows_an_example_before_anything_else(words, command):
     assert isinstance(command, Command)
     assert command.help is not None

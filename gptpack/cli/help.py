@@ -13,7 +13,7 @@ Decorator = Callable[[Any], Any]
 NAMES = 28
 """Columns of the options' names, the same under every heading."""
 _RANGE = r"(?:[\d.e+-]+<=?)?x(?:[<>]=?(?:None|[\d.e+-]+))?"
-RANGE = re.compile(rf"\s*\[{_RANGE}\]|; {_RANGE}(?=\])|(?<=default: )\(|\)(?=\])")
+RANGE = re.compile(rf"\s*\[{_RANGE}\]|; {_RANGE}(?=\])|(?<=default: )\(|\)(?=; |\])")
 """What click says of a number's range, and its brackets around a default that is in words."""
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
