@@ -5,6 +5,7 @@ one of plain values, as TOML and JSON have them; unknown keys and wrong types ar
 """
 
 import dataclasses
+import difflib
 import math
 import re
 import typing
@@ -149,7 +150,11 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
         if key not in hints:
-            raise ConfigError(f"unknown setting '{path}'; there are: {', '.join(sorted(hints))}")
+            near = difflib.get_close_matches(key, hints, 1)
+            meant = f"did you mean '{path.removesuffix(key)}{near[0]}'? " if near else ""
+            raise ConfigError(
+                f"unknown setting '{path}'; {meant}there are: {', '.join(sorted(hints))}"
+            )
         arguments[key] = _coerce(hints[key], value, path)
     return cls(**arguments)
 
