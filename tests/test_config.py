@@ -1,5 +1,6 @@
 """Values and recipes: sizes, tables, overrides, and what their errors say."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,8 +243,10 @@ def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[model]\nlayer = 4\n", r"unknown setting 'model\.layer'; there are: .*layers"),
-        ("[modle]\n", "unknown setting 'modle'"),
+        ("[model]\nlayer = 4\n", r"'model\.layer'; did you mean 'model\.layers'\? there are: "),
+        ("[modle]\n", r"unknown setting 'modle'; did you mean 'model'\? there are"),
+        ("[training]\nwarmdown = 3\n", r"did you mean 'training\.warmdown_steps'\?|_fraction'\?"),
+        ("[training]\nwidth = 3\n", r"'training\.width'; did you mean 'model\.width'\?"),
         ("[model]\nlayers = 4.0\n", r"model\.layers=4\.0 must be int"),
         ("[model]\nlayers = true\n", r"model\.layers=True must be int"),
         ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be one of relu2"),
@@ -373,3 +376,17 @@ def test_a_recipe_that_no_memory_holds_is_refused(text, tmp_path, capsys):
     path.write_text("[model]\nloops=4611686018427387904\nloop_layers=1")
     assert invoke("train", "--recipe", str(path), "--plan") == 2
     assert "4,096 are the most" in capsys.readouterr().err
+
+
+def test_the_page_of_all_keys_is_up_to_date():
+    path = Path(__file__).parent.parent / "docs" / "recipe.py"
+    spec = importlib.util.spec_from_file_location("recipe_page", path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = made.page()
+    assert made.PAGE.read_text(encoding="utf-8") == page, "run: python docs/recipe.py"
+    for table, values in to_dict(Recipe()).items():
+        assert f"## [{table}]" in page
+        assert all(f"| `{key}` |" in page for key in values)
+    assert all(f"| `{name}` |" in page for name in recipe_names())
+    assert "|  |" not in page, "a key without a sentence"
