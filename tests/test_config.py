@@ -243,9 +243,9 @@ def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[model]\nlayer = 4\n", r"'model\.layer'; did you mean 'model\.layers'\? there are: "),
-        ("[modle]\n", r"unknown setting 'modle'; did you mean 'model'\? there are"),
-        ("[training]\nwarmdown = 3\n", r"did you mean 'training\.warmdown_steps'\?|_fraction'\?"),
+        ("[model]\nlayer = 4\n", r"'model\.layer'; there are: .*; did you mean layers\?"),
+        ("[modle]\n", r"unknown setting 'modle'; there are: .*; did you mean model\?"),
+        ("[training]\nwarmdown = 3\n", r"did you mean warmdown_(steps|fraction)\?"),
         ("[training]\nwidth = 3\n", r"'training\.width'; did you mean 'model\.width'\?"),
         ("[model]\nlayers = 4.0\n", r"model\.layers=4\.0 must be int"),
         ("[model]\nlayers = true\n", r"model\.layers=True must be int"),
