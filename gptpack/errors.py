@@ -65,6 +65,12 @@ class ArtifactError(GptpackError):
     exit_status = 3
 
 
+class NotPackedError(ArtifactError):
+    """A model in another form stands where a packed file is needed."""
+
+    exit_status = 2
+
+
 class MissingDependencyError(GptpackError):
     """The environment lacks something that was asked for."""
 

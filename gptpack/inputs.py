@@ -5,14 +5,28 @@ file's size says nothing of what lies on the disk. What cannot be opened is an O
 reason in `strerror`, for the caller to say what was needed instead.
 """
 
+import codecs
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 
+STARTS = {
+    "a packed file": re.compile(rb"\x89GPTPK"),
+    "a torch checkpoint": re.compile(rb"PK\x03\x04|\x80\x02"),
+    "a safetensors file": re.compile(rb".{4}\0\0\0\0\{", re.DOTALL),
+    "a GGUF file": re.compile(b"GGUF"),
+}
+"""What files are, in words, and how they begin."""
+FOLDER = "a Hugging Face folder"
+MODELS = (*list(STARTS)[1:], FOLDER)
+"""What a model that is not packed may lie in, as `kind_of` says it."""
+TEXT = "a text file"
+"""What a file that begins as UTF-8 is."""
 MOST_BYTES = 1 << 28
 """Bytes of a file, at most, that is read whole: a tokenizer, a log, a recipe, a report."""
 
@@ -53,6 +67,28 @@ def opened(path: str | Path) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def kind_of(path: str | Path) -> str:
+    """What lies at `path`, by its content and in words; empty where that is not plain to see."""
+    path = Path(path)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return FOLDER
+        return "a folder of shards" if any(path.glob("*_*_*.bin")) else "a folder"
+    try:
+        with opened(path) as file:
+            start = file.read(512)
+    except OSError:
+        return ""
+    if found := next((kind for kind, begins in STARTS.items() if begins.match(start)), ""):
+        return found
+    # the last character may be cut short
+    text = codecs.getincrementaldecoder("utf-8")()
+    try:
+        return TEXT if start and "\0" not in text.decode(start) else ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def read_input(path: str | Path, most: int = MOST_BYTES) -> bytes:

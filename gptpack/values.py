@@ -5,10 +5,11 @@ one of plain values, as TOML and JSON have them; unknown keys and wrong types ar
 """
 
 import dataclasses
+import difflib
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -102,10 +103,19 @@ def check_fields(config: Any, check: Check, names: str) -> None:
             raise ConfigError(f"{name}={value} must {what}")
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error about a `word` that is none of those `known`: the nearest one, if any."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
     """Raise the `ConfigError` of a setting that is none of `choices`, of which None has no name."""
     if value not in choices:
-        raise ConfigError(f"{name}={value!r}: choose {', '.join(filter(None, choices))}")
+        known = list(filter(None, choices))
+        raise ConfigError(
+            f"{name}={value!r}: choose {', '.join(known)}{nearest(str(value), known)}"
+        )
 
 
 def check_idle(circumstance: str, idle: bool, **given: object) -> None:
@@ -149,7 +159,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
         if key not in hints:
-            raise ConfigError(f"unknown setting '{path}'; there are: {', '.join(sorted(hints))}")
+            known = ", ".join(sorted(hints))
+            raise ConfigError(f"unknown setting '{path}'; there are: {known}{nearest(key, hints)}")
         arguments[key] = _coerce(hints[key], value, path)
     return cls(**arguments)
 

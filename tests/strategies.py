@@ -10,6 +10,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from gptpack.artifact.shares import with_coded_bytes
 from gptpack.artifact.writer import assemble, encode_files, encode_sections, write_atomic
 from gptpack.families.family import FamilyConfig
 from gptpack.families.golf.config import ModelConfig
@@ -68,9 +69,12 @@ def encode_artifact(
     pack: Mapping[str, Any],
     codecs: Sequence[str] | str = "auto",
     files: Mapping[str, bytes] | None = None,
+    recorded: bool = False,
 ) -> bytes:
-    """The bytes of a file of `tensors`."""
+    """The bytes of a file of `tensors`; where `recorded`, it says what each one takes."""
     encoded = encode_sections(tensors, codecs, files=encode_files(files or {}))
+    if recorded:
+        encoded = with_coded_bytes(encoded, tensors)
     return assemble(encoded, model=model, tokenizer=tokenizer, pack=pack)
 
 

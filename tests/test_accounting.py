@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("accounting") / "a.model"
-    return train_tokenizer(TEXTS, path, TokenizerConfig(vocab=320))
+    return train_tokenizer(TEXTS, path, TokenizerConfig(vocab=320, normalization="nmt_nfkc"))
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 import dataclasses
 import doctest
 import inspect
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,16 +42,6 @@ def test_the_example_of_each_function_runs(place, monkeypatch, capsys, name):
     (example,) = doctest.DocTestFinder().find(function, name, globs={"gptpack": gptpack})
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0, capsys.readouterr().out
-
-
-def test_the_lines_of_the_readme_load_pack_and_prove(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.S)
-    exec(compile(code, "README.md", "exec"), {})
-    first, second = capsys.readouterr().out.splitlines()
-    assert int(first.split()[0]) <= 100_000
-    assert second.startswith("sliding, stride 16")
 
 
 def test_importing_it_loads_no_torch_and_using_headers_neither(place):

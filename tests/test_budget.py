@@ -19,6 +19,7 @@ from gptpack.artifact.reader import decode_artifact
 from gptpack.cli.main import run
 from gptpack.data.shards import write_shard
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
+from gptpack.errors import ConfigError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.jobs.fresh import evaluate_in_fresh_process
@@ -142,7 +143,7 @@ def test_the_folder_itself_is_no_checkpoint(monkeypatch, tmp_path, capsys):
 def test_a_checkpoint_may_have_a_name_that_begins_with_a_dash(place, tmp_path, monkeypatch):
     shutil.copy(place / "c.pt", tmp_path / "-c.pt")
     monkeypatch.chdir(tmp_path)
-    found = evaluate_in_fresh_process(Path("-c.pt"), place, limit_tokens=64, quiet=True)
+    found = evaluate_in_fresh_process(Path("-c.pt"), place, eval_tokens=64, quiet=True)
     assert found.plain.tokens == 64
 
 
@@ -220,8 +221,8 @@ def test_a_pack_that_fails_leaves_nothing_and_what_stood_there_stays(place, tmp_
     assert "bytes are enough" in done.stderr
     assert list(tmp_path.iterdir()) == []
     output.write_bytes(MAGIC + b"old")
-    done = gptpack(place, "--budget", "2KB", "--method", "int8", "--data", str(place), "-o", output)
-    assert done.returncode == 1
+    words = ["--budget", "2KB", "--method", "int8", "--data", str(place), "-o", output, "--force"]
+    assert gptpack(place, *words).returncode == 1
     assert output.read_bytes() == MAGIC + b"old"
     done = gptpack(place, "--data", str(place))
     assert done.returncode == 2
@@ -263,7 +264,8 @@ def test_the_curve_has_a_measured_file_at_each_point_and_leaves_none(place, tmp_
     assert 1.5 < coarse["bits"] < 2.5
     assert fine["bytes"] > coarse["bytes"]
     assert coarse["delta"] == pytest.approx(2 ** (fine["bits"] - 2) * fine["delta"], rel=1e-5)
-    assert fine["bpb_before"] < fine["bpb_predicted"] < coarse["bpb_predicted"]
+    assert fine["bpb_before"] < fine["bpb_measured"] < coarse["bpb_measured"]
+    assert not any("predicted" in key for key in fine)
     plots = {"curve.png"} if json.loads(done.stdout)["plot"] else set()
     assert {path.name for path in tmp_path.iterdir()} == {"curve.csv"} | plots
 
@@ -368,3 +370,30 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place, tmp_path, capsys):
     assert ended.value.code == 2
     assert "cannot write: File too large" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_rise_is_printed_that_was_not_measured(place, capsys):
+    words = ["--calibration", "random", "--states", "8", "--calibration-tokens", "512"]
+    run(["pack", str(place / "c.pt"), "--bits", "3", "--plan", *words])
+    out = capsys.readouterr().out
+    assert "coded bits per weight" in out
+    assert "rise" not in out
+    assert "predicted" not in out
+
+
+def test_a_packed_file_is_replaced_by_force_alone(place, tmp_path, capsys):
+    output = tmp_path / "m.gptpack"
+    output.write_bytes(MAGIC + b"old")
+    words = ["--delta", "0.01", "--calibration", "random", "--states", "8"]
+    words += ["--calibration-tokens", "512", "--output", str(output)]
+    said = refused(capsys, place / "c.pt", *words)
+    assert said == f"gptpack: {output} exists; give --force (force=True), or another --output"
+    with pytest.raises(ConfigError, match="exists; give --force"):
+        pack(place / "c.pt", delta=0.01, output=output)
+    assert output.read_bytes() == MAGIC + b"old"
+    run(["pack", str(place / "c.pt"), *words, "--plan"])
+    run(["pack", str(place / "c.pt"), *words, "--force"])
+    assert decode_artifact(output.read_bytes()).header.pack["delta"] == 0.01
+    output.write_text("notes")
+    capsys.readouterr()
+    assert "is no packed file" in refused(capsys, place / "c.pt", *words, "--force")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from worlds import CPU
 
 from gptpack.calibration import text as calibration_text
+from gptpack.calibration import written as writing
 from gptpack.calibration.collect import (
     EMBEDDED,
     Calibration,
@@ -19,7 +20,8 @@ from gptpack.calibration.collect import (
     input_moments,
     output_fisher,
 )
-from gptpack.calibration.text import calibrate, random_tokens, self_generated, shard_windows
+from gptpack.calibration.text import calibrate, random_tokens, shard_windows
+from gptpack.calibration.written import self_generated, written
 from gptpack.errors import CheckpointError, DataError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
@@ -379,6 +381,55 @@ def test_a_seed_chooses_the_text_and_the_same_seed_the_same():
     assert texts[0].shape == (3, 8)
     assert (texts[0][:, 0] == model.config.bos).all()
     assert random_tokens(24, windows=3, context=8, seed=0).max() < 24
+
+
+def test_text_is_written_in_groups_of_bounded_size(monkeypatch):
+    model, sizes, said = model_of(), [], []
+    reader = model.reader
+
+    def watched():
+        read = reader()
+
+        def read_on(tokens):
+            sizes.append(len(tokens))
+            return read(tokens)
+
+        return read_on
+
+    monkeypatch.setattr(model, "reader", watched)
+    monkeypatch.setitem(writing.AT_ONCE, "cpu", 20)
+    text = self_generated(
+        model, windows=5, context=8, seed=0, progress=lambda *one: said.append(one)
+    )
+    assert text.shape == (5, 8)
+    assert set(sizes) == {1, 2}
+    assert said[-1] == (writing.PHASE, 40, 40)
+    assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
+
+
+def test_text_that_the_model_wrote_is_kept_beside_it(tmp_path):
+    def text(seed: int = 0, **more: bool) -> tuple[torch.Tensor, list[str]]:
+        phases: list[str] = []
+        found = written(
+            model_of(),
+            windows=3,
+            context=8,
+            seed=seed,
+            cache=tmp_path,
+            progress=lambda phase, *_: phases.append(phase),
+            **more,
+        )
+        return found, phases
+
+    first, phases = text(kept=False)
+    assert set(phases) == {writing.PHASE}
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(text()[0], first)
+    again, phases = text(kept=False)
+    assert phases == ["text to calibrate on (kept from before)"]
+    assert torch.equal(again, first)
+    assert not torch.equal(text(seed=1)[0], first)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # cache

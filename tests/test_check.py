@@ -17,7 +17,10 @@ from gptpack.cli import main
 from gptpack.errors import ConfigError
 from gptpack.gate.formats import SUMMARY_BYTES, to_markdown
 from gptpack.gate.limits import CheckConfig, Limits, expanded, load_check
+from gptpack.inspection.inspect import inspect
 from gptpack.jobs.check import check
+from gptpack.quant.int8 import keep_float
+from gptpack.values import TokenizerIdentity
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "tiny-v1.artifact"
@@ -66,6 +69,18 @@ def outcomes(text: str) -> dict[str, tuple[str, str]]:
     return {row["rule"]: (row["state"], row["text"]) for row in found["outcomes"]}
 
 
+def test_a_file_over_its_budget_names_its_largest_tensors_where_it_records_their_bytes(
+    run, tmp_path
+):
+    made = {"model": MODEL, "tokenizer": TOKENIZER, "tensors": example_tensors(), "pack": {}}
+    write_artifact(tmp_path / "m.gptpack", **made, codecs="zlib", recorded=True)
+    groups = inspect(tmp_path / "m.gptpack", decode=True).groups
+    first = max(groups, key=lambda group: group.stored_bytes)
+    status, out, _ = run("m.gptpack", "--budget", 100)
+    assert status == 1
+    assert f"largest: {first.name} {first.stored_bytes:,}" in out
+
+
 @pytest.mark.parametrize(("over", "status"), [(-1, 0), (0, 0), (1, 1)])
 def test_the_budget_is_held_to_the_byte_with_the_code(run, tmp_path, over, status):
     size = artifact(tmp_path / "m.gptpack").stat().st_size
@@ -76,7 +91,7 @@ def test_the_budget_is_held_to_the_byte_with_the_code(run, tmp_path, over, statu
     if status:
         assert f"{size + 100:,} bytes (100 of code), over the budget of {budget:,} by 1 " in out
         assert f"pack again with --budget {budget - 100}" in out
-        assert "largest: " in out
+        assert "largest: " not in out  # the file does not say what its tensors take
         assert err == "gptpack: check: 1 of 1 failed: m.gptpack\n"
     else:
         assert f"{-over:,}" in out
@@ -308,7 +323,7 @@ def test_a_wildcard_that_finds_nothing_is_a_missing_file(tmp_path):
         ("[[check.artifact]]\npath = 'm'\nbudget = 16\n", "check.artifact.budget=16"),
         ("[[check.artifact]]\npath = 'm'\nbudget = '16 MX'\n", "16MB or 16MiB"),
         ("[[check.artifact]]\npath = 'm'\nmax_bpb = nan\n", "must be a finite number"),
-        ("[[check.artifact]]\npath = 'm'\ntokens = -1\n", "must not be negative"),
+        ("[[check.artifact]]\npath = 'm'\neval_tokens = -1\n", "must not be negative"),
         ("[[check.artifact]]\npath='m'\n[[check.artifact]]\npath='m'\n", "two artifacts"),
         ("[check\n", "not TOML"),
     ],
@@ -445,7 +460,9 @@ def test_without_torch_a_score_cannot_be_proved_and_the_status_says_so(run, tmp_
 
 
 def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):  # noqa: F811
-    table = f"[check]\ndata = '{world.data}'\ntokens = 64\nbudget = '1MB'\n[[check.artifact]]\n"
+    table = (
+        f"[check]\ndata = '{world.data}'\neval_tokens = 64\nbudget = '1MB'\n[[check.artifact]]\n"
+    )
     (tmp_path / "gptpack.toml").write_text(f"{table}path = '{world.artifact}'\nname = 'm'\n")
     status, out, err = run("--bpb", "--json", "-o", "main.json")
     assert status == 0, err
@@ -466,7 +483,15 @@ def test_a_score_is_proved_in_a_process_of_its_own(run, tmp_path, world: World):
 
 def test_no_limit_on_tokens_scores_all(run, world: World):  # noqa: F811
     status, out, err = run(
-        world.artifact, "--bpb", "--data", world.data, "--tokens", 0, "--budget", "1MB", "--json"
+        world.artifact,
+        "--bpb",
+        "--data",
+        world.data,
+        "--eval-tokens",
+        0,
+        "--budget",
+        "1MB",
+        "--json",
     )
     assert status == 0, err
     assert "scoring all tokens of" in err
@@ -481,3 +506,33 @@ def test_a_file_that_is_damaged_is_not_scored(run, tmp_path, world: World):  # n
     status, _, err = run("m.gptpack", "--bpb", "--data", world.data)
     assert status == 3
     assert "scoring" not in err
+
+
+def test_a_file_of_another_tokenizer_fails_its_line_and_no_other(
+    run,
+    tmp_path,
+    world: World,  # noqa: F811
+):
+    model, other = world.model, TOKENIZER.sha256
+    identity = TokenizerIdentity(sha256=other, vocab=world.tokenizer.vocab, bos=1)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    tensors = [keep_float(name, value, "float32") for name, value in state.items()]
+    path = tmp_path / "other.gptpack"
+    write_artifact(
+        path, model=model.config, tokenizer=identity, tensors=tensors, pack={}, codecs="zlib"
+    )
+    rows = "".join(
+        f"[[check.artifact]]\npath = '{each}'\nname = '{name}'\n"
+        for name, each in (("a", path), ("b", world.artifact))
+    )
+    text = f"[check]\ndata = '{world.data}'\ntokens = 64\nbudget = '1MB'\n{rows}"
+    (tmp_path / "gptpack.toml").write_text(text)
+    status, out, err = run("--bpb", "--json")
+    assert status == 2
+    assert err.splitlines()[-1] == "gptpack: check: 1 of 2 failed: a"
+    first, second = json.loads(out)["artifacts"]
+    (failed,) = [row for row in first["outcomes"] if row["state"] == "fail"]
+    assert failed["rule"] == "bpb"
+    assert other[:8] in failed["text"]
+    assert second["passed"]
+    assert second["bpb"]["source"] == "measured"

@@ -135,3 +135,36 @@ def test_a_download_without_the_extra_ends_with_status_4(
     status, _, err = gptpack(capsys, "download", "fineweb", "-o", tmp_path)
     assert status == 4
     assert "gptpack[hub]" in err
+
+
+def test_a_text_of_one_document_is_said_to_be_one(corpus, tmp_path, capsys) -> None:
+    model = tmp_path / "tok.model"
+    gptpack(capsys, "tokenizer", corpus, "--vocab", 290, "-o", model)
+    words = ["tokenize", "--train", corpus, "--tokenizer", model, "--workers", 1]
+    assert "one document" not in gptpack(capsys, *words, "-o", tmp_path / "a")[2]
+    corpus.write_text("\n\n".join(TEXTS))
+    status, _, err = gptpack(capsys, *words, "-o", tmp_path / "b")
+    assert status == 0
+    assert "train is one document: if the text has more" in err
+    assert r"--separator, such as '\n\n'" in err
+    more = ["--separator", r"\n\n", "-o", tmp_path / "c"]
+    assert "one document" not in gptpack(capsys, *words, *more)[2]
+
+
+@pytest.mark.parametrize("name", ["corpus.txt", "corpus.jsonl"])
+def test_a_fraction_that_leaves_no_document_or_one_says_so(tmp_path, capsys, corpus, name) -> None:
+    model, source = tmp_path / "tok.model", tmp_path / name
+    gptpack(capsys, "tokenizer", corpus, "--vocab", 290, "-o", model)
+    jsonl = name.endswith("jsonl")
+    words = ["tokenize", "--train", source, "--tokenizer", model, "--workers", 1]
+    for count, fraction, expected in [
+        (1, 0.5, "whole documents, and there are 1; name what stands between documents with"),
+        (30, 0.05, "val is one document: if the text has more"),
+    ]:
+        texts = TEXTS[:count]
+        lines = [json.dumps({"text": text}) for text in texts]
+        source.write_text("\n".join(lines) if jsonl else SEPARATOR.join(texts))
+        more = ["--val-fraction", fraction, "-o", tmp_path / "out"]
+        status, _, err = gptpack(capsys, *words, *more)
+        assert status == (2 if count == 1 else 0)
+        assert expected in err

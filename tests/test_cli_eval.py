@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -207,7 +206,7 @@ def test_a_limit_that_cuts_a_document_and_a_character_is_still_audited(
     assert processor.is_byte(int(world.tokens[euro + 2]))
     for limit in range(euro - 2, euro + 4):
         result = evaluated(
-            run, world.artifact, "--data", world.data, "--stride", 8, "--limit-tokens", limit
+            run, world.artifact, "--data", world.data, "--stride", 8, "--eval-tokens", limit
         )
         assert result["sliding"]["tokens"] == limit
         assert result["plain"]["tokens"] == limit // 32 * 32
@@ -309,7 +308,7 @@ def test_longer_contexts_have_their_scaling_said(world: World, run: Any, rope: s
 
 def test_a_sweep_is_one_command_and_one_table(world: World, run: Any) -> None:
     options = ("--stride", 16, "--ttt", "sweep", "--ttt", "sgd:lr=0.1,epochs=1,chunk=64")
-    chunks = ("--limit-tokens", 200)
+    chunks = ("--eval-tokens", 200)
     result = evaluated(run, world.artifact, "--data", world.data, *options, *chunks)
     assert list(result["ttt"]) == ["ttt A", "ttt B", "ttt C", "ttt D", "ttt 5"]
     own = result["ttt"]["ttt 5"]
@@ -358,19 +357,6 @@ def test_a_time_limit_reports_what_was_scored_and_ends_with_status_1(
     assert "nan" in out
     options = ("--time-limit", 1e6)
     assert evaluated(run, world.artifact, "--data", world.data, *options)["plain"]["share"] == 1
-
-
-def test_without_a_terminal_long_phases_say_what_is_left(
-    world: World, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gptpack.cli import console
-
-    options = ("--stride", 8, "--batch-tokens", 64)
-    _, _, err = run(world.artifact, "--data", world.data, *options)
-    assert "left" not in err
-    monkeypatch.setattr(console, "NOTE_SECONDS", 0)
-    _, _, err = run(world.artifact, "--data", world.data, *options)
-    assert re.search(r"^sliding: [1-9][0-9]?%, about [0-9,]+ s left$", err, re.MULTILINE)
 
 
 def test_another_tokenizer_is_refused(world: World, run: Any, tmp_path: Path) -> None:
@@ -444,7 +430,7 @@ def test_a_recipe_is_for_bare_state_dicts_only(world: World, tmp_path: Path, run
     lines = [f"{name} = {getattr(config, name)}" for name in names]
     (tmp_path / "r.toml").write_text("\n".join(["[model]", *lines]))
     torch.save(world.model.state_dict(), tmp_path / "bare.pt")
-    options = ("--data", world.data, "--model", tmp_path / "r.toml", "--limit-tokens", 64)
+    options = ("--data", world.data, "--model", tmp_path / "r.toml", "--eval-tokens", 64)
     status, _, err = run(tmp_path / "bare.pt", *options)
     assert status == 0, err
 
@@ -454,8 +440,8 @@ def test_a_recipe_is_for_bare_state_dicts_only(world: World, tmp_path: Path, run
     [
         (("--stride", 33), "--stride 33 must not be above the context of 32"),
         (("--context", -1), "'--context': -1 is not in the range x>=0"),
-        (("--limit-tokens", -5), "'--limit-tokens': -5 is not in the range x>=0"),
-        (("--limit-tokens", 20), "do not fill one context"),
+        (("--eval-tokens", -5), "'--eval-tokens': -5 is not in the range x>=0"),
+        (("--eval-tokens", 20), "do not fill one context"),
         (("--model", "tiny"), "says its own model"),
         (("--batch-tokens", -5), "'--batch-tokens': -5 is not in the range x>=0"),
         (("--time-limit", -1), "'--time-limit': -1.0 is not in the range x>=0"),

@@ -1,5 +1,6 @@
 """Values and recipes: sizes, tables, overrides, and what their errors say."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from worlds import invoke
 from gptpack.data.orders import DataConfig
 from gptpack.errors import ConfigError
 from gptpack.families.golf.config import ModelConfig
+from gptpack.jobs.train_plan import plan_training
 from gptpack.training.recipe import (
     OptimizerConfig,
     Recipe,
@@ -241,8 +243,10 @@ def test_a_recipe_from_before_there_were_loaders_reads_its_shards_in_order():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[model]\nlayer = 4\n", r"unknown setting 'model\.layer'; there are: .*layers"),
-        ("[modle]\n", "unknown setting 'modle'"),
+        ("[model]\nlayer = 4\n", r"'model\.layer'; there are: .*; did you mean layers\?"),
+        ("[modle]\n", r"unknown setting 'modle'; there are: .*; did you mean model\?"),
+        ("[training]\nwarmdown = 3\n", r"did you mean warmdown_(steps|fraction)\?"),
+        ("[training]\nwidth = 3\n", r"'training\.width'; did you mean 'model\.width'\?"),
         ("[model]\nlayers = 4.0\n", r"model\.layers=4\.0 must be int"),
         ("[model]\nlayers = true\n", r"model\.layers=True must be int"),
         ("[model]\nactivation = 'gelu'\n", r"model\.activation='gelu' must be one of relu2"),
@@ -314,6 +318,22 @@ def test_seq4096_is_the_record_it_names():
     assert (training.seconds, training.steps, training.seed) == (600.0, 20000, 1337)
 
 
+@pytest.mark.parametrize("name", sorted({*recipe_names()} - {"baseline", "seq4096", "golf-1060"}))
+def test_a_recipe_that_is_no_record_warms_down_over_a_share_of_the_run(name):
+    training = load_recipe(name).training
+    assert training.warmdown_steps == 0 < training.warmdown_fraction < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "clock"),
+    [("laptop-500kb", "500KB", 300), ("laptop-1mb", "1MB", 1200), ("gpu-hour", "16MB", 3600)],
+)
+def test_a_recipe_for_a_size_leaves_its_weights_two_to_four_bits(name, budget, clock):
+    found = plan_training(name, device="cpu", flops=1e12, budget=budget)
+    assert 2 < found["bits_per_weight"] < 4
+    assert found["training_seconds"] == clock
+
+
 def test_the_recipes_that_the_documents_name_are_packaged():
     assert {"baseline", "demo", "seq4096", "tiny"} <= set(recipe_names())
 
@@ -356,3 +376,17 @@ def test_a_recipe_that_no_memory_holds_is_refused(text, tmp_path, capsys):
     path.write_text("[model]\nloops=4611686018427387904\nloop_layers=1")
     assert invoke("train", "--recipe", str(path), "--plan") == 2
     assert "4,096 are the most" in capsys.readouterr().err
+
+
+def test_the_page_of_all_keys_is_up_to_date():
+    path = Path(__file__).parent.parent / "docs" / "recipe.py"
+    spec = importlib.util.spec_from_file_location("recipe_page", path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = made.page()
+    assert made.PAGE.read_text(encoding="utf-8") == page, "run: python docs/recipe.py"
+    for table, values in to_dict(Recipe()).items():
+        assert f"## [{table}]" in page
+        assert all(f"| `{key}` |" in page for key in values)
+    assert all(f"| `{name}` |" in page for name in recipe_names())
+    assert "|  |" not in page, "a key without a sentence"

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from gptpack.inputs import file_sha256
 from gptpack.inspection.compare import Weights, read_weights, weight_errors
 from gptpack.inspection.inspect import inspect
 from gptpack.inspection.shares import measured_bytes
+from gptpack.inspection.verdict import verdict
 from gptpack.jobs.diff import diff
 from gptpack.jobs.verify import verify
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
@@ -67,7 +69,7 @@ def written(path: Path, tensors: list[Any], **pack: Any) -> Path:
 def test_a_file_differs_from_itself_in_nothing(run):
     status, out, _ = run("diff", GOLDEN, GOLDEN)
     assert status == 0
-    assert "the same size; the same weights, bit for bit" in out
+    assert "B has the same weights as A, bit for bit, and is as large." in out
     report = diff(GOLDEN, GOLDEN)
     assert (report.change_bytes, report.same_weights, report.settings) == (0, True, ())
     assert {group.change_bytes for group in report.groups} == {0}
@@ -239,6 +241,7 @@ def test_verify_shows_each_tensors_error_against_its_checkpoint(
     assert json.loads(json.dumps(report)) == {**values, "seconds": report["seconds"]}
     status, out, err = run("verify", path, "--checkpoint", world.checkpoint)
     assert "relative error of all weights" in out
+    assert "at few bits it may pass 1" in out
     assert "and " in out
     assert "see --all" in out
 
@@ -325,3 +328,34 @@ def test_grid_tensors_of_both_kinds_have_measured_bytes():
         model=MODEL, tokenizer=TOKENIZER, tensors=grid_tensors(), pack={}, codecs=["range"]
     )
     assert sum(measured_bytes(data)) + decode_header(data).header_bytes == len(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "after", "said"),
+    [
+        (-200, 1.5, 1.4, "200 bytes (20.00 %) smaller and 0.100000 better"),
+        (-200, 1.5, 1.4, "recorded): B is the better file."),
+        (200, 1.5, 1.6, "recorded): A is the better file."),
+        (-200, 1.5, 1.6, "recorded): 0.005000 bits per byte for each percent of A's bytes."),
+        (0, 1.5, 1.6, "B is as large and 0.100000 worse (1.500000 and 1.600000 bits per byte"),
+        (10, 1.5, 1.5, "larger and as good as A (1.500000"),
+        (10, None, 1.5, "which is better is not known"),
+    ],
+)
+def test_a_verdict_is_one_sentence(change, before, after, said):
+    def side(size, bpb):
+        quality = SimpleNamespace(bpb_after=bpb)
+        return SimpleNamespace(file_bytes=size, record=SimpleNamespace(quality=quality))
+
+    report = SimpleNamespace(
+        before=side(1000, before),
+        after=side(1000 + change, after),
+        change_bytes=change,
+        change_bpb=None if before is None else after - before,
+        same_weights=False,
+        measured=None,
+    )
+    found = verdict(report)
+    assert said in found
+    assert found.endswith(".")
+    assert found.count(". ") == 0

@@ -13,9 +13,10 @@ from gptpack.cli import main
 from gptpack.gate.limits import load_check
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = [path for path in PAGES if path.name != "log.md"]
+LOG = sorted((ROOT / "docs" / "log").glob("*.md"))
+COMMANDS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 """Pages whose commands are today's; the log keeps those of its days."""
+PAGES = [*COMMANDS, *LOG]
 TUTORIALS = [path for path in PAGES if path.name.startswith("tutorial-")]
 
 
@@ -64,6 +65,20 @@ def test_every_command_of_a_page_parses(path):
             parse(words)
         except click.ClickException as error:
             raise AssertionError(f"{path.name}: gptpack {shlex.join(words)}: {error}") from error
+
+
+def test_the_index_of_the_log_has_each_entry_once_newest_first():
+    index = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d{4}-\d\d-\d\d) \| (.*) \| \[.*\]\((.*)\) \|$", index, re.M)
+    entries = [
+        (date, title, f"log/{page.name}")
+        for page in LOG
+        for date, title in re.findall(
+            r"^## (\S+)  (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    ]
+    assert sorted(rows) == sorted(entries)
+    assert [date for date, *_ in rows] == sorted((date for date, *_ in rows), reverse=True)
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.name)

@@ -17,7 +17,7 @@ import gptpack
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gptpack"
 
-EVERYONE = {"atomic", "errors", "escape", "inputs", "progress", "values", "version"}
+EVERYONE = {"atomic", "errors", "escape", "inputs", "memory", "progress", "values", "version"}
 """What any part may import; these themselves import nothing but each other."""
 
 CONFIGURATIONS = {

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from strategies import (
     TOKENIZER,
     encode_artifact,
     example_tensors,
+    grid_tensors,
     json_objects,
     tensor_lists,
     write_artifact,
@@ -208,4 +210,34 @@ def test_exit_statuses_and_messages_of_the_command(tmp_path: Path, capsys) -> No
     for path, expected in ((tmp_path / "missing", 2), (corrupt, 3)):
         status, out, err = gptpack(path)
         assert (status, out, err.count("\n")) == (expected, "", 1)
-    assert "Example: gptpack inspect" in gptpack("--help")[1]
+    assert "gptpack inspect model.gptpack" in gptpack("--help")[1]
+
+
+@pytest.mark.parametrize("codecs", ["range", "zlib"])
+def test_bytes_that_the_packer_recorded_are_those_that_decoding_finds(tmp_path, codecs) -> None:
+    path = tmp_path / "m"
+    others = [replace(t, name=f"other.{t.name}") for t in example_tensors()]
+    made = {"model": MODEL, "tokenizer": TOKENIZER, "pack": {}, "tensors": grid_tensors() + others}
+    write_artifact(path, **made, codecs=codecs, recorded=True)
+    told = inspect(path)
+    assert told.exact
+    found = [tensor.stored_bytes for tensor in inspect(path, decode=True).tensors]
+    assert [tensor.stored_bytes for tensor in told.tensors] == found
+    assert "shares by raw bytes" not in output(path)
+    write_artifact(path, **made, codecs=codecs)
+    assert not inspect(path).exact
+    assert inspect(path, decode=True).exact
+    assert "shares by raw bytes; --decode measures them" in output(path)
+    assert "shares" not in output(path, "--decode")
+
+
+@pytest.mark.parametrize("said", [-1, 10**9, True, 1.5, "many", None])
+def test_recorded_bytes_that_do_not_add_up_are_not_believed(tmp_path, said) -> None:
+    path = tmp_path / "m"
+    tensors = [replace(t, record={"coded_bytes": said}) for t in example_tensors()]
+    write_artifact(path, model=MODEL, tokenizer=TOKENIZER, tensors=tensors, pack={}, codecs="zlib")
+    report = inspect(path)
+    assert not report.exact
+    assert min(tensor.stored_bytes for tensor in report.tensors) >= 0
+    stored = sum(tensor.stored_bytes for tensor in report.tensors)
+    assert report.header_bytes + stored == report.file_bytes

@@ -148,7 +148,8 @@ def trained(tmp_path_factory) -> dict[str, Any]:
     """What `gptpack train --target-bytes` says of the recipe `aware`, with an average."""
     data = tmp_path_factory.mktemp("data")
     write_shard(data / "data_train_000000.bin", text()[0])
-    command = ["train", "--data", str(data), "--output", str(data / "run"), "--no-eval", "--json"]
+    command = ["train", "--recipe", "baseline", "--data", str(data), "--output", str(data / "run")]
+    command += ["--no-eval", "--json"]
     settings = [*AWARE, "compression.looks=2", "optimizer.ema_decay=0.9"]
     command += [word for setting in settings for word in ("--set", setting)]
     done = CliRunner().invoke(group, [*command, "--device", "cpu", "--target-bytes", "23KB"])
@@ -285,7 +286,7 @@ def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(trained, c
     checkpoint = load_checkpoint(Path(trained["checkpoint"]))
     assert checkpoint.recipe.compression.target_bytes == TARGET
     where = ("--data", "x", "--output", "y")
-    assert invoke("train", *where, "--target-bytes", "many") == 2
+    assert invoke("train", "--recipe", "tiny", *where, "--target-bytes", "many") == 2
     assert "size 'many'" in capsys.readouterr().err
 
 

@@ -215,6 +215,21 @@ def test_curves_and_files_share_the_figure_of_sizes(runs: list[Path]) -> None:
     assert [len(trace["x"]) for trace in stars] == [2]
 
 
+def test_the_axis_of_one_size_spans_a_tenth_to_either_side(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    def axis(source: Path) -> dict[str, Any]:
+        found = rate_distortion(gather([source]))
+        assert found is not None
+        return found.plot["layout"]["xaxis"]
+
+    path = runs[0] / "range.gptpack"
+    size = path.stat().st_size
+    assert axis(path)["range"] == pytest.approx([0.9 * size, 1.1 * size])
+    (tmp_path / "curve.csv").write_text("bytes,bpb_measured\n1000,2.0\n2000,1.5\n")
+    assert "range" not in axis(tmp_path / "curve.csv")
+
+
 def test_seconds_are_of_training_and_of_the_reports_beside_the_files(runs: list[Path]) -> None:
     found = seconds_ledger(gather(runs[:1]))
     assert found is not None

@@ -304,7 +304,7 @@ def test_the_commands_end_with_status_2_where_data_is_not_what_its_manifest_stat
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--recipe", "tiny", "--data", str(made), "--output", str(tmp_path / "run")]
-    for setting in (*TINY, "model.vocab=280", "training.steps=2", "training.warmdown_steps=0"):
+    for setting in (*TINY, "model.vocab=280", "training.steps=2", "training.warmdown_fraction=0"):
         words += ["--set", setting]
     words += ["--device", "cpu", "--no-eval"]
     assert invoke("train", *words) == 0

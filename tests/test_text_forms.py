@@ -182,9 +182,15 @@ def test_a_separator_with_windows_line_ends_is_told_and_may_be_given(tmp_path: P
     path = tmp_path / "a.txt"
     path.write_bytes(SEPARATOR.join(TEXTS).replace("\n", "\r\n").encode())
     with pytest.raises(
-        DataError, match=r"'\\n\\x1e\\n' does not occur, but '\\x1e' does, 35 times"
+        DataError, match=r"'\\n\\x1e\\n' does not occur, but '\\r\\n\\x1e\\r\\n' does, 35 times"
     ):
         list(iterate_documents(path))
+    with pytest.raises(DataError, match=r"such as --separator '\\r\\n\\x1e\\r\\n' if its lines"):
+        list(iterate_documents(path))
+    path.write_bytes("\n\n".join(TEXTS).replace("\n", "\r\n").encode())
+    with pytest.raises(DataError, match=r"'\\n\\n' does not occur, but '\\r\\n\\r\\n' does"):
+        list(iterate_documents(path, "\n\n"))
+    path.write_bytes(SEPARATOR.join(TEXTS).replace("\n", "\r\n").encode())
     assert list(iterate_documents(path, "\r\n\x1e\r\n")) == TEXTS
     path.write_text("one text, and no separator")
     assert list(iterate_documents(path)) == ["one text, and no separator"]

@@ -24,7 +24,7 @@ VAL = ["the dog", "", "日本 the  mat"]
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenize") / "small.model"
-    return train_tokenizer(TRAIN, path, TokenizerConfig(vocab=320))
+    return train_tokenizer(TRAIN, path, TokenizerConfig(vocab=320, normalization="nmt_nfkc"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ TEXTS = [f"the cat number {i} sat on the mat\nand saw 12 näïve dögs" for i in
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "a.model"
-    return train_tokenizer(TEXTS, path, TokenizerConfig(vocab=320))
+    return train_tokenizer(TEXTS, path, TokenizerConfig(vocab=320, normalization="nmt_nfkc"))
 
 
 def test_special_pieces_and_bytes_stand_where_the_contest_has_them(tokenizer: Tokenizer) -> None:
@@ -52,7 +52,9 @@ def test_digits_are_split(tokenizer: Tokenizer) -> None:
 
 
 def test_training_twice_gives_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    again = train_tokenizer(iter(TEXTS), tmp_path / "b.model", TokenizerConfig(vocab=320))
+    again = train_tokenizer(
+        iter(TEXTS), tmp_path / "b.model", TokenizerConfig(vocab=320, normalization="nmt_nfkc")
+    )
     assert again.path.read_bytes() == tokenizer.path.read_bytes()
     assert again.sha256 == hashlib.sha256(again.path.read_bytes()).hexdigest()
     assert os.listdir(tmp_path) == ["b.model"]
@@ -61,7 +63,9 @@ def test_training_twice_gives_the_same_bytes(tokenizer: Tokenizer, tmp_path: Pat
 def test_training_is_silent(
     tokenizer: Tokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_tokenizer(TEXTS, tmp_path / "b.model", TokenizerConfig(vocab=320))
+    train_tokenizer(
+        TEXTS, tmp_path / "b.model", TokenizerConfig(vocab=320, normalization="nmt_nfkc")
+    )
     with pytest.raises(TokenizerError):
         train_tokenizer(TEXTS, tmp_path / "c.model", TokenizerConfig(vocab=10))
     assert capfd.readouterr() == ("", "")
@@ -143,3 +147,12 @@ def test_a_model_whose_pieces_are_no_text_is_refused(tmp_path: Path, damage: byt
     path.write_bytes(made.path.read_bytes().replace(b"at", damage))
     with pytest.raises(TokenizerError, match=r"damaged\.model: (not|a damaged) .*SentencePiece"):
         Tokenizer.load(path)
+
+
+def test_a_tokenizer_leaves_characters_as_they_are_unless_told_otherwise(tmp_path):
+    text = "\u2460 \ufb01ve\u2122 \uff21\uff22"
+    as_is = train_tokenizer([text] * 20, tmp_path / "a", TokenizerConfig(vocab=280))
+    assert as_is.processor.decode(as_is.encode(text)) == text
+    config = TokenizerConfig(vocab=280, normalization="nmt_nfkc")
+    folded = train_tokenizer([text] * 20, tmp_path / "b", config)
+    assert folded.processor.decode(folded.encode(text)) == "1 fiveTM AB"

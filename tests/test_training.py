@@ -401,3 +401,93 @@ def test_resuming_a_run_that_was_killed_before_its_first_checkpoint_begins_it(tm
     assert (result.steps, result.loss_nats) == (whole.steps, whole.loss_nats)
     lines = (begun / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 13)]
+
+
+def test_progress_counts_the_steps_of_a_run(tmp_path):
+    said = []
+    recipe = tiny("training.steps=5", "training.warmdown_steps=2")
+    train(recipe, shards(), tmp_path, CPU, progress=lambda *one: said.append(one))
+    steps = [(done, total) for phase, done, total in said if phase == "train (steps)"]
+    assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5), (5, 5)]
+
+
+def test_the_total_of_a_run_by_the_clock_follows_its_pace(tmp_path, monkeypatch):
+    ticks = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(ticks))
+    said = []
+    train(
+        tiny("training.steps=1000", "training.seconds=8.0"),
+        shards(),
+        tmp_path,
+        CPU,
+        progress=lambda *one: said.append(one),
+    )
+    steps = [(done, total) for phase, done, total in said if phase == "train (steps)"]
+    assert steps[-1][0] == steps[-1][1] < 10
+    assert all(done <= total <= 1000 for done, total in steps)
+
+
+@pytest.mark.parametrize("more", [["--data", "d", "--output", "r"], ["--plan"]])
+def test_training_without_a_recipe_names_those_that_there_are(capsys, more):
+    assert invoke("train", *more) == 2
+    said = capsys.readouterr().err
+    assert "training needs --recipe: baseline, demo, golf-1060" in said
+
+
+def interrupts(step: int, *signals: signal.Signals):
+    """A progress callback that sends signals once a run has made so many steps."""
+
+    def progress(phase, done, total):
+        if phase == "train (steps)" and done == step:
+            for each in signals:
+                signal.raise_signal(each)
+
+    return progress
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(folder / "checkpoint.pt").weights)
+
+
+def test_an_interrupted_run_is_saved_and_resumes_bit_for_bit(tmp_path):
+    recipe = tiny("training.checkpoint_seconds=0")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, shards(), tmp_path / "a", CPU, progress=interrupts(5, signal.SIGINT))
+    assert load_checkpoint(tmp_path / "a/checkpoint.pt").step == 5
+    assert len((tmp_path / "a/metrics.jsonl").read_text().splitlines()) == 5
+    assert train(recipe, shards(), tmp_path / "a", CPU, resume=True).steps == 12
+    train(recipe, shards(), tmp_path / "b", CPU)
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_signals_are_held_back_once_and_handled_as_before_afterwards(tmp_path):
+    class EndedError(Exception):
+        """What SIGTERM raises here."""
+
+    def end(*_):
+        raise EndedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(EndedError):
+            train(tiny(), shards(), tmp_path / "a", CPU, progress=interrupts(3, signal.SIGTERM))
+        assert load_checkpoint(tmp_path / "a/checkpoint.pt").step == 3
+        assert signal.getsignal(signal.SIGTERM) is end
+        twice = interrupts(3, signal.SIGTERM, signal.SIGTERM)
+        with pytest.raises(EndedError):
+            train(tiny(), shards(), tmp_path / "b", CPU, progress=twice)
+        assert not (tmp_path / "b/checkpoint.pt").exists()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_resumed_run_may_have_more_steps_and_seconds_and_no_fewer(tmp_path):
+    first = tiny("training.seconds=100")
+    train(first, shards(), tmp_path, CPU)
+    longer = tiny("training.seconds=200", "training.steps=15")
+    assert train(longer, shards(), tmp_path, CPU, resume=True).steps == 15
+    for fewer in ("training.seconds=100", "training.seconds=0", "training.warmdown_steps=4"):
+        other = tiny("training.seconds=200", "training.steps=15", fewer)
+        with pytest.raises(CheckpointError, match=fewer.partition("=")[0]):
+            train(other, shards(), tmp_path, CPU, resume=True)

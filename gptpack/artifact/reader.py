@@ -32,8 +32,8 @@ from gptpack.artifact.tables import SectionEntry
 from gptpack.artifact.weights import Keep, weights_sha256
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import Array, EncodedStream, decode_stream
-from gptpack.errors import ArtifactError, GptpackError
-from gptpack.inputs import opened
+from gptpack.errors import ArtifactError, GptpackError, NotPackedError
+from gptpack.inputs import MODELS, kind_of, opened
 from gptpack.quant.types import PackedTensor
 
 _PIECE = 1 << 20
@@ -123,6 +123,13 @@ def read_sections(data: bytes, header: ArtifactHeader) -> list[EncodedStream]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """An open regular file and its size; errors inside get the path in front."""
+    kind = kind_of(path)
+    if kind in MODELS:
+        raise NotPackedError(
+            f"{path}: {kind}; pack it first: gptpack pack {path} --budget 16MB, or another budget"
+        )
+    if kind.startswith("a folder"):
+        raise NotPackedError(f"{path}: {kind}, not a packed file; name the file itself")
     try:
         with opened(path) as file:
             yield file, os.fstat(file.fileno()).st_size

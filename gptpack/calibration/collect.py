@@ -143,6 +143,13 @@ def _fixed_weights(model: LanguageModel) -> Iterator[None]:
             parameter.requires_grad_()
 
 
+def _shorter(windows: Tensor, most: int) -> Tensor:
+    """The windows ``[N, T]``, each in equal parts of at most `most` tokens where it has more."""
+    parts = -(-windows.shape[1] // max(1, most))
+    length = windows.shape[1] // parts
+    return windows[:, : parts * length].reshape(-1, length)
+
+
 def output_fisher(
     model: LanguageModel,
     windows: Tensor,
@@ -154,7 +161,8 @@ def output_fisher(
     """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, with labels from the model.
 
     L is the sum of the tokens' cross entropies. The key `EMBEDDED` holds those sums for the
-    embedding's output, by channel ``[C]``.
+    embedding's output, by channel ``[C]``. A window with more logits than are made at once goes
+    through in parts, as a pass back keeps what every layer made of it.
 
     Raises:
         CheckpointError: the model's outputs are not finite.
@@ -189,6 +197,7 @@ def output_fisher(
         for name, module in others.items():
             hooks.callback(module.register_forward_hook(watch(name)).remove)
         hooks.enter_context(_fixed_weights(model))
+        windows = model.window(_shorter(windows, most_logits(device) // (2 * vocab)))
         batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
         rows = max(1, PART_LOGITS // vocab)
         for start in range(0, len(windows), batch):

@@ -4,42 +4,33 @@ Sources are training shards, text that the model writes itself, and random token
 never read: codes would fit the very text that proves the file.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from gptpack.atomic import replacing
-from gptpack.calibration.collect import Calibration, collect, finite
+from gptpack.calibration.collect import Calibration, collect
+from gptpack.calibration.kept import Array, keep, kept_path, read_kept
+from gptpack.calibration.written import written
 from gptpack.data.shards import Tokens
-from gptpack.errors import DataError, GptpackError
+from gptpack.errors import DataError
 from gptpack.families.language_model import LanguageModel
-from gptpack.inputs import opened
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
 
 TextSource = Literal["shards", "text", "given", "self", "random"]
-Array = npt.NDArray[Any]
 
 TOKENS = {"cuda": 524288, "cpu": 65536}
 """Tokens of calibration text by device, unless a number is asked for."""
 BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}
 """Tokens that go through the model at once in calibration, by device."""
-DIGEST = "sha256"
-"""Name, in a cached file, of the digest of its arrays."""
-TEMPERATURE = 0.8
-"""Temperature of self-generated text; parameter-golf #1019 measured such text to be as good as
-validation text."""
+WRITTEN_TOKENS = {"cuda": 524288, "cpu": 16384}
+"""The same where the model has to write the text itself."""
 
 
 def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed: int) -> Tensor:
@@ -65,33 +56,6 @@ def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed:
     return torch.from_numpy(np.stack(rows))
 
 
-def self_generated(
-    model: LanguageModel,
-    *,
-    windows: int,
-    context: int,
-    seed: int,
-    start: Sequence[int] = (),
-    progress: Progress = silent,
-) -> Tensor:
-    """`windows` texts that `model` samples from itself, each from `start` or BOS, ``[N, T]``.
-
-    Raises:
-        CheckpointError: the model's outputs are not finite.
-    """
-    device = model.device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    begin = torch.tensor([start or (model.config.bos,)], dtype=torch.int64, device=device)
-    parts = [begin[:, :context].expand(windows, -1)]
-    read = model.reader()
-    with torch.no_grad():
-        for length in range(parts[0].shape[1], context):
-            logits = finite(read(parts[-1])) / TEMPERATURE
-            parts.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-            progress("write calibration text", length + 1, context)
-    return torch.cat(parts, 1).cpu()
-
-
 def random_tokens(vocab: int, *, windows: int, context: int, seed: int) -> Tensor:
     """`windows` rows of uniform tokens, ``[N, T]``."""
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +70,8 @@ def calibration_text(
     tokens: int = 0,
     seed: int = 0,
     start: Sequence[int] = (),
+    cache: Path | None = None,
+    kept: bool = True,
     progress: Progress = silent,
 ) -> Tensor:
     """Windows ``[N, T]`` of the model's context from `source`, about `tokens` in all.
@@ -113,22 +79,32 @@ def calibration_text(
     Args:
         shards: training tokens, for the sources ``shards``, ``text`` and ``given``.
         start: tokens that a text of the model's own begins with; none is BOS.
-        tokens: 0 takes `TOKENS` of the model's device, or what there is of shards.
+        tokens: 0 takes `TOKENS` of the model's device, `WRITTEN_TOKENS` of text of its own, or what
+            there is of shards.
+        cache: folder of the model's own text; `kept` says whether it is written there.
 
     Raises:
         DataError: the shards hold fewer.
-        CheckpointError: see `self_generated`.
+        CheckpointError: the model's outputs are not finite.
     """
     context = model.config.context
-    count = max(1, (tokens or TOKENS[model.device.type]) // context)
+    usual = WRITTEN_TOKENS if source == "self" else TOKENS
+    count = max(1, (tokens or usual[model.device.type]) // context)
     if source in ("shards", "text", "given"):
         if not tokens:
             held = sum(len(shard) // context for shard in shards)
             count = min(count, max(1, held))
         return model.window(shard_windows(shards, windows=count, context=context, seed=seed))
     if source == "self":
-        return self_generated(
-            model, windows=count, context=context, seed=seed, start=start, progress=progress
+        return written(
+            model,
+            windows=count,
+            context=context,
+            seed=seed,
+            start=start,
+            cache=cache,
+            kept=kept,
+            progress=progress,
         )
     return random_tokens(model.config.vocab, windows=count, context=context, seed=seed)
 
@@ -142,6 +118,7 @@ def calibrate(
     batch: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    kept: bool = True,
     background: Executor | None = None,
     progress: Progress = silent,
 ) -> Calibration:
@@ -152,6 +129,7 @@ def calibrate(
         batch: windows that go through the model at once; None chooses by device.
         cache: folder of the cached file, whose name is a hash of everything that matters; None
             keeps no file. Only the main rank writes.
+        kept: whether a file is written there if there was none.
         background: executor that writes the file; None makes the caller wait for it.
 
     Raises:
@@ -163,13 +141,8 @@ def calibrate(
         batch = max(1, BATCH_TOKENS[ranks.device.type] // windows.shape[1])
     path = None
     if cache is not None:
-        said = f"2 {fisher_windows} {seed} {ranks.device.type} {ranks.world} {model.config}"
-        key = hashlib.sha256(said.encode())
-        for name, value in model.weights().items():
-            key.update(name.encode())
-            key.update(value.cpu().numpy().tobytes())
-        key.update(windows.numpy().tobytes())
-        path = cache / f".gptpack-hessians-{key.hexdigest()[:24]}.safetensors"
+        said = f"3 {fisher_windows} {seed} {ranks.device.type} {ranks.world}"
+        path = kept_path(cache, "hessians", model, said, windows)
         if (found := _read(path)) is not None:
             progress("hessians (cached)", 1, 1)
             return found
@@ -182,7 +155,7 @@ def calibrate(
         seed=seed,
         progress=progress,
     )
-    if path is not None and ranks.main:
+    if path is not None and kept and ranks.main:
         if background is None:
             _write(path, found)
         else:
@@ -197,31 +170,15 @@ def _write(path: Path, calibration: Calibration) -> None:
     for name, sensitivity in calibration.sensitivities.items():
         arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
         arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
-    arrays[DIGEST] = _digest(arrays)
-    # where a folder takes no file, the next run calibrates again, and this one loses nothing
-    with suppress(GptpackError), replacing(path) as file:
-        file.write(save(arrays))
-
-
-def _digest(arrays: Mapping[str, Array]) -> Array:
-    """SHA-256 of names, shapes and values, as safetensors has no checksum of its own."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].shape} ".encode())
-        found.update(arrays[name].tobytes())
-    return np.frombuffer(found.digest(), np.uint8)
+    keep(path, arrays)
 
 
 def _read(path: Path) -> Calibration | None:
     """The calibration in a cached file; None if there is no file, or it has changed."""
-    try:
-        with opened(path):
-            arrays = load_file(path)
-        if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):
-            return None
-        hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()
-    except (OSError, SafetensorError, KeyError, ValueError):
+    arrays = read_kept(path)
+    if arrays is None or "tokens" not in arrays:
         return None
+    hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()
     names = [key.removeprefix("rows ") for key in arrays if key.startswith("rows ")]
     return Calibration(
         sensitivities={

@@ -1,28 +1,31 @@
 """`gptpack check`: files, limits and a baseline -> a verdict, without torch."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gptpack.cli.console import note, print_table, progress_bars, reader_may_go, say
-from gptpack.cli.options import FINITE
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.check_report import print_result, write_reports
+from gptpack.cli.console import reader_may_go
+from gptpack.cli.help import Choice, Command, heading
+from gptpack.cli.options import FINITE, renamed
 from gptpack.errors import ArtifactError, ConfigError, LimitError, MissingDependencyError
 from gptpack.escape import plain
 from gptpack.gate import formats
 from gptpack.gate.limits import CONFIG, SAMPLE_TOKENS, load_check
-from gptpack.gate.outcomes import Result
 from gptpack.jobs.check import check
 
 PATH = click.Path(path_type=Path)
 
 
 @click.command(
+    cls=Command,
     epilog="Exit status: 0 all limits hold; 1 a limit is broken or a file is missing; 2 usage or "
-    "configuration; 3 a file is corrupt; 4 the environment lacks what --bpb needs."
+    "configuration; 3 a file is corrupt; 4 the environment lacks what --bpb needs.",
 )
 @click.argument("paths", nargs=-1, metavar="[FILE]...")
+@heading("What must hold")
 @click.option("--config", type=PATH, help=f"TOML file with [check]. [default: {CONFIG}]")
 @click.option("--budget", help="Most bytes of a file and its code, such as 16MB or 16MiB.")
 @click.option("--code", multiple=True, help="File whose bytes count too; repeatable.")
@@ -30,17 +33,23 @@ PATH = click.Path(path_type=Path)
 @click.option("--max-bpb-rise", type=FINITE, help="Most bits per byte above the baseline.")
 @click.option("--max-bytes-rise", help="Most bytes above the baseline, such as 10KB.")
 @click.option("--baseline", type=PATH, help="Report (JSON) of an earlier check, or a packed file.")
+@heading("How to prove")
 @click.option("--bpb", "prove", is_flag=True, help="Measure the bits per byte; needs torch.")
 @click.option("--data", help="Folder of validation shards for --bpb.")
 @click.option("--tokenizer", help="SentencePiece model. [default: that in --data]")
-@click.option("--tokens", type=int, help=f"Targets to score; 0: all. [default: {SAMPLE_TOKENS}]")
+@click.option(
+    "--eval-tokens",
+    type=int,
+    help=f"Score the first so many targets; 0: all. [default: {SAMPLE_TOKENS:,}]",
+)
+@renamed("--tokens", "--eval-tokens")
 @click.option("--stride", type=int, help="Score a sliding window that moves by so many tokens.")
+@heading("Output")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", *formats.FORMATS]),
+    type=Choice(["text", *formats.FORMATS]),
     default="text",
-    show_default=True,
     help="Format of standard output.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
@@ -64,14 +73,6 @@ def command(
 ) -> None:
     """Check packed files against limits on their bytes and their bits per byte.
 
-    Without FILE, the table [check] of gptpack.toml says what is checked; with FILE, the options
-    do. Existence, every checksum, the format, and the size to the byte are checked without torch,
-    in under a second. --max-bpb is held against what the packer recorded in the file; with --bpb
-    against what a process of its own measures on the first --tokens targets of --data, on the CPU.
-
-    Nothing is sent or fetched. Where GITHUB_STEP_SUMMARY is set, the report is appended to it;
-    where GITHUB_ACTIONS is true, failures become annotations.
-
     \b
     Examples:
       gptpack check
@@ -79,6 +80,15 @@ def command(
       gptpack check --output main.json          on the main branch
       gptpack check --baseline main.json        on a pull request
       gptpack check model.gptpack --bpb --data shards/ --max-bpb 1.21
+
+    Without FILE, the table [check] of gptpack.toml says what is checked; with FILE, the options
+    do. Existence, every checksum, the format, and the size to the byte are checked without torch,
+    in under a second. --max-bpb is held against what the packer recorded in the file; with --bpb
+    against what a process of its own measures on the first --eval-tokens targets of --data, on the
+    CPU.
+
+    Nothing is sent or fetched. Where GITHUB_STEP_SUMMARY is set, the report is appended to it;
+    where GITHUB_ACTIONS is true, failures become annotations.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if paths and config is not None:
@@ -98,45 +108,15 @@ def command(
             progress=progress,
             **given,
         )
-    _write(result, outputs)
+    write_reports(result, outputs)
     form = "json" if as_json else form
     if form == "text":
-        _print(result)
+        print_result(result)
     else:
         with reader_may_go():
             click.echo(formats.FORMATS[form](result), nl=False)
-    errors = {1: LimitError, 3: ArtifactError, 4: MissingDependencyError}
+    errors = {1: LimitError, 2: ConfigError, 3: ArtifactError, 4: MissingDependencyError}
     if not result.passed:
         failing = [plain(checked.name) for checked in result.artifacts if checked.failures]
         count = f"{len(failing)} of {len(result.artifacts)} failed"
         raise errors[result.exit_status](f"check: {count}: {', '.join(failing[:5])}")
-
-
-def _write(result: Result, outputs: tuple[Path, ...]) -> None:
-    """Write the reports that were asked for, and append to GitHub's step summary if it is set."""
-    from gptpack.atomic import replacing
-
-    for path in outputs:
-        with replacing(path) as file:
-            file.write(formats.FORMATS[formats.SUFFIXES[path.suffix]](result).encode())
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with open(summary, "a", encoding="utf-8") as stream:
-                stream.write(formats.to_markdown(result))
-        except OSError as error:
-            note(f"GITHUB_STEP_SUMMARY: cannot write {summary}: {error.strerror}")
-
-
-def _print(result: Result) -> None:
-    print_table(formats.COLUMNS, formats.rows(result))
-    problems = formats.failures(result)
-    if problems:
-        say()
-    for checked, text in problems:
-        say(f"FAIL {plain(checked.name)}: {text}")
-    for text in formats.skipped(result):
-        say(f"skipped {text}")
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in formats.annotations(result):
-            with reader_may_go():
-                click.echo(line)

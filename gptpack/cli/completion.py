@@ -4,12 +4,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from gptpack.cli import main
+from gptpack.cli.help import Choice, Command
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.command(cls=Command)
+@click.argument("shell", type=Choice(SHELLS))
 def command(shell: str) -> None:
     """Print the completion script of SHELL: bash (4.4 or newer), zsh or fish.
 

@@ -3,34 +3,21 @@
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from gptpack.escape import line
-from gptpack.progress import Progress as ProgressCallback
 
 MOST_ROWS = 500
 """Rows of a table that are shown, as what has more may be anybody's file; JSON has all."""
 LAST_ROWS = 4
 """Of those, the last ones, such as totals."""
-NOTE_SECONDS = 20.0
-"""Seconds between two lines about one phase, where there is no terminal."""
 
 
 class _Console(Console):
@@ -118,47 +105,6 @@ def note_assumed(assumed: Sequence[str]) -> None:
         )
 
 
-@contextmanager
-def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A callback that draws one bar per phase on stderr, with an estimate of what is left.
-
-    Without a terminal it writes a line per phase, and one every `NOTE_SECONDS` while the phase
-    lasts. An interrupt is raised again with what had been reached as its message.
-    """
-    console = _Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    tasks: dict[str, TaskID] = {}
-    began: dict[str, float] = {}
-    noted = 0.0
-    reached = ""
-
-    def report(phase: str, done: float, total: float) -> None:
-        nonlocal noted, reached
-        phase = line(phase)
-        reached = f"{phase}, {done:,.0f}" + (f" of {total:,.0f}" if total else "")
-        lines = not quiet and not console.is_terminal
-        now = time.monotonic()
-        if phase not in tasks:
-            tasks[phase] = bars.add_task(phase, total=total or None)
-            began[phase] = noted = now
-            if lines:
-                note(f"{phase} ...")
-        elif lines and 0 < done < total and now - noted >= NOTE_SECONDS:
-            left = (now - began[phase]) * (total - done) / done
-            note(f"{phase}: {done / total:.0%}, about {left:,.0f} s left")
-            noted = now
-        bars.update(tasks[phase], completed=done, total=total or None)
-
-    try:
-        # one that draws nothing is never begun: older releases of rich end it with an empty line
-        with nullcontext() if quiet or not console.is_terminal else bars:
-            yield report
-    except KeyboardInterrupt as stopped:
-        raise type(stopped)(reached) from None
+def errors_console() -> Console:
+    """What draws on stderr."""
+    return _Console(stderr=True)

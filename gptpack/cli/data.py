@@ -5,14 +5,16 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.console import note, print_json, print_table
 from gptpack.cli.data_options import JSON, NORMALIZATION, OUTPUT, PATH, QUIET, SEPARATOR, setting
 from gptpack.cli.data_report import print_found
+from gptpack.cli.help import Choice, Group
 from gptpack.jobs import data as jobs
 from gptpack.values import parse_size
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Text to tokens: tokenizers, shards, downloads."""
 
@@ -23,7 +25,7 @@ def command() -> None:
 @setting("vocab", "Pieces.")
 @setting("normalization", "What becomes of the text before it is cut into pieces.", NORMALIZATION)
 @click.option("--keep-whitespace", is_flag=True, help="Keep runs of spaces and spaces at the ends.")
-@click.option("--sample", default="100MB", show_default=True, help="Text to train on; 0: all.")
+@click.option("--sample", default="100MB", help="Text to train on; 0: all.")
 @SEPARATOR
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @JSON
@@ -50,26 +52,36 @@ def tokenizer_command(sample: str, as_json: bool, quiet: bool, **settings: Any) 
 @command.command("tokenize")
 @click.option("--train", multiple=True, type=PATH, help="A source; repeatable.")
 @click.option("--val", multiple=True, type=PATH, help="A source; repeatable.")
-@click.option("--val-documents", default=0, help="Without --val: the last so many documents.")
-@click.option("--val-fraction", default=0.0, help="Without --val: about this part, by hash.")
+@click.option(
+    "--val-documents",
+    default=0,
+    show_default="none",
+    help="Without --val: the last so many documents.",
+)
+@click.option(
+    "--val-fraction",
+    default=0.0,
+    show_default="none",
+    help="Without --val: about this part, by hash.",
+)
 @click.option("--tokenizer", required=True, type=PATH, help="SentencePiece model.")
 @OUTPUT
 @setting("name", "First part of the shards' names.")
 @setting("shard_tokens", "Tokens of a shard.")
 @SEPARATOR
-@click.option("--workers", default=0, help="Processes; 0 takes one per core.")
+@click.option("--workers", default=0, show_default="one per core", help="Processes that tokenize.")
 @click.option("--force", is_flag=True, help="Replace the shards of an existing directory.")
 @JSON
 @QUIET
 def tokenize_command(as_json: bool, quiet: bool, **settings: Any) -> None:
     """Turn .txt and .jsonl files (.gz, .xz, .zst) into audited token shards.
 
-    A document that is in both splits, by its tokens, is refused.
-
     \b
     Examples:
       gptpack data tokenize --train train.txt.xz --val val.txt.xz --tokenizer tok.model -o shards
       gptpack data tokenize --train all.jsonl --val-fraction 0.01 --tokenizer tok.model -o shards
+
+    A document that is in both splits, by its tokens, is refused.
     """
     with progress_bars(quiet=quiet) as progress:
         found = jobs.tokenize(progress=progress, **settings)
@@ -77,24 +89,24 @@ def tokenize_command(as_json: bool, quiet: bool, **settings: Any) -> None:
 
 
 @command.command("download")
-@click.argument("dataset", type=click.Choice(["fineweb"]), expose_value=False)
+@click.argument("dataset", type=Choice(["fineweb"]), expose_value=False)
 @setting("variant", "Tokenizer of the shards.")
 @setting("shards", "Train shards of 200 MB each.")
 @OUTPUT
 @setting("repo", "Repository of the Hub.")
 @setting("root", "Folder in it.")
 @setting("revision", "Branch or commit.")
-@click.option("--endpoint", default=None, help="Another Hub, such as a mirror.")
+@click.option("--endpoint", help="Address of another Hub, such as a mirror.")
 @JSON
 @QUIET
 def download_command(output: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Fetch the contest's published shards; those that are there already are kept.
 
-    Needs the extra: pip install 'gptpack[hub]'.
-
     \b
     Example:
       gptpack data download fineweb --variant sp1024 --shards 10 -o fineweb
+
+    Needs the extra: pip install 'gptpack[hub]'.
     """
     with progress_bars(quiet=quiet) as progress:
         got = jobs.download(output, progress=progress, **settings)
@@ -112,12 +124,12 @@ def download_command(output: Path, as_json: bool, quiet: bool, **settings: Any) 
 def info_command(directory: Path, as_json: bool, quiet: bool) -> None:
     """Show what a directory of shards holds, and read every shard to check it.
 
-    With a manifest, files, counts and hashes must be those it states. Without one, documents of
-    val that are in train as well are counted; above 1% of val's tokens they are refused.
-
     \b
     Example:
       gptpack data info shards --json
+
+    With a manifest, files, counts and hashes must be those it states. Without one, documents of
+    val that are in train as well are counted; above 1% of val's tokens they are refused.
     """
     with progress_bars(quiet=quiet) as progress:
         found = jobs.describe(directory, progress=progress)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from gptpack.cli.help import Choice
 from gptpack.errors import ConfigError
 from gptpack.jobs.data import DEFAULTS
 
@@ -22,12 +23,11 @@ def _unescape(separator: str) -> str:
 
 
 PATH = click.Path(path_type=Path)
-NORMALIZATION = click.Choice(["nmt_nfkc", "nfkc", "identity"])
+NORMALIZATION = Choice(["nmt_nfkc", "nfkc", "identity"])
 OUTPUT = click.option("--output", "-o", required=True, type=PATH, help="Directory to write.")
 SEPARATOR = click.option(
     "--separator",
     default=DEFAULTS["separator"].encode("unicode_escape").decode(),
-    show_default=True,
     callback=lambda _context, _option, text: _unescape(text),
     help="Between documents of a .txt file; backslash escapes are understood.",
 )
@@ -35,9 +35,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdou
 QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
-def setting(
-    name: str, text: str, kind: click.Choice[str] | None = None
-) -> Callable[[Function], Function]:
+def setting(name: str, text: str, kind: Choice | None = None) -> Callable[[Function], Function]:
     """The option of a setting whose default is the job's."""
     flag = f"--{name.replace('_', '-')}"
-    return click.option(flag, type=kind, default=DEFAULTS[name], show_default=True, help=text)
+    return click.option(flag, type=kind, default=DEFAULTS[name], help=text)

@@ -29,6 +29,13 @@ def print_found(found: dict[str, Any]) -> None:
         title=f"{found['directory']}: {found['name']}, {found['tokenizer']['vocab']:,} pieces "
         f"({found['tokenizer']['name']}); {found['split_rule']}",
     )
+    for name, split in splits.items():
+        lines = not any(".jsonl" in source["name"] for source in split["sources"])
+        if split["documents"] == 1 and (lines or name == "val"):
+            note(
+                f"{name} is one document: if the text has more, name what stands between them with "
+                "--separator, such as '\\n\\n'"
+            )
     if unknown := sum(split["unknown_tokens"] for split in splits.values()):
         note(
             f"{unknown:,} tokens are unknown pieces and count 0 bytes: the tokenizer has no byte "

@@ -14,7 +14,9 @@ from typing import Any
 import click
 
 from gptpack.cli import main
-from gptpack.cli.console import note, print_json, print_table, progress_bars, say
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.console import note, print_json, print_table, say
+from gptpack.cli.help import Command
 from gptpack.cli.options import DEVICE, POSITIVE
 from gptpack.errors import GptpackError
 from gptpack.escape import plain
@@ -26,28 +28,27 @@ VAL_FRACTION = 0.05
 BUDGET = "150KB"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--output",
     default=Path("demo"),
-    show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for everything that the demo writes; an earlier demo there is replaced.",
 )
-@click.option("--budget", default=BUDGET, show_default=True, help="Most bytes of the packed file.")
+@click.option("--budget", default=BUDGET, help="Most bytes of the packed file.")
 @click.option("--seconds", type=POSITIVE, help="Training time. [default: the recipe's]")
-@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", help="Device that trains and packs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(output: Path, budget: str, seconds: float | None, device: str, as_json: bool) -> None:
     """Train, pack and prove a small model on text that every machine has.
-
-    The text is the documentation in this Python's standard library, a few megabytes; nothing is
-    downloaded. Takes about two and a half minutes on two CPU cores.
 
     \b
     Examples:
       gptpack demo
       gptpack demo --seconds 20 --output /tmp/demo
+
+    The text is the documentation in this Python's standard library, a few megabytes; nothing is
+    downloaded. Takes about two and a half minutes on two CPU cores.
     """
     # Read when torch loads. Threads that wait for each other spin less: more than twice the steps
     # where other programs use the cores, about a fifth fewer where they do not (docs/log.md,
@@ -69,7 +70,7 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     limit = () if seconds is None else ("--set", f"training.seconds={seconds}")
     execute("train", "--recipe", "demo", *limit, "--data", data, "--output", run,
             "--device", device, "--no-eval")
-    execute("pack", checkpoint, "--budget", budget, "--data", data, "--output", packed,
+    execute("pack", checkpoint, "--budget", budget, "--data", data, "--output", packed, "--force",
             "--device", device)
     # fmt: on
     note(f"$ python -m gptpack eval {packed} --data {data} --stride {STRIDE}")

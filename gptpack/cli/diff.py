@@ -7,30 +7,41 @@ from typing import Any
 import click
 
 from gptpack.cli.console import note, print_json, print_table, say
-from gptpack.cli.options import DEVICE
+from gptpack.cli.help import Command, heading
+from gptpack.cli.options import DEVICE, renamed
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
-from gptpack.inspection.compare import WeightErrors
+from gptpack.inspection.compare import RELATIVE, WeightErrors
 from gptpack.inspection.diff import DiffReport, GroupDiff, Side
+from gptpack.inspection.inspect import SHARED
+from gptpack.inspection.verdict import verdict
 from gptpack.jobs.diff import diff
 from gptpack.values import check_idle
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("before", metavar="A", type=PATH)
 @click.argument("after", metavar="B", type=PATH)
+@heading("What to compare besides headers")
 @click.option("--weights", is_flag=True, help="Decode both and show how far weights are apart.")
 @click.option("--checkpoint", type=PATH, help="Show both files' errors against this checkpoint.")
 @click.option("--bpb", is_flag=True, help="Measure both files' bits per byte; needs --data.")
+@heading("How to prove")
 @click.option("--data", type=PATH, help="Folder of validation shards for --bpb.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
 @click.option(
     "--stride", type=click.IntRange(min=1), help="With --bpb, score a sliding window as well."
 )
-@click.option("--tokens", "limit_tokens", default=0, help="With --bpb, targets to score; 0: all.")
-@click.option("--device", type=DEVICE, default="auto", show_default=True, help="Device for --bpb.")
+@click.option(
+    "--eval-tokens",
+    default=0,
+    show_default="all",
+    help="With --bpb, score the first so many targets.",
+)
+@renamed("--tokens", "--eval-tokens")
+@click.option("--device", type=DEVICE, default="auto", help="Device for --bpb.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     before: Path,
@@ -45,20 +56,20 @@ def command(
     """Show what differs between the packed files A and B: bytes per group of tensors, methods,
     settings of model and packing, recorded bits per byte.
 
-    Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
-    --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
-    a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
-    whether they differ or not.
-
     \b
     Examples:
       gptpack diff main.gptpack branch.gptpack
       gptpack diff a.gptpack b.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack diff a.gptpack b.gptpack --bpb --data shards/ --json
+
+    Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
+    --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
+    a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
+    whether they differ or not.
     """
     if bpb and data is None:
         raise ConfigError("--bpb needs a folder of validation shards; name it with --data")
-    idle = {"data": data, "tokens": settings["limit_tokens"], "stride": settings["stride"]}
+    idle = {"data": data, "eval_tokens": settings["eval_tokens"], "stride": settings["stride"]}
     check_idle("without --bpb", not bpb, **idle, tokenizer=settings["tokenizer"])
     report = diff(
         before, after, weights=weights, checkpoint=checkpoint, data=data, quiet=as_json, **settings
@@ -67,7 +78,7 @@ def command(
         if errors.caution:
             note(errors.caution)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | {"verdict": verdict(report)})
     else:
         _print(report)
 
@@ -84,6 +95,9 @@ def _print(report: DiffReport) -> None:
         ["group", "A bytes", "B bytes", "change", "A bits", "B bits", "method"],
         [_row(group) for group in (*report.groups, total)],
     )
+    for side in (first, second):
+        if not side.exact:
+            note(f"{side.path}: {SHARED}; --weights measures them")
     settings = [
         [plain(one.name, 80), *("" if v is None else plain(v, 60) for v in (one.before, one.after))]
         for one in report.settings
@@ -93,11 +107,12 @@ def _print(report: DiffReport) -> None:
         say()
         print_table(["setting", "A", "B"], settings)
     say()
-    say(_verdict(report))
+    say(verdict(report))
     if report.weights is not None:
         _print_tensors(["relative difference"], [report.weights])
     if report.errors is not None:
         _print_tensors(["A relative error", "B relative error"], report.errors)
+        say(RELATIVE)
 
 
 def _row(group: GroupDiff) -> list[str]:
@@ -111,24 +126,6 @@ def _row(group: GroupDiff) -> list[str]:
         *("" if value is None else f"{value:.3f}" for value in bits),
         " -> ".join(methods) if methods[0] != methods[1] else ", ".join(group.after.methods),
     ]
-
-
-def _verdict(report: DiffReport) -> str:
-    """Bytes, weights and scores in a few words."""
-    size = f"{report.change_bytes:+,} bytes" if report.change_bytes else "the same size"
-    words = [f"B against A: {size}"]
-    words.append("the same weights, bit for bit" if report.same_weights else "other weights")
-    recorded = [side.record.quality.bpb_after for side in (report.before, report.after)]
-    if report.measured is not None:
-        before, after = (score.bpb for score in report.measured)
-        metric = report.measured[1].metric
-        words.append(f"measured {before:.6f} and {after:.6f} bpb ({metric}), {after - before:+.6f}")
-    elif report.change_bpb is not None:
-        change = f"{report.change_bpb:+.6f}"
-        words.append(f"recorded {recorded[0]:.6f} and {recorded[1]:.6f} bpb, {change}")
-    elif None not in recorded:
-        note("the recorded bits per byte are of different texts; measure them with --bpb --data")
-    return "; ".join(words)
 
 
 def _print_tensors(titles: Sequence[str], found: Sequence[WeightErrors]) -> None:

@@ -6,28 +6,30 @@ from pathlib import Path
 import click
 
 from gptpack.cli.console import print_json, print_table, say
+from gptpack.cli.help import Choice, Command
 from gptpack.errors import MissingDependencyError
 from gptpack.escape import plain
 from gptpack.jobs.environment import TASKS, abilities, survey
 
 
 @click.command(
+    cls=Command,
     epilog="Exit status: 0 whatever was asked for can run; 4 something of it cannot.",
 )
-@click.argument("tasks", nargs=-1, type=click.Choice(list(TASKS)), metavar="[TASK]...")
+@click.argument("tasks", nargs=-1, type=Choice(list(TASKS)), metavar="[TASK]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(tasks: tuple[str, ...], as_json: bool) -> None:
     """Show what this machine can do, and what is missing for what.
-
-    Everything is tried: modules are imported, codecs code, a CUDA device computes. Each TASK that
-    is named must be able to run, or the exit status is 4: check, inspect, verify, data, train,
-    pack, eval, download, report, brotli, cuda, triton, fa3, fa4.
 
     \b
     Examples:
       gptpack doctor
       gptpack doctor train cuda && gptpack train --recipe baseline --data shards/ --output runs/a
       gptpack doctor --json
+
+    Everything is tried: modules are imported, codecs code, a CUDA device computes. Each TASK that
+    is named must be able to run, or the exit status is 4: check, inspect, verify, data, train,
+    pack, eval, download, report, brotli, cuda, triton, fa3, fa4.
     """
     findings = survey(Path.cwd())
     able = abilities(findings)

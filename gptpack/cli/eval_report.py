@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gptpack import Evaluation
 
 
-def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
+def report(found: "Evaluation", *, as_json: bool, output: Path | None, quiet: bool) -> None:
     """Print the result, and write it where asked."""
     result = found.to_dict()
     scores = found.scores
@@ -20,6 +20,8 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
 
         with replacing(output) as file:
             file.write(json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
+    if quiet:
+        return
     note_assumed(found.assumed)
     if not result["tokenizer"]["checked"]:
         note("the checkpoint does not say which tokenizer it belongs to; it was not checked")
@@ -49,6 +51,7 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
             for score in scores.values()
         ],
     )
+    _print_compressors(found)
     _print_adaptations(found)
     if found.agreement is not None:
         _print_agreement(found.agreement)
@@ -63,6 +66,18 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None) -> None:
         ["phase", "seconds"],
         [[phase, f"{seconds:,.2f}"] for phase, seconds in result["seconds"].items()],
     )
+
+
+def _print_compressors(found: "Evaluation") -> None:
+    """What gzip and others make of the same text."""
+    beside = found.compressors
+    if beside is None:
+        if found.accounting.get("kind") != "text":
+            note("no gzip, xz and zstd beside it: shards are no text; --text names theirs")
+        return
+    of = f"the same text, {beside['bytes']:,} bytes"
+    say()
+    print_table([of, "bpb"], [[name, f"{bpb:.6f}"] for name, bpb in beside["bpb"].items()])
 
 
 def _print_agreement(found: Mapping[str, Any]) -> None:

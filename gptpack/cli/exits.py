@@ -112,7 +112,9 @@ def _crash(error: Exception) -> NoReturn:
 
 def _show(error: click.ClickException) -> None:
     """Write one line to stderr; for a group without a subcommand, its help instead."""
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".\n")
+    if isinstance(error, click.MissingParameter):  # lists choices on lines of their own
+        message = " ".join(message.split())
     asked = getattr(error, "ctx", None)
     where = asked.command_path if asked is not None else "gptpack"
     if "\n" not in message:

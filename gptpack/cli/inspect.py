@@ -2,14 +2,14 @@
 
 import click
 
-from gptpack.cli.console import print_json, print_table, say
+from gptpack.cli.console import note, print_json, print_table, say
+from gptpack.cli.help import Command
 from gptpack.escape import plain
-from gptpack.inspection.inspect import InspectReport, flat, inspect
+from gptpack.inspection.inspect import SHARED, InspectReport, flat, inspect
 
 
 @click.command(
-    epilog="Example: gptpack inspect model.gptpack --json | jq .headroom_bytes",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Command,
 )
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
@@ -17,9 +17,14 @@ from gptpack.inspection.inspect import InspectReport, flat, inspect
 def command(path: str, as_json: bool, decode: bool) -> None:
     """Show what the packed file PATH holds, from its header.
 
+    \b
+    Examples:
+      gptpack inspect model.gptpack
+      gptpack inspect model.gptpack --json | jq .headroom_bytes
+
     The sections are not read: `gptpack eval` verifies them and measures the bits per byte anew.
-    The bytes of a tensor are its share of its section, in proportion to raw bytes; with --decode,
-    in proportion to what its codes cost, which takes some seconds.
+    The bytes of a tensor are those that its codes cost when they were packed. Files of older
+    versions do not say them: then they are a share of a section, or, with --decode, measured.
     """
     report = inspect(path, decode=decode)
     if as_json:
@@ -78,6 +83,8 @@ def _print(report: InspectReport) -> None:
     print_table(
         ["tensors", "shape", "parameters", "method", "bytes", "bits/parameter", "share"], rows
     )
+    if not report.exact:
+        note(f"{SHARED}; --decode measures them")
     say()
     print_table(
         ["section", "codec", "layout", "raw bytes", "stored bytes", "stored/raw"],

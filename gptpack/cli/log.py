@@ -5,24 +5,25 @@ from typing import Any
 import click
 
 from gptpack.cli.console import print_json, print_table, say
+from gptpack.cli.help import Command
 from gptpack.errors import LimitError
 from gptpack.inputs import once
 from gptpack.runs.logs import read_log
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("paths", metavar="LOG...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON document: a list of results.")
 def command(paths: tuple[str, ...], as_json: bool) -> None:
     """Read logs in the style of parameter-golf or modded-nanogpt, and check them.
 
-    Totals are added up again, the bytes of text are worked out from each loss and its bits per
-    byte, times are compared with limits. Ends with status 1 if something contradicts the rest.
-
     \b
     Examples:
       gptpack log train_seed1337.log
       gptpack log records/*/train*.log --json | jq '.[].contradictions'
+
+    Totals are added up again, the bytes of text are worked out from each loss and its bits per
+    byte, times are compared with limits. Ends with status 1 if something contradicts the rest.
     """
     results = [read_log(path).to_dict() for path in once(paths)]
     if as_json:

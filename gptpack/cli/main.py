@@ -6,32 +6,13 @@ import sys
 
 import click
 
+from gptpack.cli.commands import COMMANDS, EPILOG, FIRST, SECTIONS
 from gptpack.cli.exits import exit_statuses
+from gptpack.cli.help import SETTINGS, Group
 from gptpack.version import FORMAT_VERSION, VERSION
 
-COMMANDS = {
-    "train": "Train a model and write a checkpoint.",
-    "pack": "Pack a checkpoint into one file under a byte budget.",
-    "eval": "Reload a packed file and measure its bits per byte.",
-    "sample": "Let a packed model go on from a prompt.",
-    "unpack": "Write a packed model for others: a Hugging Face folder, safetensors, GGUF.",
-    "stats": "Test whether runs beat a threshold by more than chance.",
-    "log": "Read a reference-style training log and check it.",
-    "check": "Hold packed files to limits on bytes and bits per byte, in CI.",
-    "diff": "Show what differs between two packed files.",
-    "verify": "Verify every checksum of a packed file and decode all of it.",
-    "submission": "Make a contest submission out of runs, or check one.",
-    "report": "Make one HTML page about runs and packed files.",
-    "web": "Make a static page in which a packed model runs in the browser.",
-    "inspect": "Show what a packed file holds, from its header.",
-    "data": "Text to tokens: tokenizers, shards, downloads.",
-    "doctor": "Show what this machine can do, and what is missing for what.",
-    "completion": "Print a shell's completion script.",
-    "demo": "Train, pack and prove a small model on text that every machine has.",
-}
 
-
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a subcommand's module only when it is called, as some load torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,9 +25,16 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            raise click.UsageError(FIRST, ctx)
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{width}}", text) for name, text in commands.items()])
 
 
 COMPLETE = "_GPTPACK_COMPLETE"
@@ -55,9 +43,8 @@ COMPLETE = "_GPTPACK_COMPLETE"
 
 @click.command(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every command takes --help, most take --json. Tutorials, conventions and the file "
-    "format are in the folder docs of the project.",
+    context_settings=SETTINGS,
+    epilog=EPILOG,
 )
 @click.version_option(
     VERSION,
@@ -65,7 +52,12 @@ COMPLETE = "_GPTPACK_COMPLETE"
     message=f"%(prog)s %(version)s, artifact format {FORMAT_VERSION}",
 )
 def group() -> None:
-    """Train small GPT language models, pack them under a byte budget, and prove the result.
+    """Turn a small language model into one file under a byte budget, and prove how good it is.
+
+    \b
+    A model of Hugging Face:
+      gptpack pack ./SmolLM2-135M --budget 50MB --text train.txt --eval-text val.txt
+      gptpack sample SmolLM2-135M.gptpack --prompt "Why is the sky blue?"
 
     \b
     From text to a checked file:
@@ -76,24 +68,6 @@ def group() -> None:
       gptpack pack runs/tiny/checkpoint.pt --budget 1MB --data shards -o tiny.gptpack
       gptpack eval tiny.gptpack --data shards --stride 64
       gptpack check tiny.gptpack --budget 1MB
-
-    \b
-    Exit statuses:
-      0    all held
-      1    over a budget, worse than a limit, or training broke down
-      2    usage, configuration, data or checkpoint
-      3    a packed file is corrupt or hostile
-      4    the environment lacks something that was asked for, or memory
-      70   a bug of gptpack, to be reported
-      130  interrupted
-      141  nobody reads the output any more
-      143  terminated
-
-    \b
-    Environment:
-      NO_COLOR             no colours and no styles
-      GITHUB_STEP_SUMMARY  check appends its report to this file
-      GITHUB_ACTIONS       where this is true, check annotates what failed
     """
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from gptpack.cli.help import Choice
 from gptpack.errors import ConfigError
 
-DEVICE = click.Choice(["auto", "cpu", "cuda"])
-RUNS_ON = click.Choice([*DEVICE.choices, "mps"])
+DEVICE = Choice(["auto", "cpu", "cuda"])
+RUNS_ON = Choice([*DEVICE.choices, "mps"])
 """Devices that a model can be run on, and no more."""
 
 

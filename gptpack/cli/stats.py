@@ -6,40 +6,37 @@ from typing import Any
 import click
 
 from gptpack.cli.console import print_json, print_table, say
+from gptpack.cli.help import Choice, Command, heading
 from gptpack.cli.options import POSITIVE, Finite
 from gptpack.errors import ConfigError, LimitError
 from gptpack.runs.samples import RunFigure, read_runs, threshold_below
 from gptpack.runs.significance import Verdict, judge
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True}
 
-
-@click.command(context_settings=SETTINGS)
+@click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("runs", nargs=-1, required=True)
+@heading("What must hold")
 @click.option("--below", type=float, help="The mean has to be below this.")
 @click.option("--beats", type=float, help="The mean has to be below this by the margin --by.")
-@click.option(
-    "--by", "margin", type=Finite(min=0), default=0.0, show_default=True, help="The margin."
-)
+@click.option("--by", "margin", type=Finite(min=0), default=0.0, help="The margin.")
 @click.option(
     "--unit",
-    type=click.Choice(["same", "bpb", "nats"]),
+    type=Choice(["same", "bpb", "nats"]),
     default="same",
-    show_default=True,
     help="Unit of the margin; nats are turned into bits per byte where those are compared.",
 )
+@heading("What is compared")
 @click.option(
-    "--metric", default="bpb", show_default=True, help="bpb, nats, seconds, or a path (plain.bpb)."
+    "--metric", default="bpb", help="Figure to compare: bpb, nats, seconds, or a path (plain.bpb)."
 )
 @click.option(
     "--tokens-per-byte",
     type=POSITIVE,
     help="Tokens per byte of the text, for plain lists and --unit nats.",
 )
-@click.option("--alpha", type=float, default=0.01, show_default=True, help="Level of the test.")
-@click.option(
-    "--power", type=float, default=0.8, show_default=True, help="Power that more runs should reach."
-)
+@heading("The test")
+@click.option("--alpha", type=float, default=0.01, help="Level of the test.")
+@click.option("--power", type=float, default=0.8, help="Power that more runs should reach.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
 def command(
     runs: tuple[str, ...],
@@ -55,16 +52,16 @@ def command(
 ) -> None:
     """Test whether the mean of RUNS is below a threshold: a one-sided one-sample t-test.
 
-    RUNS are results of `gptpack eval --json`, logs in the style of parameter-golf or
-    modded-nanogpt, files with a list of numbers, or numbers. Works for losses and for times. Ends
-    with status 1 if the difference may be chance.
-
     \b
     Examples:
       gptpack stats runs/*.json --below 3.28 --metric nats
       gptpack stats runs/*.json --beats 1.2161 --by 0.005 --unit nats
       gptpack stats 1.20143417 1.19945102 1.20319508 --below 1.21113611
       gptpack stats logs/*.txt --metric seconds --below 180 --alpha 0.05
+
+    RUNS are results of `gptpack eval --json`, logs in the style of parameter-golf or
+    modded-nanogpt, files with a list of numbers, or numbers. Works for losses and for times. Ends
+    with status 1 if the difference may be chance.
     """
     if (below is None) == (beats is None):
         raise ConfigError("give a threshold: either --below, or --beats and --by")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.help import Group, heading
 from gptpack.cli.options import DEVICE
 from gptpack.cli.submission_check import check
 from gptpack.runs.logged import CAP_BYTES
@@ -17,10 +19,9 @@ if TYPE_CHECKING:
     from gptpack.jobs.submission import Made
 
 PATH = click.Path(path_type=Path)
-HELP = {"help_option_names": ["-h", "--help"]}
 
 
-class DefaultGroup(click.Group):
+class DefaultGroup(Group):
     """A group that takes arguments without a subcommand as those of ``make``."""
 
     def resolve_command(
@@ -37,7 +38,7 @@ class DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=DefaultGroup, context_settings=HELP)
+@click.group(cls=DefaultGroup)
 def command() -> None:
     """Make a contest submission out of runs, or check one.
 
@@ -50,25 +51,34 @@ def command() -> None:
 
 @command.command("make", short_help="Make a folder that can be submitted, out of runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="[SEED=]RUN...")
+@heading("What to make")
 @click.option("--output", "-o", required=True, type=PATH, help="Folder to write.")
 @click.option("--data", required=True, type=PATH, help="Folder of validation shards.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
+@heading("What the record says of it")
 @click.option("--github-id", required=True, help="GitHub id of whoever submits.")
-@click.option("--author", help="[default: the GitHub id]")
+@click.option("--author", help="Who submits. [default: the GitHub id]")
 @click.option("--name", help="Name of the submission. [default: the folder's name]")
-@click.option("--blurb", default="", help="A sentence on what it does.")
-@click.option("--track", default="10min_16mb", show_default=True, help="Track of the contest.")
-@click.option("--hardware", default="", help="What training ran on, such as '8xH100 SXM'.")
+@click.option("--blurb", default="", show_default="none", help="A sentence on what it does.")
+@click.option("--track", default="10min_16mb", help="Track of the contest.")
 @click.option(
-    "--date", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD", help="[default: today]"
+    "--hardware",
+    default="",
+    show_default="none",
+    help="What training ran on, such as '8xH100 SXM'.",
 )
 @click.option(
-    "--stride", default=64, show_default=True, help="Stride of the sliding window; 0: none."
+    "--date",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="Its date. [default: today]",
 )
+@heading("How to prove")
+@click.option("--stride", default=64, help="Stride of the sliding window; 0: none.")
 @click.option(
     "--readable", is_flag=True, help="Ship the readable form of the script, not the small one."
 )
-@click.option("--device", type=DEVICE, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", help="Device that evaluates.")
 @click.option("--force", is_flag=True, help="Replace a submission that stands at --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def make(
@@ -87,16 +97,16 @@ def make(
     """Make a folder that can be submitted: README.md, submission.json, logs, requirements.txt, the
     first run's artifact, and train_gpt.py.
 
+    \b
+    Examples:
+      gptpack submission runs/a runs/b runs/c --data shards/ --github-id me -o submission
+      gptpack submission make 1337=model.gptpack --data shards/ --github-id me -o submission
+
     A RUN is a folder that `gptpack train` wrote, with one packed file in it, or that file. The
     script is one file of gptpack's own modules: it decodes and evaluates an artifact where gptpack
     is not installed. It is run here, offline, on every run's artifact, and all figures are read
     from what it printed. The reports of `gptpack pack --json`, if they lie in the runs' folders,
     say how long packing took.
-
-    \b
-    Examples:
-      gptpack submission runs/a runs/b runs/c --data shards/ --github-id me -o submission
-      gptpack submission make 1337=model.gptpack --data shards/ --github-id me -o submission
     """
     from gptpack.contest.folder import About
     from gptpack.jobs.submission import make_submission

@@ -5,52 +5,17 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import main_rank, note, print_json, print_table, progress_bars
-from gptpack.cli.options import COUNT, DEVICE, Finite
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.console import main_rank, note, print_json, print_table
+from gptpack.cli.help import Command
+from gptpack.cli.train_options import TRAIN_OPTIONS
 from gptpack.values import check_idle, parse_size
 
-BITS = Finite(min=0, min_open=True, max=16)
-FLOPS = Finite(min=0, min_open=True, max=1e21)
 
-
-@click.command()
-@click.option("--recipe", default="baseline", show_default=True, help="TOML file or a name.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of shards.")
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="TABLE.KEY=VALUE",
-    help="Override a setting; repeatable.",
-)
-@click.option("--target-bytes", metavar="SIZE", help="Train for a packed file of this size.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
-@click.option("--device", type=DEVICE, default="auto", show_default=True)
-@click.option(
-    "--attention",
-    default="auto",
-    show_default=True,
-    help="auto, fa4, fa3, cudnn, flash, math, flex.",
-)
-@click.option("--kernels", default="auto", show_default=True, help="Triton's: auto, on, off.")
-@click.option(
-    "--compile/--no-compile",
-    "compiled",
-    default=None,
-    help="Use torch.compile.  [default: on CUDA only]",
-)
-@click.option("--eval/--no-eval", "evaluate", default=True, help="Score the val shards at the end.")
-@click.option(
-    "--eval-tokens", type=COUNT, default=0, show_default=True, help="Score so many targets; 0: all."
-)
-@click.option("--plan", "planned", is_flag=True, help="Say what the run will take, and stop.")
-@click.option("--bits", type=BITS, help="--plan: bits of a weight in the file.  [default: 3]")
-@click.option("--budget", metavar="SIZE", help="--plan: take the bits that this size allows.")
-@click.option("--flops", type=FLOPS, help="--plan: FLOP/s of a rank; otherwise steps are timed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.command(cls=Command)
+@TRAIN_OPTIONS
 def command(
-    recipe: str,
+    recipe: str | None,
     data: Path | None,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -67,6 +32,13 @@ def command(
 ) -> None:
     """Train a model by a recipe and write a checkpoint.
 
+    \b
+    Examples:
+      gptpack train --recipe tiny --data data/ --output runs/tiny
+      gptpack train --recipe seq4096 --set training.seconds=240 --data data/ --output runs/a
+      gptpack train --recipe golf-1060 --plan --budget 16MB
+      torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
+
     Runs under torchrun as well, one process per GPU. The checkpoint is written before anything
     else happens at the end; RUN/metrics.jsonl has a line per step.
 
@@ -76,16 +48,9 @@ def command(
 
     With --plan nothing is trained or written: it prints parameters, memory, milliseconds of a step
     (of a few that it times, or by arithmetic), steps, tokens and the bytes of the packed file.
-
-    \b
-    Examples:
-      gptpack train --recipe tiny --data data/ --output runs/tiny
-      gptpack train --recipe seq4096 --set training.seconds=240 --data data/ --output runs/a
-      gptpack train --recipe golf-1060 --plan --budget 16MB
-      torchrun --nproc_per_node=8 train.py --recipe baseline --data data/ --output runs/b
     """
     from gptpack.cli.train_report import plan_rows, result_rows
-    from gptpack.jobs.train import UnscoredError, train
+    from gptpack.jobs.train import UnscoredError, named_recipe, train
     from gptpack.jobs.train_plan import plan_training
 
     asked: dict[str, Any] = {"bits": bits, "budget": budget, "flops": flops}
@@ -94,6 +59,7 @@ def command(
     check_idle("with --no-eval", not evaluate, eval_tokens=eval_tokens)
     overrides = (*overrides, *_target(target_bytes, bits, budget))
     first = main_rank()
+    recipe = named_recipe(recipe)
     if planned:
         figures = plan_training(recipe, data, overrides=overrides, **how, **asked)
         if first and as_json:
@@ -113,7 +79,7 @@ def command(
                 overrides=overrides,
                 resume=resume,
                 validate=evaluate,
-                validation_tokens=eval_tokens,
+                eval_tokens=eval_tokens,
                 progress=progress,
                 **how,
             )

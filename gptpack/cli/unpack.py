@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table, progress_bars
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.console import note, print_json, print_table
+from gptpack.cli.help import Choice, Command
 from gptpack.escape import plain
 from gptpack.jobs.unpack import DTYPES, unpack
 
@@ -14,13 +16,13 @@ PATH = click.Path(path_type=Path)
 TYPES = list(dict.fromkeys(dtype for dtypes in DTYPES.values() for dtype in dtypes))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("path", metavar="FILE", type=PATH)
-@click.option("--to", required=True, type=click.Choice(list(DTYPES)), help="What to write.")
+@click.option("--to", required=True, type=Choice(list(DTYPES)), help="What to write.")
 @click.option("--output", "-o", required=True, type=PATH, help="File or folder to write.")
 @click.option(
     "--dtype",
-    type=click.Choice(TYPES),
+    type=Choice(TYPES),
     help="Type of the matrices; q8_0 is GGUF's alone. [default: float32; for gguf float16]",
 )
 @click.option("--keep-packed", is_flag=True, help="Write a folder around the packed bytes.")
@@ -29,16 +31,16 @@ TYPES = list(dict.fromkeys(dtype for dtypes in DTYPES.values() for dtype in dtyp
 def command(path: Path, output: Path, as_json: bool, **settings: Any) -> None:
     """Write the model in the packed FILE for other programs.
 
-    transformers is a folder that needs nothing of gptpack; in float32 its weights are bit for bit
-    those that were evaluated. With --keep-packed the folder stays as small as FILE, and loads in
-    transformers after `import gptpack.hf`. safetensors is one file of named tensors, of any model.
-    gguf is for llama.cpp and what is built on it: Llama, Mistral, Qwen2, Qwen3, GPT-2.
-
     \b
     Examples:
       gptpack unpack model.gptpack --to transformers -o model
       gptpack unpack model.gptpack --to transformers --keep-packed -o model-packed
       gptpack unpack model.gptpack --to gguf --dtype q8_0 -o model.gguf
+
+    transformers is a folder that needs nothing of gptpack; in float32 its weights are bit for bit
+    those that were evaluated. With --keep-packed the folder stays as small as FILE, and loads in
+    transformers after `import gptpack.hf`. safetensors is one file of named tensors, of any model.
+    gguf is for llama.cpp and what is built on it: Llama, Mistral, Qwen2, Qwen3, GPT-2.
     """
     with progress_bars(quiet=as_json) as progress:
         made = unpack(path, output, **settings, progress=progress)

@@ -4,16 +4,18 @@ from pathlib import Path
 
 import click
 
-from gptpack.cli.console import note, print_json, print_table, progress_bars, say
+from gptpack.cli.bars import progress_bars
+from gptpack.cli.console import note, print_json, print_table, say
+from gptpack.cli.help import Command
 from gptpack.escape import plain
-from gptpack.inspection.compare import WeightErrors
+from gptpack.inspection.compare import RELATIVE, WeightErrors
 from gptpack.inspection.verify import VerifyReport
 from gptpack.jobs.verify import verify
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("path", metavar="FILE", type=PATH)
 @click.option("--checkpoint", type=PATH, help="Also compare the weights with this checkpoint's.")
 @click.option("--all", "every", is_flag=True, help="Show every tensor, not the worst ten only.")
@@ -21,15 +23,15 @@ PATH = click.Path(path_type=Path)
 def command(path: Path, checkpoint: Path | None, every: bool, as_json: bool) -> None:
     """Verify all of the packed FILE: every checksum, a full decode, the hash of its weights.
 
-    Ends with status 3 and says where if anything is not as it should be. Needs no torch, unless a
-    checkpoint is given: then the relative error of each tensor is shown, the largest first. The
-    header knows which checkpoint the file was made of, and a note says if it is another one.
-
     \b
     Examples:
       gptpack verify model.gptpack
       gptpack verify model.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack verify model.gptpack --all --json
+
+    Ends with status 3 and says where if anything is not as it should be. Needs no torch, unless a
+    checkpoint is given: then the relative error of each tensor is shown, the largest first. The
+    header knows which checkpoint the file was made of, and a note says if it is another one.
     """
     with progress_bars(quiet=as_json) as progress:
         report = verify(path, checkpoint, progress=progress)
@@ -81,3 +83,4 @@ def _print_errors(errors: WeightErrors, every: bool) -> None:
         say(f"and {len(rows) - len(shown):,} tensors with smaller errors; see --all")
     if errors.relative is not None:
         say("", f"relative error of all weights: {errors.relative:.6f}")
+    say(RELATIVE)

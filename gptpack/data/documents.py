@@ -23,7 +23,7 @@ from typing import BinaryIO
 import zstandard
 
 from gptpack.errors import DataError
-from gptpack.inputs import opened
+from gptpack.inputs import TEXT, kind_of, opened
 
 SEPARATOR = "\n\x1e\n"
 COMPRESSIONS = {
@@ -73,7 +73,7 @@ def iterate_documents(
         offset, piece = 0, b""
         pieces = _split(path, chunks, separator.encode())
         for number, (offset, piece) in enumerate(pieces, start=1):
-            yield _decoded(f"{path}: document {number}", piece, offset)
+            yield _decoded(path, f" document {number}", piece, offset)
         if not offset:
             _check_whole(path, piece, separator)
 
@@ -103,19 +103,22 @@ def _is_record(head: bytes, *, other: bool) -> bool:
 
 def _check_whole(path: Path, piece: bytes, separator: str) -> None:
     """Raise the `DataError` of a file of one document that has its separator in another form."""
+    windows = separator.replace("\r\n", "\n").replace("\n", "\r\n")
     core = separator.strip("\r\n")
-    if core and core != separator and (count := piece.count(core.encode())):
-        raise DataError(
-            f"{path}: the separator {separator!r} does not occur, but {core!r} does, {count} "
-            "times; give it as the file has it, with \\r\\n if its lines end so"
-        )
+    for other in (windows, core or separator):
+        if other != separator and (count := piece.count(other.encode())):
+            raise DataError(
+                f"{path}: the separator {separator!r} does not occur, but {other!r} does, {count} "
+                f"times; give it as the file has it, such as --separator {windows!r} if its lines "
+                "end so"
+            )
 
 
 def _json_documents(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
     for number, (offset, line) in enumerate(_split(path, chunks, b"\n"), start=1):
         if not line.strip():
             continue
-        written = _decoded(f"{path}:{number}", line, offset)
+        written = _decoded(path, str(number), line, offset)
         try:
             record = json.loads(written)
         except (ValueError, RecursionError) as error:
@@ -139,12 +142,15 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _decoded(where: str, piece: bytes, offset: int) -> str:
+def _decoded(path: Path, place: str, piece: bytes, offset: int) -> str:
     try:
         return piece.decode()
     except UnicodeDecodeError as error:
+        if (kind := kind_of(path)) and kind != TEXT:
+            raise DataError(f"{path}: {kind}; needed a file of text") from error
         raise DataError(
-            f"{where}: byte {offset + error.start}: not UTF-8 ({error.reason}); convert the file"
+            f"{path}:{place}: byte {offset + error.start}: not UTF-8 ({error.reason}); convert the "
+            "file"
         ) from error
 
 

@@ -32,16 +32,16 @@ class DataConfig:
     """``coprime`` mixes blocks of many shards, ``coprime-shards`` reorders whole shards,
     ``shuffled`` permutes all blocks, ``bos`` begins every window at a document's start."""
     mix_shards_start: int = 8
+    """Shards that ``coprime`` mixes in the first step."""
     mix_shards_end: int = 64
-    """Shards that ``coprime`` mixes from `mix_steps` on; in the first step it mixes
-    `mix_shards_start`. The record has ``max(8, ranks)`` and ``max(32, 8 ranks)``; the defaults are
-    its values on eight ranks."""
+    """Shards that ``coprime`` mixes from `mix_steps` on. The record starts at ``max(8, ranks)`` and
+    ends at ``max(32, 8 ranks)``; the defaults are its values on eight ranks."""
     mix_steps: int = 1800
     """Steps over which the mix goes linearly from its start to its end; 0 begins at the end."""
     mix_power_start: float = 0.9
+    """The same as `mix_power_end`, in the first step."""
     mix_power_end: float = 0.5
-    """From `mix_steps` on a shard is drawn by the number of its blocks left, to this power; in the
-    first step the power is `mix_power_start`."""
+    """From `mix_steps` on a shard is drawn by the number of its blocks left, to this power."""
 
     def __post_init__(self) -> None:
         check_fields(self, POSITIVE, "mix_shards_start mix_shards_end")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from gptpack.atomic import replacing
 from gptpack.errors import DataError, ShardError
-from gptpack.inputs import opened
+from gptpack.inputs import kind_of, opened
 
 Split = Literal["train", "val"]
 
@@ -236,11 +236,14 @@ def find_shards(directory: str | Path, split: Split) -> list[Path]:
     directory = Path(directory)
     paths = shard_paths(directory, split)
     if not paths:
-        if not directory.is_dir():
-            what = "is no folder" if directory.exists() else "no such folder"
-            raise ShardError(f"{directory}: {what}; give the folder that shards are in")
+        if not directory.exists():
+            raise ShardError(f"{directory}: no such folder; give the folder that shards are in")
+        what = kind_of(directory) or "a file"
+        if directory.is_dir():
+            what += f", no shards named *_{split}_*.bin in it"
         raise ShardError(
-            f"{directory}: no shards named *_{split}_*.bin; make some with 'gptpack data tokenize'"
+            f"{directory}: {what}; needed the folder of shards that 'gptpack data tokenize' makes "
+            "of text"
         )
     names = sorted({path.name.partition(f"_{split}_")[0] for path in paths})
     if len(names) > 1:

@@ -138,7 +138,7 @@ def tokenize_files(
         for split, made in zip(SPLITS, (val, train), strict=True):
             if sources[split] and not made.documents:
                 names = ", ".join(map(str, sources[split]))
-                raise DataError(f"{split}: no documents in {names}")
+                raise DataError(f"{split}: no documents in {names}{_left(config, val, train)}")
         manifest = Manifest(
             format=FORMAT,
             name=config.name,
@@ -244,6 +244,17 @@ def _rule_in_words(config: TokenizeConfig) -> str:
     if config.val_fraction:
         return f"documents whose hash is below {config.val_fraction} are val"
     return "separate sources"
+
+
+def _left(config: TokenizeConfig, val: "_Made", train: "_Made") -> str:
+    """Why a split by fraction left one of the splits empty, and the way out."""
+    if not config.val_fraction:
+        return ""
+    return (
+        f": --val-fraction {config.val_fraction} picks whole documents, and there are "
+        f"{val.documents + train.documents:,}; name what stands between documents with "
+        "--separator, such as '\\n\\n', or give a file of its own with --val"
+    )
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:

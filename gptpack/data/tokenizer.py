@@ -165,10 +165,10 @@ def _spelling(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerConfig:
-    """Settings of a tokenizer's training; the defaults are the contest's."""
+    """Settings of a tokenizer's training; all defaults but `normalization` are the contest's."""
 
     vocab: int = 1024
-    normalization: Normalization = "nmt_nfkc"
+    normalization: Normalization = "identity"
     """`nmt_nfkc` turns line ends into spaces; `identity` leaves every character as it is."""
     keep_whitespace: bool = False
     """Keeps runs of spaces, and spaces at either end. A document that begins with a space then

@@ -128,6 +128,9 @@ class Evaluation:
     agreement: Mapping[str, Any] | None = None
     """How far predictions are from a reference's, as `gptpack.evaluation.agreement` has it, where
     that was asked for."""
+    compressors: Mapping[str, Any] | None = None
+    """What others make of the same text, as `gptpack.data.compressors` has it, where that was asked
+    for and the text was given."""
     recorded: Mapping[str, float] | None = None
     """The packer's own figures: bpb, tokens and context, as far as the file says them."""
     assumed: tuple[str, ...] = ()
@@ -217,6 +220,7 @@ class Evaluation:
             "decisive": self.decisive_name,
             "adaptation": self.decisive.adaptation,
             "agreement": self.agreement,
+            "compressors": self.compressors,
             "recorded": self.recorded,
             "difference_bpb": self.difference_bpb,
             "assumed": list(self.assumed),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gptpack.artifact.layout import LFS_POINTER
 from gptpack.artifact.reader import verify_sections
-from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
+from gptpack.errors import ArtifactError, GptpackError, InternalError
 from gptpack.gate.baseline import compared, load_baseline
 from gptpack.gate.limits import CheckConfig, Limits, expanded, files
 from gptpack.gate.outcomes import Bpb, Checked, Outcome, Result, broken, held, recorded_bpb
@@ -37,7 +37,7 @@ def check(
 
     Raises:
         ConfigError: the baseline cannot be read.
-        GptpackError: measuring failed for a reason that does not lie in the file.
+        InternalError: the process that measures crashed.
     """
     named = expanded(config)
     if baseline is None and config.baseline:
@@ -131,7 +131,8 @@ def _budget(checked: Checked, report: InspectReport | None) -> Outcome:
     if headroom >= 0:
         return held("budget", f"{total:,} of {budget:,} bytes{code}{source}; headroom {headroom:,}")
     share = f"{-headroom / budget:.2%}" if budget else "all of it"
-    groups = sorted(report.groups, key=lambda group: -group.stored_bytes) if report else []
+    known = report.groups if report and report.exact else ()
+    groups = sorted(known, key=lambda group: -group.stored_bytes)
     largest = ", ".join(f"{g.name} {g.stored_bytes:,}" for g in groups[:LARGEST_SHOWN])
     advice = max(0, budget - checked.code_bytes)
     return broken(
@@ -150,10 +151,10 @@ def _score(
         return recorded_bpb(report), None
     try:
         return measure(path, limits), None
-    except (ArtifactError, MissingDependencyError) as error:
-        return None, broken("bpb", str(error), error.exit_status)
+    except InternalError:
+        raise
     except GptpackError as error:
-        raise type(error)(f"{limits.label}: {error}") from error
+        return None, broken("bpb", str(error), error.exit_status)
 
 
 def _bpb(bpb: Bpb | None, limits: Limits) -> Outcome:

@@ -46,7 +46,7 @@ class Limits:
     """Folder of validation shards to measure the bits per byte on."""
     tokenizer: str = ""
     """SentencePiece model; by default the one in `data`."""
-    tokens: int = SAMPLE_TOKENS
+    eval_tokens: int = SAMPLE_TOKENS
     """Targets of the sample; 0 scores all."""
     stride: int = 0
     """Tokens by which a sliding window moves; 0 scores whole contexts."""
@@ -57,7 +57,7 @@ class Limits:
         where = f"check of '{self.path}'"
         if not self.path:
             raise ConfigError("check: an artifact without a path")
-        for name in ("tokens", "stride"):
+        for name in ("eval_tokens", "stride"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{where}: {name}={getattr(self, name)} must not be negative")
         if not self.max_bpb > 0:

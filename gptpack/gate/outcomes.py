@@ -25,7 +25,7 @@ class Outcome:
     text: str
     """What was found, what was allowed, and the way out if it failed."""
     exit_status: int = 0
-    """The exit status that a failure asks for: 1, 3 or 4."""
+    """The exit status that a failure asks for: 1 to 4."""
 
 
 def held(rule: str, text: str) -> Outcome:
@@ -139,9 +139,10 @@ class Result:
 
     @property
     def exit_status(self) -> int:
-        """3 if a file is corrupt, else 4 if something was missing to look, else 1, else 0."""
+        """3 if a file is corrupt, else 4 if something was missing to look, 2 if a file cannot be
+        measured on its data, 1 if a limit is broken, else 0."""
         found = {outcome.exit_status for checked in self.artifacts for outcome in checked.failures}
-        return next((status for status in (3, 4, 1) if status in found), 0)
+        return next((status for status in (3, 4, 2, 1) if status in found), 0)
 
     @property
     def passed(self) -> bool:

@@ -16,6 +16,11 @@ from gptpack.errors import GptpackError
 
 Values = Mapping[str, npt.NDArray[np.float32]]
 SHOWN = 4
+RELATIVE = (
+    "a relative error counts directions that no input takes, so at few bits it may pass 1 in a "
+    "good file; what the model lost is the change of its bits per byte"
+)
+"""What a relative error of weights says, and what it does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A packed file's header -> a report on what the file holds. Torch is not needed.
 
-A section's stored bytes are shared out over its tensors, so the bytes of all tensors and of the
-header add up to the size of the file, exactly.
+A section's stored bytes are shared out over its tensors, by what the packer recorded of their
+codes, so the bytes of all tensors and of the header add up to the size of the file, exactly.
 """
 
 import dataclasses
@@ -17,10 +17,14 @@ from gptpack.artifact.memory import check_room
 from gptpack.artifact.plan import plan_sections
 from gptpack.artifact.reader import read_header
 from gptpack.artifact.record import PackRecord
+from gptpack.artifact.shares import recorded_bytes, shared_out
 from gptpack.errors import GptpackError
 from gptpack.escape import plain
 from gptpack.inputs import read_input
 from gptpack.values import TokenizerIdentity, to_dict
+
+SHARED = "the file does not say what each tensor takes: bytes of codes are shares by raw bytes"
+"""What there is to say of a report that is not `exact`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,7 @@ class TensorReport:
     parameters: int
     """Numbers that the tensor holds."""
     stored_bytes: int
+    """Bytes that it takes up of the file; see `InspectReport.exact`."""
     record: Mapping[str, Any]
 
 
@@ -82,6 +87,9 @@ class InspectReport:
     """Bytes of source code that count into the budget; None if the file does not say."""
     headroom_bytes: int | None
     """Bytes that the budget leaves after file and code; negative when over."""
+    exact: bool
+    """Whether the bytes of each tensor are what its codes cost, as recorded by the packer or by
+    decoding; else those of a section of codes are shares in proportion to raw bytes."""
     parameters: int
     model: Mapping[str, Any]
     family: str
@@ -132,7 +140,8 @@ def inspect(path: str | Path, *, decode: bool = False) -> InspectReport:
 
     Args:
         decode: also decode the file, which takes some seconds and verifies its sections, and share
-            out a section of codes by what its codes cost; else by raw bytes.
+            out a section of codes by what its codes cost; else by what the packer recorded of that,
+            or, in files that do not say, by raw bytes.
 
     Raises:
         GptpackError: there is no regular file that can be read.
@@ -157,7 +166,7 @@ def report_on(
     header: ArtifactHeader, path: str, shares: Sequence[int] | None = None
 ) -> InspectReport:
     """The report on a header that has been read; `shares` are the stored bytes of each tensor."""
-    shares = tensor_bytes(header) if shares is None else shares
+    shares, exact = tensor_bytes(header) if shares is None else (shares, True)
     tensors = tuple(
         TensorReport(
             name=entry.name,
@@ -181,6 +190,7 @@ def report_on(
         budget_bytes=budget,
         code_bytes=code,
         headroom_bytes=None if budget is None else budget - header.file_bytes - (code or 0),
+        exact=exact,
         parameters=sum(tensor.parameters for tensor in tensors),
         model=to_dict(header.model),
         family=header.family,
@@ -203,20 +213,20 @@ def report_on(
     )
 
 
-def tensor_bytes(header: ArtifactHeader) -> list[int]:
-    """Stored bytes of each tensor, in proportion to raw bytes; with the header's they are all.
+def tensor_bytes(header: ArtifactHeader) -> tuple[list[int], bool]:
+    """Stored bytes of each tensor, which with the header's are all, and whether they are exact.
 
-    The boundary between two tensors of a section falls on the byte below its exact place.
+    A section of codes whose tensors do not say what they take is shared out by raw bytes.
     """
     shares = [0] * len(header.tensors)
+    exact = True
     for plan, section in zip(plan_sections(header.tensors), header.tensor_sections, strict=True):
-        raw = start = 0
-        for member, size in zip(plan.members, plan.member_bytes, strict=True):
-            raw += size
-            stop = section.stored_bytes * raw // section.raw_bytes
-            shares[member] += stop - start
-            start = stop
-    return shares
+        sizes = recorded_bytes(plan, section, header.tensors)
+        if sizes is None:
+            sizes, exact = shared_out(section.stored_bytes, plan.member_bytes), False
+        for member, size in zip(plan.members, sizes, strict=True):
+            shares[member] += size
+    return shares, exact
 
 
 def group_name(name: str) -> str:

@@ -30,7 +30,7 @@ def check(
     prove: bool = False,
     data: str | Path = "",
     tokenizer: str | Path = "",
-    tokens: int = SAMPLE_TOKENS,
+    eval_tokens: int = SAMPLE_TOKENS,
     stride: int = 0,
     progress: Progress = silent,
 ) -> Result:
@@ -55,7 +55,7 @@ def check(
         prove: measure bits per byte in a fresh process on the CPU, for which there must be `data`.
         data: folder of validation shards.
         tokenizer: SentencePiece model; by default the one in `data`.
-        tokens: targets to score; 0 scores all.
+        eval_tokens: targets to score, the first ones; 0 scores all.
         stride: tokens by which a sliding window moves; 0 scores whole contexts.
         progress: called before each file is scored.
 
@@ -63,7 +63,7 @@ def check(
         ConfigError: limits make no sense, the baseline cannot be read, or there is nothing to
             measure on.
         MissingDependencyError: `prove` without torch.
-        GptpackError: measuring failed for a reason that does not lie in the file.
+        InternalError: the process that measures crashed.
     """
     limits: dict[str, Any] = {
         "budget": str(budget or ""),
@@ -73,7 +73,7 @@ def check(
         "max_bytes_rise": str(max_bytes_rise or ""),
         "data": str(data or ""),
         "tokenizer": str(tokenizer or ""),
-        "tokens": tokens,
+        "eval_tokens": eval_tokens,
         "stride": stride,
     }
     if isinstance(files, CheckConfig):
@@ -82,7 +82,7 @@ def check(
             raise ConfigError("check: a CheckConfig has its own limits; set them there")
     else:
         scored = {"data": data, "tokenizer": tokenizer, "stride": stride}
-        check_idle("without --bpb", not prove, **scored, tokens=tokens != SAMPLE_TOKENS)
+        check_idle("without --bpb", not prove, **scored, eval_tokens=eval_tokens != SAMPLE_TOKENS)
         paths = [files] if isinstance(files, str | Path) else files
         config = CheckConfig(artifacts=tuple(Limits(path=str(path), **limits) for path in paths))
     return look(
@@ -107,7 +107,7 @@ def _measure(config: CheckConfig, progress: Progress) -> Measure:
     from gptpack.jobs.fresh import evaluate_in_fresh_process
 
     def measure(path: Path, limits: Limits) -> Bpb:
-        tokens = f"{limits.tokens:,}" if limits.tokens else "all"
+        tokens = f"{limits.eval_tokens:,}" if limits.eval_tokens else "all"
         progress(plain(f"{limits.label}: scoring {tokens} tokens of {limits.data}"), 0, 0)
         return _bpb(
             evaluate_in_fresh_process(
@@ -115,7 +115,7 @@ def _measure(config: CheckConfig, progress: Progress) -> Measure:
                 config.folder / limits.data,
                 tokenizer=config.folder / limits.tokenizer if limits.tokenizer else None,
                 stride=limits.stride or None,
-                limit_tokens=limits.tokens,
+                eval_tokens=limits.eval_tokens,
                 device="cpu",
                 quiet=True,
             )

@@ -8,10 +8,11 @@ from typing import Any
 
 from gptpack.atomic import check_target, replacing
 from gptpack.errors import ConfigError
+from gptpack.evaluation.result import Evaluation
 from gptpack.jobs.load import Loaded
 from gptpack.jobs.prepare import prepared
 from gptpack.jobs.request import PackRequest
-from gptpack.packing.packer import grid_bits
+from gptpack.packing.packer import CodedFile, grid_bits
 from gptpack.progress import Progress, silent
 
 MOST_BITS = 16
@@ -27,8 +28,25 @@ class Point:
     """Coded bits of a weight on a grid."""
     bytes: int
     bpb_before: float | None = None
-    bpb_predicted: float | None = None
     bpb_measured: float | None = None
+
+    @property
+    def rise(self) -> float | None:
+        """Measured bits per byte less those before packing."""
+        if self.bpb_measured is None or self.bpb_before is None:
+            return None
+        return self.bpb_measured - self.bpb_before
+
+
+def point_of(coded: CodedFile, size: int, scores: tuple[Evaluation, Evaluation] | None) -> Point:
+    """The point of a file of `size` bytes, with its scores before and after packing, if any."""
+    measured: dict[str, float] = {}
+    if scores is not None:
+        before, after = (each.plain for each in scores)
+        measured["bpb_before"] = before.bpb
+        measured["bpb_measured"] = after.bpb
+    bits = grid_bits(coded.encoded) or 0.0
+    return Point(delta=coded.delta, bits=bits, bytes=size, **measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +105,11 @@ def make_curve(
         ConfigError: the request asks for a size too, or no method has a delta.
         GptpackError: see `pack`.
     """
-    if any(given is not None for given in (request.budget, request.bits, request.delta)):
+    if any(given is not None for given in request.sizes):
         request.check_size()
-        raise ConfigError("--curve takes no --budget, --bits or --delta; give one of the four")
+        raise ConfigError(
+            "--curve takes no --budget, --max-rise, --bits or --delta; give one of the five"
+        )
     if request.plan:
         raise ConfigError("--plan writes no --curve; give one of them")
     _check_writes(path, plotted=request.data is not None or bool(request.eval_text))
@@ -111,16 +131,8 @@ def make_curve(
             else:
                 coded = ready.fit(delta=delta * 2 ** (reached - wanted))
             file = coded.assemble()
-            measured: dict[str, float] = {}
             scores = ready.proof.of(file, progress=progress) if ready.ranks.main else None
-            if scores is not None:
-                before, after = (each.plain for each in scores)
-                bpb_per_nat = before.bpb / before.nats_per_token
-                measured["bpb_before"] = before.bpb
-                measured["bpb_predicted"] = before.bpb + coded.predicted_nats * bpb_per_nat
-                measured["bpb_measured"] = after.bpb
-            size, rate = len(file), grid_bits(coded.encoded) or 0.0
-            points.append(Point(delta=coded.delta, bits=rate, bytes=size, **measured))
+            points.append(point_of(coded, len(file), scores))
         plot = _write(points, path, notes) if ready.ranks.main else None
         assumed = ready.packer.record.assumed or ()
     return Curve(points=tuple(points), path=path, plot=plot, notes=tuple(notes), assumed=assumed)
@@ -155,9 +167,7 @@ def _write(points: list[Point], path: Path, notes: list[str]) -> Path | None:
     axes = figure.add_subplot()
     sizes = [point.bytes / 1e6 for point in points]
     measured = [float(point.bpb_measured or 0) for point in points]
-    predicted = [float(point.bpb_predicted or 0) for point in points]
     axes.plot(sizes, measured, "o-", label="measured on the file")
-    axes.plot(sizes, predicted, "x--", label="predicted")
     axes.axhline(points[0].bpb_before, color="black", lw=0.8, ls=":", label="before packing")
     axes.set(xlabel="bytes of the file, millions", ylabel="bits per byte")
     axes.grid(alpha=0.3)

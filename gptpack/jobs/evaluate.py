@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gptpack.errors import ConfigError
 from gptpack.evaluation.forward import Compile, Forward
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from gptpack.evaluation.agreement import Agreement
+    from gptpack.evaluation.clock import Clock
     from gptpack.evaluation.plain_text import PlainText
     from gptpack.evaluation.settings import Settings
     from gptpack.evaluation.text import Text
@@ -43,9 +44,10 @@ def evaluate(
     documents: Documents = "packed",
     tail: Literal["score", "drop"] | None = None,
     adaptations: Sequence[str] = (),
-    limit_tokens: int = 0,
+    eval_tokens: int = 0,
     time_limit: float = 0.0,
     batch_tokens: int = 0,
+    compressors: bool = False,
     device: str = "auto",
     compiled: Compile = "auto",
     limit_bytes: int | None = None,
@@ -75,9 +77,11 @@ def evaluate(
         tail: whether targets after the last whole context are scored; None drops them for plain
             evaluation and scores them for a sliding window.
         adaptations: ways of test-time training, such as ``sgd:lr=0.002,epochs=3``.
-        limit_tokens: score the first so many targets; 0 scores all.
+        eval_tokens: score the first so many targets; 0 scores all.
         time_limit: seconds from the start of the process after which scoring stops; 0 never.
         batch_tokens: most tokens that go through the model at once; 0 chooses by device.
+        compressors: find also what gzip, xz and zstd make of the text that plain evaluation scores,
+            where `text` is given: tokens are no text.
         compiled: whether to use torch.compile; ``auto`` does on CUDA, where it pays.
         device: ``auto``, ``cpu`` or ``cuda``, for a path.
         limit_bytes: memory that decoding may take, for a path; see `load`.
@@ -108,8 +112,7 @@ def evaluate(
     if isinstance(source, Loaded) and model is not None:
         raise ConfigError("model is for bare state dicts by path; what is loaded has its own")
     settings = named_settings(adaptations)
-    given = () if text is None else (text,) if isinstance(text, str | Path) else tuple(text)
-    texts = tuple(map(Path, given))
+    texts = tuple(map(Path, (text,) if isinstance(text, str | Path) else text or ()))
     if data is None and not texts:
         raise ConfigError("nothing to score: give --data with val shards, or --text with files")
     if data is not None and len(texts) > 1:
@@ -136,7 +139,7 @@ def evaluate(
             progress("audit", 0, 0)
             scored: Text | PlainText
             if data is None:
-                scored = plain_text(loaded, texts, limit_tokens, tokenizer)
+                scored = plain_text(loaded, texts, eval_tokens, tokenizer)
             else:
                 scored = Text.load(
                     Path(data),
@@ -145,7 +148,7 @@ def evaluate(
                     sha256=loaded.tokenizer_identity.sha256 if loaded.tokenizer_identity else None,
                     bos=loaded.bos,
                     source=texts[0] if texts else None,
-                    limit_tokens=limit_tokens,
+                    limit_tokens=eval_tokens,
                 )
             base = Reading(
                 tokens=scored.tokens,
@@ -153,7 +156,7 @@ def evaluate(
                 context=window,
                 tail=tail,
                 documents=documents_of(scored) if documents == "masked" else None,
-                limit_tokens=limit_tokens,
+                limit_tokens=eval_tokens,
                 batch_tokens=batch_tokens,
                 rope=positions,
                 progress=progress,
@@ -165,7 +168,22 @@ def evaluate(
         if against is not None:
             with clock.phase("compare"):
                 compared = _compared(loaded, against, base, readings["plain"].plan())
-        return _result(loaded, scored, scores, forward, here, attention, compared)
+        beside = _beside(texts if compressors and here.main else (), scores["plain"], base, clock)
+        return _result(loaded, scored, scores, forward, here, attention, compared, beside)
+
+
+def _beside(
+    texts: Sequence[Path], scored: Score, base: Reading, clock: "Clock"
+) -> dict[str, Any] | None:
+    """What gzip, xz and zstd make of the part of the text that was scored, if there is some."""
+    from gptpack.data.compressors import compressed
+    from gptpack.evaluation.plain_text import joined
+
+    if not texts or not scored.bytes:
+        return None
+    base.progress("compressors", 0, 0)
+    with clock.phase("compressors"):
+        return compressed(joined(texts).encode()[: scored.bytes])
 
 
 def _alone(loaded: Loaded) -> "Ranks":
@@ -287,6 +305,7 @@ def _result(
     here: "Ranks",
     attention: str,
     compared: "Agreement | None",
+    beside: Mapping[str, Any] | None,
 ) -> Evaluation:
     import torch
 
@@ -307,6 +326,7 @@ def _result(
         weights_sha256=loaded.weights_sha256,
         scores=scores,
         agreement=None if compared is None else compared.to_dict(),
+        compressors=beside,
         recorded=recorded,
         **described(loaded, text, max(s.planned_tokens for s in scores.values())),
         assumed=loaded.assumed,

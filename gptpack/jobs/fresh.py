@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gptpack.errors import error_of
 from gptpack.evaluation.result import Evaluation
+from gptpack.progress import Progress, silent
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
@@ -31,14 +33,35 @@ class FreshEvaluation:
         self, path: Path, process: "subprocess.Popen[str]", output: Path, *, waits: bool
     ) -> None:
         self.path, self.process, self.output, self.waits = path, process, output, waits
+        self.progress: Progress = silent
+        self.phase = ""
+        self.telling = threading.Thread(target=self._relay, args=(process.stdout,), daemon=True)
+        self.telling.start()
+        process.stdout = None
 
-    def result(self) -> Evaluation:
+    def _relay(self, lines: IO[str] | None) -> None:
+        """Call whoever waits with what ``gptpack eval --tell`` says; a full pipe would stop it."""
+        if lines is None:
+            return
+        with lines:
+            for line in lines:
+                if line.startswith('["'):
+                    part, done, total = json.loads(line)
+                    self.progress(f"{self.phase}: {part}", done, total)
+
+    def result(self, progress: Progress = silent, phase: str = "score") -> Evaluation:
         """What it found.
+
+        Args:
+            progress: is called with what a process that is quiet says of where it is, each of its
+                phases behind the name of `phase`.
 
         Raises:
             GptpackError: the evaluation failed; says what it said.
         """
+        self.progress, self.phase = progress, phase
         errors = self.process.communicate("\n" if self.waits else None)[1]
+        self.telling.join()
         said = (errors or "").strip().splitlines()
         if status := self.process.returncode:
             raise error_of(status)(
@@ -57,7 +80,7 @@ def fresh_evaluation(
     tokenizer: Path | None = None,
     model: str | None = None,
     stride: int | None = None,
-    limit_tokens: int = 0,
+    eval_tokens: int = 0,
     device: str = "auto",
     quiet: bool = False,
     wait: bool = False,
@@ -74,7 +97,7 @@ def fresh_evaluation(
         command = [sys.executable, "-m", "gptpack", "eval"]
         command += ["--data", str(data)] if data is not None else []
         command += [part for each in text for part in ("--text", str(each))]
-        command += ["--device", device, "--output", str(output)]
+        command += ["--device", device, "--output", str(output), "--no-compressors"]
         if tokenizer is not None:
             command += ["--tokenizer", str(tokenizer)]
         if model is not None:
@@ -83,14 +106,16 @@ def fresh_evaluation(
             command += ["--stride", str(stride)]
         if wait:
             command += ["--wait"]
-        if limit_tokens:
-            command += ["--limit-tokens", str(limit_tokens)]
+        if quiet:
+            command += ["--tell"]
+        if eval_tokens:
+            command += ["--eval-tokens", str(eval_tokens)]
         command += ["--", str(path)]  # whose name may begin with a dash
         process = subprocess.Popen(
             command,
             env=alone(),
             stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if quiet else subprocess.DEVNULL,
             stderr=subprocess.PIPE if quiet else None,
             text=True,
         )

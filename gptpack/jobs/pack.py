@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from gptpack.atomic import check_target
 from gptpack.errors import ConfigError
 from gptpack.evaluation.result import Evaluation
 from gptpack.families.language_model import LanguageModel
+from gptpack.jobs.curve import Point
 from gptpack.jobs.load import Loaded
 from gptpack.jobs.prepare import prepared
 from gptpack.jobs.request import PackRequest
+from gptpack.jobs.rise import smallest
+from gptpack.memory import give_back
 from gptpack.packing.packer import UNLIMITED, CodedFile, grid_bits
 from gptpack.progress import Progress, silent
 
@@ -36,6 +39,8 @@ class Packed:
     """What the unpacked model scored on validation text; None where there was none to prove on."""
     after: Evaluation | None = None
     """What the file scored, reloaded in a fresh process."""
+    search: tuple[Point, ...] = ()
+    """What was measured to find the file, where `max_rise` was given."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds to ``calibrate``, ``pack`` and ``prove``."""
 
@@ -73,6 +78,7 @@ class Packed:
             "predicted_nats": coded.predicted_nats,
             "methods": dict(Counter(tensor.method for tensor in tensors)),
             "fallbacks": [tensor.name for tensor in tensors if "fallback" in tensor.record],
+            "search": [asdict(point) for point in self.search],
             "assumed": list(self.assumed),
             "notes": list(coded.notes),
             "header_bytes": header.header_bytes,
@@ -106,8 +112,10 @@ def pack(
             as they are; it comes back on `device` and in evaluation mode.
         request: what is asked; None makes one of `settings`.
         settings: the fields of `PackRequest`, which says more of each. How large: one of `budget`
-            (bytes, or such as ``"16MB"``), `bits` (most coded bits a weight) and `delta`. Where:
-            `output` (None writes no file; the bytes are in the result). What of: `data` (folder
+            (bytes, or such as ``"16MB"``), `max_rise` (the smallest file found that costs at most
+            so many bits per byte), `bits` (most coded bits a weight) and `delta`. Where:
+            `output` (None writes no file; the bytes are in the result), and `force`, which replaces
+            a packed file there. What of: `data` (folder
             of shards), or `text` and `eval_text` (files of text), `tokenizer`, `model` (recipe of a
             bare state dict), `code` (files that count too). How: `methods`, `delta_factors`,
             `states`, `codecs`, `strict`. Calibrated on: `calibration`, `calibration_tokens`,
@@ -117,6 +125,7 @@ def pack(
 
     Raises:
         BudgetError: nothing fits; names a budget, or bits, that work. No file is written.
+        LimitError: the finest file that was tried costs more than `max_rise`.
         CheckpointError: the source is no checkpoint, or has weights that are not finite.
         ConfigError: the request makes no sense, or asks for what is not there.
         GptpackError: text, tokenizer or target cannot be used. Nothing is half written.
@@ -137,15 +146,22 @@ def pack(
     path = None if request.output is None or request.plan else Path(request.output)
     if path is not None:
         check_target(path, "packed file", MAGIC)
+        if path.exists() and not request.force:
+            raise ConfigError(f"{path} exists; give --force (force=True), or another --output")
     with prepared(source, request, path, progress) as ready:
         began = time.perf_counter()
-        coded = ready.fit(delta=request.delta, bits=request.bits)
+        points: tuple[Point, ...] = ()
+        if request.max_rise is None:
+            coded, scores = ready.fit(delta=request.delta, bits=request.bits), None
+        else:
+            coded, scores, points = smallest(ready, request.max_rise)
         ready.seconds["pack"] = ready.preparing_seconds + time.perf_counter() - began
         data = coded.assemble()
+        give_back()
         if not ready.ranks.main:
             return Packed(data=data, coded=coded, path=None, seconds=ready.seconds)
         began = time.perf_counter()
-        scores = ready.proof.of(data, progress=progress)
+        scores = scores or ready.proof.of(data, progress=progress)
         if scores is not None:
             ready.seconds["prove"] = time.perf_counter() - began
             data = coded.assemble(quality(*scores))
@@ -153,7 +169,13 @@ def pack(
         write_atomic(path, data)
     before, after = scores or (None, None)
     return Packed(
-        data=data, coded=coded, path=path, before=before, after=after, seconds=ready.seconds
+        data=data,
+        coded=coded,
+        path=path,
+        before=before,
+        after=after,
+        search=points,
+        seconds=ready.seconds,
     )
 
 

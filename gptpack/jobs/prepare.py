@@ -29,6 +29,7 @@ from gptpack.jobs.proof import Proof
 from gptpack.jobs.request import PackRequest
 from gptpack.jobs.scored_text import check_text
 from gptpack.jobs.training_text import check_texts, training_tokens
+from gptpack.memory import give_back
 from gptpack.packing.again import pack_again
 from gptpack.packing.apart import take_apart
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
@@ -158,10 +159,11 @@ def prepared(
             training = training_tokens(loaded, request, config)
             sensitivities: Mapping[str, Sensitivity] = {}
             if config.calibrated:
-                cache = loaded.path.parent if loaded.path and not request.plan else None
+                cache = loaded.path.parent if loaded.path else None
                 record, sensitivities = _calibrated(
                     loaded, request, training, here, record, cache, background, progress
                 )
+                give_back()
                 seconds["calibrate"] = time.perf_counter() - began
                 began = time.perf_counter()
             packer = take_apart(
@@ -253,6 +255,8 @@ def _calibrated(
         tokens=request.calibration_tokens,
         seed=request.seed,
         start=start or (),
+        cache=cache,
+        kept=not request.plan and here.main,
         progress=progress,
     )
     found = calibrate(
@@ -261,6 +265,7 @@ def _calibrated(
         here,
         seed=request.seed,
         cache=cache,
+        kept=not request.plan,
         background=background,
         progress=progress,
     )

@@ -47,7 +47,7 @@ class Proof:
         return {
             "text": () if self.data else request.eval_text,
             "tokenizer": request.tokenizer,
-            "limit_tokens": request.eval_tokens,
+            "eval_tokens": request.eval_tokens,
             "device": request.device,
         }
 
@@ -93,7 +93,7 @@ class Proof:
                 self.found = evaluate(self.loaded, self.data, **settings)
             else:
                 self.running = self.running or self._of_model(self.loaded.path)
-                self.found = self.running.result()
+                self.found = self.running.result(progress, "score the checkpoint")
         return self.found
 
     def of(self, file: bytes, *, progress: Progress) -> tuple[Evaluation, Evaluation] | None:
@@ -109,7 +109,7 @@ class Proof:
         try:
             write_atomic(candidate, file)
             progress("score the file", 0, 0)
-            after = (self.waiting or self._of_file(wait=False)).result()
+            after = (self.waiting or self._of_file(wait=False)).result(progress, "score the file")
             self.waiting = None
         finally:
             with suppress(OSError):

@@ -30,16 +30,22 @@ SEVERAL: Check = ("be a tuple or list", lambda v: isinstance(v, tuple | list))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackRequest:
-    """What one asks of a pack. One of `budget`, `bits` and `delta` says how large the file is."""
+    """What one asks of a pack. One of `budget`, `max_rise`, `bits` and `delta` says how large the
+    file is."""
 
     budget: str | int | None = None
     """Most bytes of the file and of the files in `code`: a number, or such as 16MB or 16MiB."""
+    max_rise: float | None = None
+    """Most bits per byte that the file may cost, on the text that proves; the smallest file found
+    is made. Up to 8 files are coded and measured to find it."""
     bits: float | None = None
     """Most coded bits that a weight on a grid may take."""
     delta: float | None = None
     """The delta that sets all grids, whatever the file takes."""
     output: str | Path | None = None
     """Where the file goes; None writes nothing."""
+    force: bool = False
+    """Whether a packed file that stands there is replaced."""
     data: str | Path | None = None
     """Folder of shards: those of train calibrate and tune, those of val prove."""
     text: tuple[str | Path, ...] = ()
@@ -69,7 +75,8 @@ class PackRequest:
     tokens; or an array or tensor of tokens, which tuning sees too. None takes shards where `data`
     has those of train, `text` where it is given, else the model's own."""
     calibration_tokens: int = 0
-    """Tokens of that text; 0 takes 524,288 on CUDA and 65,536 on a CPU."""
+    """Tokens of that text; 0 takes 524,288 on CUDA, and on a CPU 65,536, or 16,384 of the
+    model's own."""
     seed: int = 0
     """Seed of the choice of calibration text."""
     tune: Tune = "none"
@@ -93,7 +100,7 @@ class PackRequest:
             if name != "calibration" or not _is_tokens(self.calibration):
                 check_choice(name, getattr(self, name), choices)
         check_fields(self, BYTES, "budget")
-        check_fields(self, SOME, "bits delta tune_seconds")
+        check_fields(self, SOME, "max_rise bits delta tune_seconds")
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
         check_fields(self, WIDTH, "stride")
         check_fields(self, SHARE, "tune_labels")
@@ -110,6 +117,11 @@ class PackRequest:
             stride=self.stride,
             eval_tokens=self.eval_tokens,
         )
+
+    @property
+    def sizes(self) -> tuple[object, ...]:
+        """What says how large the file is, of which one is to be given."""
+        return self.budget, self.max_rise, self.bits, self.delta
 
     @property
     def config(self) -> PackConfig:
@@ -146,10 +158,16 @@ class PackRequest:
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""
-        if sum(given is not None for given in (self.budget, self.bits, self.delta)) != 1:
+        if sum(given is not None for given in self.sizes) != 1:
             raise ConfigError(
-                "give one of --budget, such as --budget 16MB, --bits and --delta (from Python: "
-                "budget, bits, delta), or --curve"
+                "give one of --budget, such as --budget 16MB, --max-rise, --bits and --delta (from "
+                "Python: budget, max_rise, bits, delta), or --curve"
+            )
+        if self.max_rise is not None and self.plan:
+            raise ConfigError("--max-rise is found by measuring, and --plan measures nothing")
+        if self.max_rise is not None and not (self.data or self.eval_text):
+            raise ConfigError(
+                "--max-rise is measured on text: give --eval-text, or --data with val shards"
             )
 
 

@@ -24,7 +24,7 @@ def check_submission(
     *,
     data: Path | None = None,
     tokenizer: Path | None = None,
-    limit_tokens: int = 0,
+    eval_tokens: int = 0,
     tolerance: float = 0.001,
     record: Sequence[float] = (),
     device: str = "auto",
@@ -35,7 +35,7 @@ def check_submission(
     Args:
         data: folder of validation shards; the script is run on them. None runs nothing.
         tokenizer: the tokenizer's file; None takes the one in `data`.
-        limit_tokens: score the first so many targets; 0 scores all, as the log did.
+        eval_tokens: score the first so many targets; 0 scores all, as the log did.
         tolerance: bits per byte by which the script's figure may differ from the log's.
         record: losses in nats per token that are to be beaten; empty if none is named.
 
@@ -43,13 +43,13 @@ def check_submission(
         ConfigError: there is no such folder, or settings of a run without `data`.
         DataError: there is no tokenizer.
     """
-    check_idle("without --data", data is None, tokenizer=tokenizer, limit_tokens=limit_tokens)
+    check_idle("without --data", data is None, tokenizer=tokenizer, eval_tokens=eval_tokens)
     read = read_submitted(folder)
     proved = None
     if data is not None:
         options: list[object] = ["--device", device, "--tokenizer", tokenizer_of(data, tokenizer)]
         try:
-            proved = _prove(folder.resolve(), options, data, limit_tokens, tolerance, progress)
+            proved = _prove(folder.resolve(), options, data, eval_tokens, tolerance, progress)
         except GptpackError as error:
             proved = Proved(error=str(error))
     return check_submitted(read, record=record, proved=proved)
@@ -59,12 +59,12 @@ def _prove(
     folder: Path,
     options: list[object],
     data: Path,
-    limit_tokens: int,
+    eval_tokens: int,
     tolerance: float,
     progress: Progress,
 ) -> Proved:
     """Run the script as it ships, and on changed text."""
-    limit = ["--limit-tokens", limit_tokens] if limit_tokens else []
+    limit = ["--limit-tokens", eval_tokens] if eval_tokens else []
     with tempfile.TemporaryDirectory(prefix="gptpack-") as temporary:
         output = Path(temporary) / "figures.json"
         progress(f"run {SCRIPT}", 0, 0)
@@ -73,7 +73,7 @@ def _prove(
         bpb = _written(output, _decisive_bpb)
     progress(f"run {SCRIPT} on changed text", 0, 0)
     return Proved(
-        bpb=None if limit_tokens else bpb,
+        bpb=None if eval_tokens else bpb,
         tolerance=tolerance,
         later_tokens=_later_tokens(folder, options, data),
     )

@@ -24,7 +24,7 @@ from gptpack.packing.foresight import PackerForesight
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks, ranks
 from gptpack.training import loop
-from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.training.recipe import Recipe, load_recipe, recipe_names
 from gptpack.values import TokenizerIdentity
 
 MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
@@ -66,7 +66,7 @@ def train(
     kernels: str = "auto",
     compiled: bool | None = None,
     validate: bool = True,
-    validation_tokens: int = 0,
+    eval_tokens: int = 0,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train a model by `recipe` and leave a run in the folder `output`.
@@ -87,7 +87,7 @@ def train(
         kernels: ``"auto"``, ``"on"`` or ``"off"``: Triton kernels in place of torch's operations.
         compiled: whether torch.compile is used; None compiles on CUDA only.
         validate: whether the checkpoint is scored.
-        validation_tokens: number of targets that are scored; 0 scores all.
+        eval_tokens: number of targets that are scored; 0 scores all.
         progress: called with phase, done and total as training goes on.
 
     Returns:
@@ -122,7 +122,7 @@ def train(
     if manifest is not None and tokenizer is not None:
         manifest.check_tokenizer(beside, tokenizer.sha256)
     if validate:
-        _check_validation(settings, data, validation_tokens)
+        _check_validation(settings, data, eval_tokens)
     with ranks(device) as here:
         check_memory(settings.model, here.device)
         progress = progress if here.main else silent
@@ -146,11 +146,22 @@ def train(
     progress("score the checkpoint", 0, 0)
     try:
         found = evaluate_in_fresh_process(
-            run.checkpoint, data, limit_tokens=validation_tokens, device=device, quiet=True
+            run.checkpoint, data, eval_tokens=eval_tokens, device=device, quiet=True
         )
     except GptpackError as error:
         raise UnscoredError(error, TrainResult(**result)) from error
     return TrainResult(**result, validation=found)
+
+
+def named_recipe(recipe: str | None) -> str:
+    """`recipe`, if one is given.
+
+    Raises:
+        ConfigError: none is; names those that come with the package.
+    """
+    if recipe is None:
+        raise ConfigError(f"training needs --recipe: {', '.join(recipe_names())}, or a file")
+    return recipe
 
 
 def check_memory(model: ModelConfig, device: torch.device) -> None:

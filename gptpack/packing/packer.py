@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from gptpack.artifact.record import PackRecord, Quality
+from gptpack.artifact.shares import with_coded_bytes
 from gptpack.artifact.tables import TRANSPOSED
 from gptpack.artifact.writer import (
     NO_FILES,
@@ -197,13 +198,16 @@ class Packer:
 
     def encode(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
         """The sections of all tensors, of which those on grids are `coded`."""
-        return encode_sections(self.tensors(coded), self.config.codecs, files=self.files)
+        return self._encoded(coded, draft=False)
 
     def draft(self, coded: Mapping[str, PackedTensor]) -> EncodedSections:
         """Sections as large as `encode` makes them or a few bytes larger, with no codes in them."""
-        return encode_sections(
-            self.tensors(coded), self.config.codecs, files=self.files, draft=True
-        )
+        return self._encoded(coded, draft=True)
+
+    def _encoded(self, coded: Mapping[str, PackedTensor], *, draft: bool) -> EncodedSections:
+        tensors = self.tensors(coded)
+        encoded = encode_sections(tensors, self.config.codecs, files=self.files, draft=draft)
+        return with_coded_bytes(encoded, tensors, draft=draft)
 
     def seal(
         self, encoded: EncodedSections, *, delta: float | None, predicted_nats: float

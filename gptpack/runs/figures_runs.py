@@ -57,10 +57,11 @@ def rate_distortion(sources: Sequence[Source]) -> Figure | None:
             rows.append([plain(p.name, 80), "recorded", f"{_file_bytes(p):,}", score])
             if before is not None:
                 rows.append([plain(p.name, 80), "before packing", "", f"{before:.6f}"])
+    sizes = [size for trace in figure.data for size in trace.x]
     plot = made(
         figure,
         height=400,
-        xaxis={"title": {"text": "bytes of the file"}, "tickformat": "~s"},
+        xaxis={"title": {"text": "bytes of the file"}, "tickformat": "~s", **_span(sizes)},
         yaxis={"title": {"text": "bits per byte"}},
     )
     return Figure(
@@ -73,6 +74,12 @@ def rate_distortion(sources: Sequence[Source]) -> Figure | None:
         columns=["file or curve", "figure", "bytes", "bits per byte"],
         rows=rows,
     )
+
+
+def _span(sizes: Sequence[float]) -> dict[str, Any]:
+    """An axis of sizes that are nearly one, which would span a byte or two of its own accord."""
+    least, most = min(sizes), max(sizes)
+    return {"range": [0.9 * least, 1.1 * most]} if most < 1.1 * least else {}
 
 
 def _file_bytes(packed: PackedFile) -> int:

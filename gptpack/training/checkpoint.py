@@ -36,7 +36,7 @@ from gptpack.families.golf.reference import (
 )
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.families.transformers.nanogpt import from_nanogpt, is_nanochat, is_nanogpt
-from gptpack.inputs import opened
+from gptpack.inputs import MODELS, kind_of, opened
 from gptpack.training.compressed import decompressed, is_compressed
 from gptpack.training.recipe import Recipe
 from gptpack.values import TokenizerIdentity, from_dict, to_dict
@@ -212,13 +212,22 @@ def load_resumable(
             f"{table}.{key}"
             for table, values in new.items()
             for key in values
-            if values[key] != old[table][key]
+            if values[key] != old[table][key] and not _is_longer(table, key, old, new)
         ]
-        raise CheckpointError(
-            f"{path} belongs to a recipe that differs in {', '.join(changed)}; "
-            "resume with the same recipe"
-        )
+        if changed:
+            raise CheckpointError(
+                f"{path} belongs to a recipe that differs in {', '.join(changed)}; resume with the "
+                "same recipe, of which seconds and steps may be more"
+            )
     return checkpoint, checkpoint.training
+
+
+def _is_longer(
+    table: str, key: str, old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether this setting is a limit of the run's length, and now a later one."""
+    limit = table == "training" and key in ("seconds", "steps")
+    return limit and bool(0 < old[table][key] < new[table][key])
 
 
 def _other_data(old: tuple[ShardEntry, ...], new: tuple[ShardEntry, ...]) -> str:
@@ -253,16 +262,18 @@ def _read(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
     except OSError as error:
+        what = f"{kind}, " if (kind := kind_of(path)) else ""
         raise CheckpointError(
-            f"{path}: cannot read the checkpoint: {error.strerror or error}"
+            f"{path}: cannot read the checkpoint: {what}{error.strerror or error}"
         ) from error
     except CheckpointError:
         raise
     except _UNREADABLE as error:
+        what = f"{kind}, " if (kind := kind_of(path)) and kind not in MODELS else ""
         # torch's own words end in the advice to load it without the weights-only loader
         raise CheckpointError(
-            f"{path}: not a checkpoint that torch's weights-only loader reads; needed a file that "
-            "torch.save or safetensors wrote, of tensors and plain values"
+            f"{path}: {what}not a checkpoint that torch's weights-only loader reads; needed a file "
+            "that torch.save or safetensors wrote, of tensors and plain values"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, needed a state dict")

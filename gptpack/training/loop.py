@@ -35,13 +35,16 @@ from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
 from gptpack.training.recipe import Recipe
-from gptpack.training.schedules import Scheduled, draw_seed, scheduled
+from gptpack.training.schedules import Scheduled, draw_seed, scheduled, steps_left
+from gptpack.training.stopping import stoppable
 from gptpack.values import TokenizerIdentity
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 SAVED = b"PK"
 """The first bytes of a file that torch.save wrote, and of no other file in a run's folder."""
+INTERRUPTED = -1.0
+"""What stands for the clock once somebody has asked the run to end."""
 MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
 """Tokens, at most, that go through the model at once where the recipe leaves it open."""
 
@@ -103,7 +106,9 @@ def train(
     """Train by `recipe` on `shards` and leave ``checkpoint.pt`` and ``metrics.jsonl`` in `output`.
 
     With a limit in steps, a run on one device that is killed and resumed ends with the same bits
-    as one that was not; with a limit in seconds the clock goes on from where it stood.
+    as one that was not; with a limit in seconds the clock goes on from where it stood, and the
+    recipe may have a later one than before. An interrupt ends the run after the step that it is
+    at, and leaves a checkpoint.
 
     Args:
         data: names, counts and hashes of `shards`, which a run that is resumed must have again.
@@ -295,36 +300,44 @@ class Run:
         last: float | None = None
         before: Taken | None = None
         try:
-            while True:
-                # Rank 0's clock is everybody's: the rate, the end and the saves follow it, so no
-                # rank ever disagrees. It goes from host to host before the step is launched, while
-                # the device is at the step before, so that no device waits (ranks.py).
-                elapsed = self.ranks.first(time.perf_counter() - start)
-                saved = elapsed if saved is None else saved
-                over = bool(training.seconds) and elapsed >= training.clock_seconds
-                if over or self.step >= training.steps:
-                    break
-                loss, schedule = self.update(elapsed)
-                now = Taken(self.step, elapsed, loss, schedule, self.figures())
+            with stoppable() as stop:
+                while True:
+                    # Rank 0's clock is everybody's: the rate, the end and the saves follow it, so
+                    # no rank ever disagrees. It goes from host to host before the step is launched,
+                    # while the device is at the step before, so that no device waits (ranks.py).
+                    clock = INTERRUPTED if stop.asked else time.perf_counter() - start
+                    elapsed = self.ranks.first(clock)
+                    saved = elapsed if saved is None else saved
+                    over = bool(training.seconds) and elapsed >= training.clock_seconds
+                    if over or self.step >= training.steps or elapsed == INTERRUPTED:
+                        break
+                    loss, schedule = self.update(elapsed)
+                    now = Taken(self.step, elapsed, loss, schedule, self.figures())
+                    if before is not None:
+                        last = self._look(before, metrics)
+                    before = now
+                    progress("train (steps)", self.step, self.step + self._left(elapsed))
+                    every = training.checkpoint_seconds
+                    if every and elapsed - saved >= every:
+                        last, before = self._look(now, metrics), None
+                        self.save(time.perf_counter() - start)
+                        # counts from the next look at the clock on: saving itself takes time
+                        saved = None
                 if before is not None:
                     last = self._look(before, metrics)
-                before = now
-                progress("train", round(1000 * schedule.progress), 1000)
-                if training.checkpoint_seconds and elapsed - saved >= training.checkpoint_seconds:
-                    last, before = self._look(now, metrics), None
-                    self.save(time.perf_counter() - start)
-                    # counts from the next look at the clock on: saving itself takes time
-                    saved = None
-            if before is not None:
-                last = self._look(before, metrics)
-            self.synchronize()
-            seconds = time.perf_counter() - start
-            self.save(seconds)
+                self.synchronize()
+                seconds = time.perf_counter() - start
+                if elapsed == INTERRUPTED and not self.step:
+                    stop.end()
+                self.save(seconds)
+                if elapsed == INTERRUPTED:
+                    progress("train (steps; saved, --resume goes on)", self.step, 0)
+                    stop.end()
             outlook = self.outlook()
         finally:
             if metrics is not None:
                 metrics.close()
-        progress("train", 1000, 1000)
+        progress("train (steps)", self.step, self.step)
         return RunResult(
             checkpoint=self.path,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
@@ -341,6 +354,13 @@ class Run:
             packing_delta=outlook.delta if outlook is not None else None,
             look_seconds=self.pressure.look_seconds if self.pressure is not None else 0.0,
         )
+
+    def _left(self, elapsed: float) -> int:
+        """Steps until the run ends, at its pace so far."""
+        training = self.recipe.training
+        seconds = training.clock_seconds
+        left = steps_left(self.step, steps=training.steps, elapsed=elapsed, seconds=seconds)
+        return math.ceil(left)
 
     def figures(self) -> dict[str, float | Tensor]:
         """Figures that the last step writes down besides its loss."""

@@ -7,7 +7,8 @@ the checkout; a wheel holds the files themselves.
 """
 
 import tomllib
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,9 @@ class OptimizerConfig:
     """Muon for the matrices of the blocks, Adam for everything else."""
 
     matrix_lr: float = 0.04
+    """Learning rate of the blocks' matrices, by Muon."""
     scalar_lr: float = 0.04
+    """Learning rate of vectors and scalars, by Adam."""
     embed_lr: float = 0.05
     """Learning rate of an embedding that input and output share, and of the side tables."""
     untied_embed_lr: float = 0.6
@@ -45,8 +48,11 @@ class OptimizerConfig:
     head_lr: float = 0.008
     """Learning rate of a separate output head."""
     muon_momentum: float = 0.95
+    """Muon's momentum, once it is warm."""
     muon_momentum_start: float = 0.85
+    """Muon's momentum at the first step."""
     muon_momentum_warmup_steps: int = 500
+    """Steps over which the momentum rises linearly from its start."""
     muon_momentum_cooldown_steps: int = 0
     """Momentum falls back to its start over the last so many steps (as wall-clock time)."""
     muon_method: MuonMethod = "newton-schulz"
@@ -71,8 +77,11 @@ class OptimizerConfig:
     weight_decay_final: float = 0.5
     """Weight decay at the end of such a fall, as a share of the full one."""
     adam_beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
     adam_beta2: float = 0.95
+    """Decay of Adam's mean of their squares."""
     adam_eps: float = 1e-8
+    """What is added to Adam's denominator."""
     grad_clip: float = 0.0
     """Gradients are scaled down to this global norm; 0 does not clip."""
     ema_decay: float = 0.0
@@ -128,6 +137,7 @@ class TrainingConfig:
     compile_warmup_steps: int = 3
     """Steps made before the clock starts, and undone, so that everything is compiled by then."""
     seed: int = 1337
+    """Seed of the weights, of the order of the data and of dropout."""
     checkpoint_seconds: float = 300.0
     """A checkpoint is written every so many seconds; 0 writes one at the end only."""
 
@@ -251,4 +261,22 @@ def load_recipe(recipe: "str | Path | Recipe | None", overrides: Sequence[str] =
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: '{table}' is not a table of the recipe")
         section[key] = parsed
+    _check_tables(values)
     return from_dict(Recipe, values)
+
+
+def _check_tables(values: Mapping[str, Any]) -> None:
+    """Raise the `ConfigError` of a key that another table has; `from_dict` says of other keys."""
+    keys = {name: {*typing.get_type_hints(kind)} for name, kind in _tables().items()}
+    for table in keys.keys() & values.keys():
+        for key in values[table] if isinstance(values[table], Mapping) else ():
+            right = next((name for name, has in keys.items() if key in has), None)
+            if key not in keys[table] and right is not None:
+                raise ConfigError(
+                    f"unknown setting '{table}.{key}'; did you mean '{right}.{key}'? "
+                    "docs/recipe.md has all"
+                )
+
+
+def _tables() -> Mapping[str, type[Any]]:
+    return typing.get_type_hints(Recipe)

@@ -16,18 +16,25 @@ class ModelConfig:
     """Shape of a GPT. The defaults are the parameter-golf baseline."""
 
     vocab: int = 1024
+    """Tokens of the vocabulary."""
     layers: int = 9
+    """Blocks of attention and MLP."""
     width: int = 512
+    """Channels of the residual stream."""
     heads: int = 8
+    """Query heads; each has `width // heads` channels."""
     kv_heads: int = 4
     """Key/value heads; each serves ``heads // kv_heads`` query heads."""
     mlp_hidden: int = 1024
+    """Hidden channels of each MLP."""
     activation: Activation = "relu2"
     """``relu(x)^2``, or ``leaky_relu(x, 0.5)^2``."""
     context: int = 1024
     """Tokens of a training sequence, and of an evaluation's window by default."""
     tied_embedding: bool = True
+    """Whether the output head is the input embedding."""
     rope_base: float = 10000.0
+    """Base of RoPE's wavelengths."""
     rope_dims: int = 0
     """Rotated dimensions of each head; 0 rotates all of them."""
     rope_ntk_context: int = 0
@@ -35,11 +42,13 @@ class ModelConfig:
     qk_gain: float = 1.5
     """Initial value of the learned per-head gain on normalised queries."""
     logit_softcap: float = 30.0
+    """Bound c of the logits: they become ``c * tanh(logits / c)``."""
     xsa_layers: int = 0
     """Layers, the last ones, that subtract from each head its projection on the token's value."""
     bigram_rows: int = 0
     """Rows of the hashed bigram table; 0 leaves it out."""
     bigram_width: int = 0
+    """Channels of that table."""
     smear_gate: bool = False
     """Whether a learned gate per channel mixes each token's embedding with its predecessor's."""
     smear_across_documents: bool = False
@@ -49,6 +58,7 @@ class ModelConfig:
     value_embedding_layers: tuple[int, ...] = ()
     """Layers that add a shared token embedding to their values."""
     value_embedding_width: int = 0
+    """Channels of that embedding."""
     ln_scale: bool = False
     """Whether both norm outputs of layer l are scaled by ``1 / sqrt(l + 1)``."""
     orthogonal_init: bool = False

@@ -220,5 +220,6 @@ def infer_config(where: object, weights: Mapping[str, Tensor]) -> ModelConfig:
         why = f"no tensor {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"{where}: not a checkpoint of gptpack or of the reference ({why}); needed what "
-            "gptpack train or parameter-golf's train_gpt.py saves"
+            "gptpack train or parameter-golf's train_gpt.py saves, or the folder of a Hugging Face "
+            "model"
         ) from error

@@ -1,0 +1,109 @@
+"""Calls that say where a job is -> bars on a terminal, lines elsewhere, each with an estimate."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import click
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gptpack.cli.console import errors_console, note
+from gptpack.escape import line
+from gptpack.progress import Progress as ProgressCallback
+
+NOTE_SECONDS = 10.0
+"""Seconds between two lines, where there is no terminal."""
+
+
+@dataclass
+class _Phase:
+    """How far a part of the work is."""
+
+    name: str
+    began: float
+    done: float = 0.0
+    total: float = 0.0
+
+    def __str__(self) -> str:
+        of = f" of {self.total:,.0f}" if self.total else ""
+        return f"{self.name}, {self.done:,.0f}{of}"
+
+    def estimate(self) -> str:
+        """The share that is done, with the seconds that the rest takes at the same pace."""
+        spent = time.monotonic() - self.began
+        if not 0 < self.done < self.total:
+            return f"{self.name}: {spent:,.0f} s so far"
+        left = spent * (self.total - self.done) / self.done
+        return f"{self.name}: {self.done / self.total:.0%}, about {left:,.0f} s left"
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A callback that draws one bar per phase on stderr, with an estimate of what is left.
+
+    Without a terminal it writes a line per phase, and one every `NOTE_SECONDS`, also where the
+    callback is not called. An interrupt is raised again with what had been reached as its message.
+    """
+    console = errors_console()
+    drawn = console.is_terminal and not quiet
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    tasks: dict[str, TaskID] = {}
+    phases: dict[str, _Phase] = {}
+    latest = [_Phase("start", time.monotonic())]
+    ended = threading.Event()
+
+    def report(phase: str, done: float, total: float) -> None:
+        phase = line(phase)
+        if phase not in tasks:
+            tasks[phase] = bars.add_task(phase, total=total or None)
+            phases[phase] = _Phase(phase, time.monotonic())
+            if not drawn and not quiet:
+                note(f"{phase} ...")
+        now = phases[phase]
+        now.done, now.total = done, total
+        latest[:] = [now]
+        bars.update(tasks[phase], completed=done, total=total or None)
+
+    def write_lines() -> None:
+        while not ended.wait(NOTE_SECONDS):
+            note(latest[0].estimate())
+
+    lines = threading.Thread(target=write_lines, daemon=True)
+    try:
+        # bars that are not drawn are never begun: older releases of rich end them with a line
+        if drawn:
+            bars.start()
+        elif not quiet:
+            lines.start()
+        yield report
+    except KeyboardInterrupt as stopped:
+        raise type(stopped)(str(latest[0]) if phases else "") from None
+    finally:
+        ended.set()
+        if drawn:
+            bars.stop()
+        elif not quiet:
+            lines.join()
+
+
+def tell(phase: str, done: float, total: float) -> None:
+    """Write where a job is as a line of JSON to stdout, for the process that waits for it."""
+    click.echo(json.dumps([phase, done, total]))
