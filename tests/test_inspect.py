@@ -208,4 +208,4 @@ def test_exit_statuses_and_messages_of_the_command(tmp_path: Path, capsys) -> No
     for path, expected in ((tmp_path / "missing", 2), (corrupt, 3)):
         status, out, err = gptpack(path)
         assert (status, out, err.count("\n")) == (expected, "", 1)
-    assert "Example: gptpack inspect" in gptpack("--help")[1]
+    assert "gptpack inspect model.gptpack --json" in gptpack("--help")[1]
