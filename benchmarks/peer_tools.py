@@ -617,7 +617,7 @@ def measured(context: Context, made: Made) -> dict[str, Any]:
         dataclasses.replace(context.reference, language_model=model),
         text=context.request.eval_text,
         against=context.reference,
-        limit_tokens=context.request.limit_tokens,
+        eval_tokens=context.request.limit_tokens,
         compiled="off",
     )
     agreement = found.agreement

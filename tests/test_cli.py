@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -347,11 +348,37 @@ def test_without_a_terminal_long_phases_say_what_is_left(monkeypatch):
     monkeypatch.setattr(bars, "NOTE_SECONDS", 0.01)
     monkeypatch.setattr(bars, "note", hear)
     with bars.progress_bars() as report:
-        for done, line in ((0, r"train: \d+ s so far"), (1, r"train: 25%, about \d+ s left")):
-            report("train", done, 4)
-            while not re.fullmatch(line, said[-1]):  # lines go on, though nothing is reported
-                told.clear()
-                assert told.wait(60), said
+        report("train", 0, 4)
+        while not re.fullmatch(r"train: \d+ s so far", said[-1]):  # though nothing is reported
+            told.clear()
+            assert told.wait(60), said
+
+
+def test_an_estimate_goes_by_the_pace_since_a_phase_began(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    heard: list[bars._Phase] = []
+    monkeypatch.setattr(bars.threading.Thread, "start", lambda _: None)
+    monkeypatch.setattr(bars.threading.Thread, "join", lambda _: None)
+    make = bars._Phase
+    monkeypatch.setattr(bars, "_Phase", lambda *given: heard.append(make(*given)) or heard[-1])
+
+    def said(after: float) -> str:
+        clock.now += after
+        return heard[-1].estimate()
+
+    with bars.progress_bars() as report:
+        report("score", 0, 100)
+        assert said(10) == "score: 10 s so far"
+        report("score", 20, 100)
+        assert said(0) == "score: 20%, about 40 s left"
+        assert said(10) == "score: 20%, about 30 s left"
+        assert said(40) == "score: 60 s so far"  # longer than the pace promised
+        report("score", 0, 100)  # the next file
+        assert said(5) == "score: 5 s so far"
+        report("score", 50, 100)
+        assert said(0) == "score: 50%, about 5 s left"
+    assert len(heard) == 2  # and the start
 
 
 def test_an_interrupt_says_what_was_reached(failing, capsys):

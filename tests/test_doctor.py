@@ -87,6 +87,7 @@ def test_what_was_asked_for_and_cannot_run_ends_with_status_4(monkeypatch, capsy
     assert run("doctor", "pack", "report") == 4
     captured = capsys.readouterr()
     assert captured.err == (
+        "try what is here ...\n"
         "gptpack: this machine cannot run report; it needs plotly: pip install 'gptpack[report]'\n"
     )
     assert "report" in captured.out

@@ -2,6 +2,7 @@ import gzip
 import json
 import lzma
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from gptpack.errors import DataError
 
 COMPRESS = {
     "": lambda data: data,
-    ".gz": gzip.compress,
+    ".gz": partial(gzip.compress, mtime=0),
     ".xz": lzma.compress,
     ".zst": zstandard.compress,
 }
@@ -81,7 +82,7 @@ DAMAGED[len(DAMAGED) // 2] ^= 16
     ("suffix", "content"),
     [
         (".gz", GZ[0] + GZ[1]),
-        (".gz", GZ[0] + gzip.compress(b"") + GZ[1] + bytes(5)),
+        (".gz", GZ[0] + gzip.compress(b"", mtime=0) + GZ[1] + bytes(5)),
         (".xz", XZ[0] + XZ[1]),
         (".xz", XZ[0] + bytes(4) + XZ[1]),
         (".xz", XZ[0] + bytes(4096) + lzma.compress(b"") + XZ[1] + bytes(8)),

@@ -87,7 +87,7 @@ def test_a_clean_log_becomes_a_result_without_contradictions() -> None:
     assert found["sliding"]["bytes"] == pytest.approx(151_079_963, abs=2)
     assert (found["sliding"]["stride"], found["sliding"]["seconds"]) == (64, 78.513)
     assert found["before"]["bpb"] == 1.1318
-    assert found["penalty_bpb"] == pytest.approx(0.00359, abs=1e-5)
+    assert found["rise_bpb"] == pytest.approx(0.00359, abs=1e-5)
     assert found["decisive"] == "sliding"
     assert found["adaptation"] == "none"
     assert found["training"]["steps"] == 6704
@@ -123,7 +123,7 @@ def test_the_baselines_log_is_read() -> None:
     found = log.to_dict()
     assert found["plain"]["bytes"] is None
     assert found["decisive"] == "plain"
-    assert found["penalty_bpb"] == pytest.approx(0.0072, abs=5e-5)
+    assert found["rise_bpb"] == pytest.approx(0.0072, abs=5e-5)
 
 
 def test_later_logs_with_spaces_and_test_time_training_are_read() -> None:

@@ -34,6 +34,10 @@ class _Phase:
     began: float
     done: float = 0.0
     total: float = 0.0
+    start: float = 0.0
+    """What was done when it began."""
+    at: float = 0.0
+    """When `done` was said."""
 
     def __str__(self) -> str:
         of = f" of {self.total:,.0f}" if self.total else ""
@@ -41,11 +45,12 @@ class _Phase:
 
     def estimate(self) -> str:
         """The share that is done, with the seconds that the rest takes at the same pace."""
-        spent = time.monotonic() - self.began
-        if not 0 < self.done < self.total:
-            return f"{self.name}: {spent:,.0f} s so far"
-        left = spent * (self.total - self.done) / self.done
-        return f"{self.name}: {self.done / self.total:.0%}, about {left:,.0f} s left"
+        now, made = time.monotonic(), self.done - self.start
+        if made > 0 and self.done < self.total:
+            left = (self.at - self.began) * (self.total - self.done) / made - (now - self.at)
+            if left > 0:
+                return f"{self.name}: {self.done / self.total:.0%}, about {left:,.0f} s left"
+        return f"{self.name}: {now - self.began:,.0f} s so far"
 
 
 @contextmanager
@@ -77,9 +82,11 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
             phases[phase] = _Phase(phase, time.monotonic())
             if not drawn and not quiet:
                 note(f"{phase} ...")
-        now = phases[phase]
-        now.done, now.total = done, total
-        latest[:] = [now]
+        here, at = phases[phase], time.monotonic()
+        if latest[0] is not here or done < here.done:  # another part of the work, or once more
+            here.began, here.start = at, done
+        here.done, here.total, here.at = done, total, at
+        latest[:] = [here]
         bars.update(tasks[phase], completed=done, total=total or None)
 
     def write_lines() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.help import Command, heading
 from gptpack.cli.options import DEVICE, renamed
@@ -71,9 +72,11 @@ def command(
         raise ConfigError("--bpb needs a folder of validation shards; name it with --data")
     idle = {"data": data, "eval_tokens": settings["eval_tokens"], "stride": settings["stride"]}
     check_idle("without --bpb", not bpb, **idle, tokenizer=settings["tokenizer"])
-    report = diff(
-        before, after, weights=weights, checkpoint=checkpoint, data=data, quiet=as_json, **settings
-    )
+    compared: dict[str, Any] = {"weights": weights, "checkpoint": checkpoint, "data": data}
+    # processes that score draw bars of their own
+    with progress_bars(quiet=as_json or bpb or not (weights or checkpoint)) as progress:
+        progress("decode and compare", 0, 0)
+        report = diff(before, after, **compared, quiet=as_json, **settings)
     for errors in report.errors or ():
         if errors.caution:
             note(errors.caution)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import print_json, print_table, say
 from gptpack.cli.help import Choice, Command
 from gptpack.errors import MissingDependencyError
@@ -31,7 +32,9 @@ def command(tasks: tuple[str, ...], as_json: bool) -> None:
     is named must be able to run, or the exit status is 4: check, inspect, verify, data, train,
     pack, eval, download, report, brotli, cuda, triton, fa3, fa4.
     """
-    findings = survey(Path.cwd())
+    with progress_bars(quiet=as_json) as progress:
+        progress("try what is here", 0, 0)
+        findings = survey(Path.cwd())
     able = abilities(findings)
     if as_json:
         print_json(

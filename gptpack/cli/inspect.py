@@ -2,6 +2,7 @@
 
 import click
 
+from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.help import Command
 from gptpack.escape import plain
@@ -26,7 +27,9 @@ def command(path: str, as_json: bool, decode: bool) -> None:
     The bytes of a tensor are those that its codes cost when they were packed. Files of older
     versions do not say them: then they are a share of a section, or, with --decode, measured.
     """
-    report = inspect(path, decode=decode)
+    with progress_bars(quiet=as_json or not decode) as progress:
+        progress("decode", 0, 0)
+        report = inspect(path, decode=decode)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -1,5 +1,6 @@
 """A pack's report, or a curve -> aligned tables."""
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -69,8 +70,9 @@ def verdict(report: dict[str, Any]) -> str:
     before, after = (report[when]["plain"] for when in ("before", "after"))
     files = [shard["file"] for shard in report["after"]["shards"]]
     more = f" and {len(files) - 1} more" if files[1:] else ""
+    rise = after["bpb"] - before["bpb"]
     return (
-        f"{said}, and costs {after['bpb'] - before['bpb']:+.5f} bits per byte ({before['bpb']:.5f} "
+        f"{said}, and a rise of {rise:+.5f} bits per byte ({before['bpb']:.5f} "
         f"before, {after['bpb']:.5f} after), measured in a fresh process on {after['tokens']:,} "
         f"tokens ({after['bytes']:,} bytes) of {files[0]}{more}"
     )
@@ -86,7 +88,7 @@ def following(report: dict[str, Any]) -> list[str]:
     tokenizer = ""
     if proved and proved["accounting"]["kind"] != "text":
         tokenizer = f" --tokenizer {shlex.quote(proved['tokenizer']['path'])}"
-    code = f"import gptpack; gptpack.load({report['file']!r})"
+    code = f"import gptpack; gptpack.load({json.dumps(report['file'])})"
     return [
         "Next:",
         f"  gptpack sample {name}{tokenizer} --prompt The",

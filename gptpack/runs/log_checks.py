@@ -31,11 +31,11 @@ def contradictions(log: LoggedRun) -> Iterator[Contradiction]:
     for score in log.scores:
         if not math.isfinite(score.nats):
             yield Contradiction(about="loss", says=f"{score.label}: the loss is {score.nats}")
-    penalty = difference(log.best("plain"), log.best("before"))
-    if penalty is not None and penalty < -5e-4:
+    rise = difference(log.best("plain"), log.best("before"))
+    if rise is not None and rise < -5e-4:
         yield Contradiction(
             about="loss",
-            says=f"the packed model scores {-penalty:.5f} bits per byte better than the unpacked",
+            says=f"the packed model scores {-rise:.5f} bits per byte better than the unpacked",
         )
     if naive := log.facts.get("naive_layers"):
         yield Contradiction(about="fallback", says=f"{naive} layers were not quantized by GPTQ")

@@ -151,7 +151,7 @@ class LoggedRun:
             "ttt": {"ttt": rows["ttt"]} if rows["ttt"] else {},
             "decisive": self.decisive,
             "adaptation": "ttt (as the log names it)" if rows["ttt"] else "none",
-            "penalty_bpb": difference(plain, before),
+            "rise_bpb": difference(plain, before),
             "sizes": {
                 **self.sizes,
                 "packing": self.packing or None,

@@ -192,7 +192,7 @@ def _summary(packed: Sequence[PackedFile]) -> str:
     row("bits per parameter", [f"{8 * r.file_bytes / r.parameters:.3f}" for r in reports])
     for name, key in (("bpb before packing", "bpb_before"), ("bpb of the file", "bpb_after")):
         row(name, [_score(file.quality.get(key)) for file in packed])
-    row("penalty, bpb", [_penalty(file) for file in packed])
+    row("rise, bpb", [_rise(file) for file in packed])
     row("sliding bpb", [_score(file.sliding_bpb) for file in packed])
     row("scored tokens", [_count(file.quality.get("tokens")) for file in packed])
     row("method", [plain(r.pack.get("method", ""), 60) for r in reports])
@@ -210,7 +210,7 @@ def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
 
 
-def _penalty(packed: PackedFile) -> str:
+def _rise(packed: PackedFile) -> str:
     quality = packed.quality
     if "bpb_before" not in quality or "bpb_after" not in quality:
         return ""
