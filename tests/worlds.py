@@ -61,6 +61,7 @@ TINY = [
     "training.steps=12",
     "training.seconds=0",
     "training.warmdown_steps=5",
+    "training.warmdown_fraction=0",
 ]
 
 
@@ -137,7 +138,9 @@ def corpus() -> Corpus:
     draw = np.random.default_rng(0)
     documents = [" ".join(draw.choice(WORDS, draw.integers(1, 12))) for _ in range(60)]
     others = [" ".join(draw.choice(WORDS, draw.integers(8, 12))) for _ in range(60)]
-    tokenizer = train_tokenizer(documents, data / "tokenizer.model", TokenizerConfig(vocab=280))
+    tokenizer = train_tokenizer(
+        documents, data / "tokenizer.model", TokenizerConfig(vocab=280, normalization="nmt_nfkc")
+    )
 
     def encoded(texts: list[str]) -> np.ndarray:
         ids = [token for text in texts for token in (tokenizer.bos, *tokenizer.encode(text))]
