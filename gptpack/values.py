@@ -49,7 +49,9 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(rf"\s*({number})\s*([A-Za-z]*)\s*", text)
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
-        raise ConfigError(f"size '{text}': write a number and a unit, such as 16MB or 16MiB")
+        short = match is not None and f"{match[2]}B".upper() in UNITS
+        meant = f"{text.strip()}B" if short else "16MB or 16MiB"
+        raise ConfigError(f"size '{text}': write a number and a unit, such as {meant}")
     whole, _, fraction = match[1].replace(",", "").replace("_", "").partition(".")
     if len(whole + fraction) > MOST_DIGITS:
         raise ConfigError(
@@ -59,7 +61,8 @@ def parse_size(text: str) -> int:
     numerator = int(whole + fraction) * unit
     size_bytes, remainder = divmod(numerator, int(10 ** len(fraction)))
     if remainder:
-        raise ConfigError(f"size '{text}' is not a whole number of bytes; write it in bytes")
+        more = "" if match[2] else f", or did you mean {text.strip()}MB?"
+        raise ConfigError(f"size '{text}' is not a whole number of bytes; write it in bytes{more}")
     return size_bytes
 
 

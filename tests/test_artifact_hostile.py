@@ -427,7 +427,7 @@ def test_what_is_not_a_regular_file_is_a_usage_error_at_once(tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         (tmp_path / "missing", "No such file"),
-        (tmp_path, "not a regular file"),
+        (tmp_path, "a folder, not a packed file"),
         (tmp_path / "pipe", "not a regular file"),
         ("/dev/zero", "not a regular file"),
         ("nul\0byte", "not the name of a file"),

@@ -308,7 +308,7 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
     ("words", "status", "said"),
     [
         ((), 2, "give one of --budget"),
-        (("--budget", "1MB", "--bits", "3"), 2, "give one of --budget"),
+        (("--budget", "1MB", "--bits", "3"), 2, "--budget and --bits exclude each other"),
         (("--bits", "3", "--delta-factor", "blocks.0.*"), 2, "write PATTERN=FACTOR"),
         (("--bits", "3", "--delta-factor", "blocks.0.*=0"), 2, "must be positive"),
         (("--curve", "c.csv", "--curve-bits", "a"), 2, "write positive numbers"),

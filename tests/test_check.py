@@ -525,7 +525,7 @@ def test_a_file_of_another_tokenizer_fails_its_line_and_no_other(
         f"[[check.artifact]]\npath = '{each}'\nname = '{name}'\n"
         for name, each in (("a", path), ("b", world.artifact))
     )
-    text = f"[check]\ndata = '{world.data}'\ntokens = 64\nbudget = '1MB'\n{rows}"
+    text = f"[check]\ndata = '{world.data}'\neval_tokens = 64\nbudget = '1MB'\n{rows}"
     (tmp_path / "gptpack.toml").write_text(text)
     status, out, err = run("--bpb", "--json")
     assert status == 2

@@ -481,7 +481,7 @@ def test_pack_says_and_records_what_a_bare_state_dict_does_not(bare, recipe, tmp
     assert load(tmp_path / "m").record.assumed == ASSUMED
     assert invoke("inspect", str(tmp_path / "m")) == 0
     assert "context=1024" in capfd.readouterr().out
-    assert invoke(*words, "--model", str(recipe)) == 0
+    assert invoke(*words, "--model", str(recipe), "--force") == 0
     said = capfd.readouterr()
     assert "taken for granted" not in said.err
     assert json.loads(said.out)["assumed"] == []

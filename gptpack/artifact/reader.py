@@ -125,8 +125,10 @@ def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """An open regular file and its size; errors inside get the path in front."""
     kind = kind_of(path)
     if kind in MODELS:
+        folder = Path(path).parent
+        model = folder if (folder / "config.json").is_file() else path
         raise NotPackedError(
-            f"{path}: {kind}; pack it first: gptpack pack {path} --budget 16MB, or another budget"
+            f"{path}: {kind}; pack it first: gptpack pack {model} --budget 16MB, or another budget"
         )
     if kind.startswith("a folder"):
         raise NotPackedError(f"{path}: {kind}, not a packed file; name the file itself")

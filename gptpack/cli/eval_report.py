@@ -58,8 +58,9 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None, quiet: bo
     if (recorded := result["recorded"]) and result["difference_bpb"] is not None:
         counts = ", ".join(f"{key} {recorded[key]:,}" for key in recorded if key != "bpb")
         say(
-            f"\nrecorded when packed: {recorded['bpb']:.6f} bpb ({counts or 'of unknown text'}); "
-            f"plain differs by {result['difference_bpb']:+.6f}"
+            "",
+            f"recorded when packed: {recorded['bpb']:.6f} bpb ({counts or 'of unknown text'}); "
+            f"plain differs by {result['difference_bpb']:+.6f}",
         )
     say()
     print_table(

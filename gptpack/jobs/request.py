@@ -158,7 +158,14 @@ class PackRequest:
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""
-        if sum(given is not None for given in self.sizes) != 1:
+        given = [
+            f"--{name.replace('_', '-')}"
+            for name in ("budget", "max_rise", "bits", "delta")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other; give one of them")
+        if not given:
             raise ConfigError(
                 "give one of --budget, such as --budget 16MB, --max-rise, --bits and --delta (from "
                 "Python: budget, max_rise, bits, delta), or --curve"

@@ -34,6 +34,12 @@ def check_text(
     """
     tokens = plain_text(loaded, texts, limit_tokens, None).tokens
     context = loaded.runnable().config.context
+    if len(tokens) <= context and not 0 < limit_tokens < context:
+        names = ", ".join(map(str, texts))
+        raise ConfigError(
+            f"--eval-text {names}: {len(tokens):,} tokens, fewer than the model's window of "
+            f"{context:,} and one more; give more text"
+        )
     for step in {None, stride}:
         plan_windows(len(tokens), context=context, stride=step, limit_tokens=limit_tokens)
 
