@@ -119,7 +119,7 @@ def test_a_rise_that_no_file_keeps_leaves_none(checkpoint, monkeypatch):
     [
         ({}, "measured on text"),
         ({"data": "d", "plan": True}, "--plan measures nothing"),
-        ({"data": "d", "bits": 3.0}, "give one of --budget"),
+        ({"data": "d", "bits": 3.0}, "exclude each other"),
     ],
 )
 def test_a_rise_that_cannot_be_measured_is_refused_at_once(more, said):
