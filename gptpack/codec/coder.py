@@ -8,8 +8,7 @@ Shape legend: M = matrices side by side, B = their rows, C = all their columns, 
 T = tables, N = values of a turn, W = words.
 """
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +34,7 @@ _LEAST = np.uint64(2**32)
 _BUCKET = np.uint64(PRECISION - 8)
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
+class Tables(NamedTuple):
     """Frequency tables side by side, as the loops read them."""
 
     lows: npt.NDArray[np.int32]
@@ -49,6 +47,19 @@ class Tables:
     """The sum of the frequencies before each place of each table, and 2^24 at the table's end."""
     buckets: npt.NDArray[np.int32]
     """The place at the start of each 256th part of 2^24, ``[T, 256]``."""
+
+
+class Classes(NamedTuple):
+    """Which table each value of some rows of matrices side by side has."""
+
+    rows: npt.NDArray[np.int32]
+    """Class of each row in each matrix, ``[B, M]``."""
+    ends: Ints
+    """Where each matrix' columns end, ``[M]``."""
+    columns: npt.NDArray[np.int32]
+    """Class of each column, ``[C]``; a value's class is the sum, or the nearest that exists."""
+    groups: npt.NDArray[np.int32]
+    """Number of the table of each class, ``[K]``."""
 
 
 def tables_of(lows: list[int], frequencies: list[Ints]) -> Tables:
@@ -67,10 +78,7 @@ def tables_of(lows: list[int], frequencies: list[Ints]) -> Tables:
 
 @compiled()
 def _sort(
-    row_BM: Array,
-    end_M: Array,
-    column_C: Array,
-    group_K: Array,
+    classes: Classes,
     parity_BC: Array,
     top: int,
     bottom: int,
@@ -83,6 +91,7 @@ def _sort(
     Fills `book_N`, `order_N` and the ends of the tables' runs in `end_T`; returns the lowest and
     the highest table that occur.
     """
+    row_BM, end_M, column_C, group_K = classes
     least, most = end_T.size, -1
     n = 0
     for b in range(top, bottom):
@@ -175,24 +184,21 @@ def read_folded(
 def _read_turn(
     words_W: Array,
     state: Array,
-    low_T: Array,
-    size_T: Array,
-    first_T: Array,
-    starts: Array,
-    bucket_T: Array,
-    tables: Any,
+    tables: Tables,
+    present: Any,
     order_N: Array,
     end_T: Array,
     value_N: Array,
 ) -> Any:  # pragma: no cover
-    """Fill `value_N` of the `tables` from the lowest to the highest; escapes stay to be read.
+    """Fill `value_N` by the `tables` from the lowest to the highest `present`; escapes stay.
 
     Returns what is wrong with the stream, or 0, and the number of escapes, whose values' indexes
     are then the first of `order_N`.
     """
+    low_T, size_T, first_T, starts, bucket_T = tables
     wide, point, word = state[0], state[1], np.int64(state[2])
     stop = escapes = 0
-    for t in range(tables[0], tables[1] + 1):
+    for t in range(present[0], present[1] + 1):
         start, stop = stop, end_T[t]
         first, size, low = first_T[t], size_T[t], low_T[t]
         for i in range(start, stop):
@@ -227,15 +233,8 @@ def read_rows(
     words_W: Array,
     state: Array,
     start_L: Array,
-    low_T: Array,
-    size_T: Array,
-    first_T: Array,
-    starts: Array,
-    bucket_T: Array,
-    row_BM: Array,
-    end_M: Array,
-    column_C: Array,
-    group_K: Array,
+    tables: Tables,
+    classes: Classes,
     machine_C: Array,
     doubled: Array,
     height: int,
@@ -251,28 +250,14 @@ def read_rows(
     height = min(height, rows)
     book_N = np.empty(height * width, np.int32)
     order_N = np.empty(height * width, np.int32)
-    end_T = np.empty(low_T.size, np.int64)
+    end_T = np.empty(tables.lows.size, np.int64)
     for top in range(0, rows, height):
         bottom = min(top + height, rows)
         for c in range(machine_C.size):
             parity_BC[top, c] = machine_C[c] >> 1 & 1
         value_N = value_BC[top:bottom].reshape(-1)
-        tables = _sort(
-            row_BM, end_M, column_C, group_K, parity_BC, top, bottom, book_N, order_N, end_T
-        )
-        wrong, escapes = _read_turn(
-            words_W,
-            state,
-            low_T,
-            size_T,
-            first_T,
-            starts,
-            bucket_T,
-            tables,
-            order_N,
-            end_T,
-            value_N,
-        )
+        present = _sort(classes, parity_BC, top, bottom, book_N, order_N, end_T)
+        wrong, escapes = _read_turn(words_W, state, tables, present, order_N, end_T, value_N)
         if escapes:
             folded_N = np.empty(escapes, np.int64)
             wrong = read_folded(words_W, state, start_L, folded_N)
@@ -280,9 +265,9 @@ def read_rows(
                 n = order_N[i]
                 t, folded = book_N[n], folded_N[i]
                 if folded & 1:
-                    value_N[n] = low_T[t] - (folded + 1) // 2
+                    value_N[n] = tables.lows[t] - (folded + 1) // 2
                 else:
-                    value_N[n] = low_T[t] + size_T[t] + folded // 2
+                    value_N[n] = tables.lows[t] + tables.sizes[t] + folded // 2
         if wrong:
             return wrong
         for c in range(machine_C.size):
@@ -362,14 +347,8 @@ def write_rows(
     words_W: Array,
     state: Array,
     start_L: Array,
-    low_T: Array,
-    size_T: Array,
-    first_T: Array,
-    starts: Array,
-    row_BM: Array,
-    end_M: Array,
-    column_C: Array,
-    group_K: Array,
+    tables: Tables,
+    classes: Classes,
     parity_BC: Array,
     height: int,
     value_BC: Array,
@@ -381,25 +360,23 @@ def write_rows(
     rows, width = value_BC.shape
     book_N = np.empty(height * width, np.int32)
     order_N = np.empty(height * width, np.int32)
-    end_T = np.empty(low_T.size, np.int64)
+    end_T = np.empty(tables.lows.size, np.int64)
     folded_N = np.empty(height * width, np.int64)
     for top in range(0, rows, height):
         bottom = min(top + height, rows)
         flat_N = value_BC[top:bottom].reshape(-1)
-        tables = _sort(
-            row_BM, end_M, column_C, group_K, parity_BC, top, bottom, book_N, order_N, end_T
-        )
+        present = _sort(classes, parity_BC, top, bottom, book_N, order_N, end_T)
         stop = escapes = 0
-        for t in range(tables[0], tables[1] + 1):
+        for t in range(present[0], present[1] + 1):
             start, stop = stop, end_T[t]
-            first, size, low = first_T[t], size_T[t], low_T[t]
+            first, size, low = tables.first[t], tables.sizes[t], tables.lows[t]
             for i in range(start, stop):
                 k = np.int64(flat_N[order_N[i]]) - low
                 if k < 0 or k >= size:
                     folded_N[escapes] = -2 * k - 1 if k < 0 else 2 * (k - size)
                     escapes += 1
                     k = np.int64(size)
-                below = starts[first + k]
-                _write(words_W, state, below, starts[first + k + 1] - below)
+                below = tables.starts[first + k]
+                _write(words_W, state, below, tables.starts[first + k + 1] - below)
         if escapes:
             write_folded(words_W, state, start_L, folded_N[:escapes])

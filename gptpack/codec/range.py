@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.coder import Ints, spread
+from gptpack.codec.coder import Classes, Ints, spread
 from gptpack.codec.contexts import (
     CLASSES_MAX,
     Scales,
@@ -32,7 +32,6 @@ from gptpack.codec.stream import (
     LIMIT,
     NOTHING,
     Book,
-    Classes,
     Reader,
     Symbols,
     Writer,

@@ -4,7 +4,7 @@
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Final
 
@@ -16,6 +16,7 @@ from gptpack.codec.coder import (
     ENDED,
     LENGTHS,
     MOST_WORDS,
+    Classes,
     Ints,
     Tables,
     carry,
@@ -64,20 +65,6 @@ class Book:
         """The tables as the loops read them."""
         found = self.tables
         return tables_of([table.low for table in found], [table.frequencies for table in found])
-
-
-@dataclass(frozen=True, slots=True)
-class Classes:
-    """Which table of a book each value of some rows of matrices side by side has."""
-
-    rows: Symbols
-    """Class of each row in each matrix, ``[B, M]``."""
-    ends: Ints
-    """Where each matrix' columns end, ``[M]``."""
-    columns: Symbols
-    """Class of each column, ``[C]``; a value's class is the sum, or the nearest that exists."""
-    groups: Symbols
-    """Number of the table of each class, ``[K]``."""
 
 
 @cache
@@ -158,19 +145,12 @@ class Writer:
 
         A value's table is that of its class, or the one after it where its parity is 1.
         """
-        tables = book.joined
         write_rows(
             self._room(values_BC.size),
             self._state,
             _length_starts(),
-            tables.lows,
-            tables.sizes,
-            tables.first,
-            tables.starts,
-            classes.rows,
-            classes.ends,
-            classes.columns,
-            classes.groups,
+            book.joined,
+            classes,
             np.ascontiguousarray(parity_BC),
             height,
             np.ascontiguousarray(values_BC, np.int32),
@@ -250,21 +230,13 @@ class Reader:
 
         The machine's columns are led on, so that the next call goes on where this one ends.
         """
-        tables = book.joined
         value_BC = np.empty((len(classes.rows), classes.columns.size), np.int32)
         wrong = read_rows(
             self._words,
             self._state,
             _length_starts(),
-            tables.lows,
-            tables.sizes,
-            tables.first,
-            tables.starts,
-            tables.buckets,
-            classes.rows,
-            classes.ends,
-            classes.columns,
-            classes.groups,
+            book.joined,
+            classes,
             machine_C,
             doubled,
             height,
