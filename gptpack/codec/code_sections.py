@@ -62,15 +62,13 @@ class OfCodes:
                 "codec range holds vectors or matrices of at most 16 bits, all with a trellis of "
                 f"{', '.join(map(str, POLYNOMIALS))} states or all without one"
             )
+        dtype = slots[0].dtype
         if len(slots[0].shape) == 1:
             sizes = [slot.shape[0] for slot in slots]
-            flat = decode_small(stored, sum(sizes))
-            found = np.split(flat, np.cumsum(sizes)[:-1])
-        else:
-            steppers = [stepper(count) for count in _states(slots)]
-            shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
-            return decode_codes(stored, shapes, steppers=steppers or None, dtype=slots[0].dtype)
-        return [_narrow(array, slot.dtype) for array, slot in zip(found, slots, strict=True)]
+            return np.split(decode_small(stored, sum(sizes), dtype), np.cumsum(sizes)[:-1])
+        steppers = [stepper(count) for count in _states(slots)]
+        shapes = [(slot.shape[0], slot.shape[1]) for slot in slots]
+        return decode_codes(stored, shapes, steppers=steppers or None, dtype=dtype)
 
 
 def _need_numba() -> None:
@@ -85,10 +83,3 @@ def _need_numba() -> None:
 def _states(slots: "Sequence[Any]") -> list[int]:
     """Trellis states of each matrix; none if there is no trellis."""
     return [slot.parameters["states"] for slot in slots if "states" in slot.parameters]
-
-
-def _narrow(array: Array, dtype: "np.dtype[Any]") -> Array:
-    info = np.iinfo(dtype)
-    if array.size and not (info.min <= array.min() and array.max() <= info.max):
-        raise ArtifactError(f"a decoded code is beyond {dtype.name}")
-    return array.astype(dtype)

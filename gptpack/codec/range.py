@@ -154,8 +154,8 @@ def encode_small(array: npt.NDArray[np.integer]) -> bytes:
     return min(payloads, key=len)
 
 
-def decode_small(data: bytes, size: int) -> Symbols:
-    """The `size` values that `encode_small` was given.
+def decode_small(data: bytes, size: int, dtype: npt.DTypeLike = np.int32) -> Codes:
+    """The `size` values that `encode_small` was given; one beyond `dtype` is an error.
 
     Raises:
         ArtifactError: `data` is not a payload of so many values.
@@ -175,7 +175,7 @@ def decode_small(data: bytes, size: int) -> Symbols:
         values = np.cumsum(values)
     if values.size and int(np.abs(values).max()) >= LIMIT:
         raise ArtifactError(f"small integers: a value is not below {LIMIT:,} in magnitude")
-    return values.astype(np.int32)
+    return _narrow(values, dtype).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -268,10 +268,10 @@ class Preface:
         return cls(scales, lowest, group_K, spans, lanes)
 
 
-def _narrow(codes: Symbols, dtype: npt.DTypeLike) -> Symbols:
+def _narrow(codes: Codes, dtype: npt.DTypeLike) -> Codes:
     """The codes, all of which `dtype` can hold."""
     info = np.iinfo(np.dtype(dtype))
-    if not (info.min <= codes.min() and codes.max() <= info.max):
+    if codes.size and not (info.min <= codes.min() and codes.max() <= info.max):
         raise ArtifactError(f"a decoded code is beyond {info.dtype.name}")
     return codes
 

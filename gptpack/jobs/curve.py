@@ -105,7 +105,7 @@ def make_curve(
         ConfigError: the request asks for a size too, or no method has a delta.
         GptpackError: see `pack`.
     """
-    if any(given is not None for given in request.sizes):
+    if request.sizes:
         request.check_size()
         raise ConfigError(
             "--curve takes no --budget, --max-rise, --bits or --delta; give one of the five"

@@ -119,9 +119,15 @@ class PackRequest:
         )
 
     @property
-    def sizes(self) -> tuple[object, ...]:
-        """What says how large the file is, of which one is to be given."""
-        return self.budget, self.max_rise, self.bits, self.delta
+    def sizes(self) -> list[str]:
+        """The options given that say how large the file is, of which there is to be one."""
+        asked = {
+            "--budget": self.budget,
+            "--max-rise": self.max_rise,
+            "--bits": self.bits,
+            "--delta": self.delta,
+        }
+        return [option for option, value in asked.items() if value is not None]
 
     @property
     def config(self) -> PackConfig:
@@ -158,14 +164,9 @@ class PackRequest:
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""
-        given = [
-            f"--{name.replace('_', '-')}"
-            for name in ("budget", "max_rise", "bits", "delta")
-            if getattr(self, name) is not None
-        ]
-        if len(given) > 1:
-            raise ConfigError(f"{' and '.join(given)} exclude each other; give one of them")
-        if not given:
+        if len(self.sizes) > 1:
+            raise ConfigError(f"{' and '.join(self.sizes)} exclude each other; give one of them")
+        if not self.sizes:
             raise ConfigError(
                 "give one of --budget, such as --budget 16MB, --max-rise, --bits and --delta (from "
                 "Python: budget, max_rise, bits, delta), or --curve"
