@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 
+GGUF = "a GGUF file"
+"""What a file of llama.cpp's format is."""
 STARTS = {
     "a packed file": re.compile(rb"\x89GPTPK"),
     "a torch checkpoint": re.compile(rb"PK\x03\x04|\x80\x02"),
     "a safetensors file": re.compile(rb".{4}\0\0\0\0\{", re.DOTALL),
-    "a GGUF file": re.compile(b"GGUF"),
+    GGUF: re.compile(b"GGUF"),
 }
 """What files are, in words, and how they begin."""
 FOLDER = "a Hugging Face folder"

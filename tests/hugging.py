@@ -94,11 +94,28 @@ def train_folder(folder: Path, steps: int = 120) -> Path:
     return folder
 
 
+def with_spaces_as_llama_has_them(made: Any) -> None:
+    """A space before the text, spaces as U+2581, and characters that are no token as bytes."""
+    from tokenizers import decoders, normalizers
+
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+
+
 def sentencepiece_tokenizer(kind: str, folder: Path) -> tuple[Any, Any]:
     """A SentencePiece model, ``bpe`` or ``unigram``, and what Llama's ``tokenizer.json`` makes of
     one."""
     import sentencepiece
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import Tokenizer, models, processors
     from transformers import PreTrainedTokenizerFast
 
     text = folder / "text.txt"
@@ -125,17 +142,7 @@ def sentencepiece_tokenizer(kind: str, folder: Path) -> tuple[Any, Any]:
     else:
         model = models.Unigram(list(scores.items()), unk_id=0, byte_fallback=True)
     made = Tokenizer(model)
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
-    made.decoder = decoders.Sequence(
-        [
-            decoders.Replace("\u2581", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    with_spaces_as_llama_has_them(made)
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]

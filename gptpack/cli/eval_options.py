@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from gptpack.cli.help import Choice, heading, together
-from gptpack.cli.options import COUNT, DEVICE, FINITE, Finite, renamed
+from gptpack.cli.options import COUNT, DEVICE, EVAL_TOKENS, FINITE, Finite, renamed
 
 PATH = click.Path(path_type=Path)
 
@@ -25,13 +25,7 @@ EVAL_OPTIONS = together(
         help="SentencePiece model, .tiktoken ranks, or .npz or .json byte table.  [default: the "
         "one in --data]",
     ),
-    click.option(
-        "--eval-tokens",
-        type=COUNT,
-        default=0,
-        show_default="all",
-        help="Score the first so many targets.",
-    ),
+    EVAL_TOKENS,
     heading("What to measure"),
     click.option(
         "--stride",

@@ -31,6 +31,13 @@ FINITE = Finite()
 POSITIVE = Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=0)
 SEED = click.IntRange(min=0, max=2**63 - 1)
+EVAL_TOKENS = click.option(
+    "--eval-tokens",
+    type=COUNT,
+    default=0,
+    show_default="all",
+    help="Score the first so many targets.",
+)
 
 
 def beside(source: Path) -> Path:

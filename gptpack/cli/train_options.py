@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from gptpack.cli.help import heading, together
-from gptpack.cli.options import COUNT, DEVICE, Finite
+from gptpack.cli.options import DEVICE, EVAL_TOKENS, Finite
 
 PATH = click.Path(path_type=Path)
 BITS = Finite(min=0, min_open=True, max=16)
@@ -34,13 +34,7 @@ TRAIN_OPTIONS = together(
         show_default="eval",
         help="Score the val shards at the end.",
     ),
-    click.option(
-        "--eval-tokens",
-        type=COUNT,
-        default=0,
-        show_default="all",
-        help="Score the first so many targets.",
-    ),
+    EVAL_TOKENS,
     heading("To plan"),
     click.option(
         "--plan", "planned", is_flag=True, help="Say what the run will take, and train nothing."

@@ -15,7 +15,7 @@ from gptpack.artifact.record import PackRecord
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError, GptpackError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.transformers.config import TransformersConfig
-from gptpack.inputs import file_sha256, opened
+from gptpack.inputs import FOLDER, GGUF, file_sha256, kind_of, opened
 from gptpack.values import TokenizerIdentity, check_choice
 
 if TYPE_CHECKING:
@@ -181,22 +181,17 @@ def _converted(loaded: Loaded, kind: str) -> Loaded:
 
 def is_packed(path: Path) -> bool:
     """Whether the file begins as a packed one, or as what became of one on its way here."""
-    start = _start(path, len(LFS_POINTER))
-    return start is not None and (not start or start.startswith((MAGIC[:6], LFS_POINTER)))
+    try:
+        with opened(path) as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError:  # of what is no file its reader says more
+        return False
+    return not start or start.startswith((MAGIC[:6], LFS_POINTER))
 
 
 def is_transformers(path: Path) -> bool:
     """Whether this is a folder with a ``config.json``, or a GGUF file."""
-    return (path / "config.json").is_file() or _start(path, 4) == b"GGUF"
-
-
-def _start(path: Path, count: int) -> bytes | None:
-    """The first bytes of a file; None of what is none, of which its reader says more."""
-    try:
-        with opened(path) as file:
-            return file.read(count)
-    except OSError:
-        return None
+    return kind_of(path) in (FOLDER, GGUF)
 
 
 def load_packed(
