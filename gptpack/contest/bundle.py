@@ -69,7 +69,8 @@ def bundle(
     """Everything that `function` of the module `entry` needs.
 
     Args:
-        without: modules that are left out; importing them in the bundle is an ImportError.
+        without: modules, and names in modules, that are left out; importing them in the bundle is
+            an ImportError.
         transform: change to each module before it is walked, such as the removal of annotations.
 
     Raises:
@@ -82,7 +83,7 @@ def bundle(
     seen: set[tuple[str, str]] = set()
     while pending:
         place = pending.pop()
-        if place in seen or place[0] in left_out:
+        if place in seen or left_out & {place[0], ".".join(place)}:
             continue
         seen.add(place)
         name, wanted = place

@@ -20,15 +20,19 @@ ENTRY = ("gptpack.jobs.standalone", "main")
 RANGE_MODULES = ("gptpack.codec.range",)
 """Modules that only the codec `range` needs; they are left out where no section has it."""
 LEFT_OUT = (
+    "gptpack.codec.range.encode_codes",
+    "gptpack.codec.range.encode_small",
+    "gptpack.codec.range.estimate_bits",
     "gptpack.data.byte_tables",
     "gptpack.data.documents",
     "gptpack.families.golf.flash4",
     "gptpack.families.transformers.folder",
     "gptpack.families.transformers.library",
     "gptpack.families.transformers.texts",
+    "gptpack.jobs.sample",
 )
-"""Modules for tokenizers other than SentencePiece's, a kernel of training, and models of other
-families: a submission has no use for them."""
+"""Encoders, modules for tokenizers other than SentencePiece's, a kernel of training, models of
+other families, and sampling: a submission has no use for them."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
     "numba": "numba>=0.61",
