@@ -10,9 +10,10 @@ kernel earns its place if the step is slower without it. `on` at both ends says 
 drifts.
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
-synchronised at both ends. `--by-blocks` compiles one block in place of the whole model, `--profile`
-adds where the device's time goes, kernel by kernel. Without CUDA it runs a few steps of the recipe
-`tiny`.
+synchronised at both ends, with and without the layers that run again where a recipe has such.
+`--compile whole` makes one graph of the model, `parts` one of each part, as training does.
+`--profile` adds where the device's time goes, kernel by kernel. Without CUDA it runs a few steps of
+the recipe `tiny`.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from by_blocks import by_blocks
 
 from gptpack import ops
 from gptpack.ranks import ranks
@@ -95,26 +95,27 @@ def profile(run: Run, *, steps: int, rows: int) -> None:
         print(f"{milliseconds:8.2f} ms  {share:6.1%}  {calls[key] / steps:7.1f} x  {key[:110]}")
 
 
-def measure(run: Run, attention: str, kernels: str, *, steps: int, rows: int) -> None:
-    """Print the line of one variant, and its profile if that has `rows`."""
+def measure(run: Run, attention: str, kernels: str, how: str, *, steps: int, rows: int) -> None:
+    """Print the lines of one variant, and its profile if that has `rows`."""
     compile_seconds = run.warm_up()
     cuda = run.ranks.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    run.update(0.0)
-    run.synchronize()
-    start = time.perf_counter()
-    for _ in range(steps):
-        run.update(0.0)
-    run.synchronize()
-    milliseconds = 1000 * (time.perf_counter() - start) / steps
-    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
     size = run.micro_batch() * run.recipe.model.context
-    print(
-        f"{attention:9}  {kernels:18}  {size:11,}  {compile_seconds:9.1f}  "
-        f"{milliseconds:7.1f}  {peak:7.2f}",
-        flush=True,
-    )
+    for looped in (False, True) if run.recipe.model.loops else (False,):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        run.update(0.0, looped=looped)
+        run.synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            run.update(0.0, looped=looped)
+        run.synchronize()
+        milliseconds = 1000 * (time.perf_counter() - start) / steps
+        peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
+        print(
+            f"{attention:9}  {kernels:18}  {how:7}  {size:11,}  {compile_seconds:9.1f}  "
+            f"{milliseconds:7.1f}  {peak:7.2f}{'  looped' * looped}",
+            flush=True,
+        )
     if rows:
         profile(run, steps=3, rows=rows)
 
@@ -129,22 +130,25 @@ def main() -> None:
     parser.add_argument("--micro", nargs="+", type=int, default=[0], help="tokens; 0: chosen")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
-    parser.add_argument("--by-blocks", action="store_true", help="compile one block, not the whole")
+    parser.add_argument("--compile", nargs="+", default=["parts"], choices=("parts", "whole"))
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
-    print("attention  kernels             micro batch  compile s  ms/step  peak GB")
+    print("attention  kernels             compile  micro batch  compile s  ms/step  peak GB")
     with ranks() as here, tempfile.TemporaryDirectory() as folder:
-        variants = itertools.product(options.attention, options.kernels, options.micro)
-        for attention, kernels, micro in variants:
+        variants = itertools.product(
+            options.attention, options.kernels, options.micro, options.compile
+        )
+        for attention, kernels, micro, how in variants:
             training = dataclasses.replace(recipe.training, micro_batch_tokens=micro)
             variant = dataclasses.replace(recipe, training=training)
             with taken(kernels) as choice:
                 run = Run(variant, [tokens], Path(folder), here, None, attention, None, choice)
-                if options.by_blocks:
-                    run.loss = by_blocks(run.model)
+                if how == "whole" and run.compiled:
+                    whole = run.model.token_losses
+                    run.losses = torch.compile(whole, fullgraph=True, dynamic=False)
                 label = kernels if kernels != "auto" else run.kernels.split()[0]
-                measure(run, attention, label, steps=options.steps, rows=options.profile)
+                measure(run, attention, label, how, steps=options.steps, rows=options.profile)
             run.batches.close()
             del run
             torch.compiler.reset()

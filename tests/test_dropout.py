@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import rms_norm
 
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.dropout import WORD, Dropout, hashed
+from gptpack.families.golf.dropout import WORD, Dropout, hashed, thinned
 from gptpack.families.golf.gpt import GPT
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_words_are_those_of_the_hash():
 
 def test_bits_are_even_and_know_nothing_of_their_neighbours_or_of_other_draws():
     count = 1 << 16
-    dropout = Dropout(0.1, 3, CPU)
+    dropout = Dropout(3, CPU)
     dropout.draw(5)
     streams = [hashed(count, seeds) for seeds in dropout.seeds.flatten(0, 1)]
     streams += [streams[0].roll(shift) for shift in (1, 2, 64, 512, 1024)]
@@ -42,20 +42,20 @@ def test_bits_are_even_and_know_nothing_of_their_neighbours_or_of_other_draws():
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
 def test_the_share_is_left_out_and_the_rest_grows(share):
-    dropout = Dropout(share, 2, CPU)
+    dropout = Dropout(2, CPU)
     dropout.draw(7)
-    kept = dropout(1, torch.ones(64, 1024), 0)
+    kept = thinned(torch.ones(64, 1024), dropout.seeds[1, 0], share)
     left_out = (kept == 0).double().mean().item()
     assert left_out == pytest.approx(share, abs=5 * (share * (1 - share) / kept.numel()) ** 0.5)
     assert torch.equal(kept[kept != 0], torch.full_like(kept[kept != 0], 1 / (1 - share)))
 
 
 def test_a_draw_can_be_repeated_and_no_two_branches_share_one():
-    dropout = Dropout(0.3, 2, CPU)
+    dropout = Dropout(2, CPU)
 
     def masks(seed: int) -> list[torch.Tensor]:
         dropout.draw(seed)
-        return [dropout(layer, torch.ones(500), i) for layer in range(2) for i in range(2)]
+        return [thinned(torch.ones(500), seeds, 0.3) for seeds in dropout.seeds.flatten(0, 1)]
 
     first, again, other = masks(1), masks(1), masks(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -65,10 +65,10 @@ def test_a_draw_can_be_repeated_and_no_two_branches_share_one():
 
 
 def test_gradients_pass_where_numbers_do():
-    dropout = Dropout(0.4, 1, CPU)
+    dropout = Dropout(1, CPU)
     dropout.draw(3)
     branch = torch.randn(4, 50, requires_grad=True, generator=torch.Generator().manual_seed(0))
-    kept = dropout(0, branch, 1)
+    kept = thinned(branch, dropout.seeds[0, 1], 0.4)
     kept.sum().backward()
     expected = (kept != 0).float() / 0.6
     assert torch.equal(branch.grad, expected)
@@ -81,12 +81,13 @@ def test_torch_compile_leaves_out_the_same(monkeypatch):
 
     # without vectors: else torch compiles six programs to see which instructions there are
     monkeypatch.setattr(config.cpp, "vec_isa_ok", False)
-    dropout = Dropout(0.2, 1, CPU)
-    compiled = torch.compile(dropout, fullgraph=True, dynamic=False)
+    dropout = Dropout(1, CPU)
+    compiled = torch.compile(thinned, fullgraph=True, dynamic=False)
     for seed in range(3):
         dropout.draw(seed)
         ones = torch.ones(3, 7, 129)
-        assert torch.equal(compiled(0, ones, 0), dropout(0, ones, 0))
+        seeds = dropout.seeds[0, 0]
+        assert torch.equal(compiled(ones, seeds, 0.2), thinned(ones, seeds, 0.2))
 
 
 @pytest.mark.gpu
@@ -94,10 +95,11 @@ def test_torch_compile_leaves_out_the_same(monkeypatch):
 def test_a_gpu_leaves_out_what_a_cpu_does():
     masks = []
     for device in ("cpu", "cuda"):
-        dropout = Dropout(0.2, 1, torch.device(device))
+        dropout = Dropout(1, torch.device(device))
         dropout.draw(11)
-        layer = torch.compile(dropout, fullgraph=True) if device == "cuda" else dropout
-        masks.append(layer(0, torch.ones(16, 2048, 512, device=device), 1).cpu() != 0)
+        leave_out = torch.compile(thinned, fullgraph=True) if device == "cuda" else thinned
+        branch = torch.ones(16, 2048, 512, device=device)
+        masks.append(leave_out(branch, dropout.seeds[0, 1], 0.2).cpu() != 0)
     assert torch.equal(*masks)
 
 

@@ -4,15 +4,16 @@ Shape legend:  B = windows of a batch,  T = positions,  S = the last positions, 
 their targets
 
 The one method that a model needs is ``token_losses(inputs [B, T], targets [B, S]) -> nats [B, S]``,
-whose targets belong to the last S positions. So the output head and the softmax run for scored
-positions alone, and the model may leave out of its last layer what only the others would need: at
-stride 64 and context 2,048 the head and the losses shrink 32 times, and one layer of eleven becomes
-nearly free. All else is computed anew for each sliding window: from the second layer on, the state
-of a position depends on where its window begins.
+whose targets belong to the last S positions; `compiled_losses` may say how that is compiled. So the
+output head and the softmax run for scored positions alone, and the model may leave out of its last
+layer what only the others would need: at stride 64 and context 2,048 the head and the losses shrink
+32 times, and one layer of eleven becomes nearly free. All else is computed anew for each sliding
+window: from the second layer on, the state of a position depends on where its window begins.
 """
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -83,7 +84,9 @@ class Forward:
     def _compiled_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Losses by the compiled model; the first call of a shape is booked as ``compile``."""
         if self._function is None:
-            self._function = self._compiler(self._plain_losses, fullgraph=True, dynamic=False)
+            own = getattr(self.model, "compiled_losses", None)
+            whole = partial(self._compiler, self._plain_losses, fullgraph=True, dynamic=False)
+            self._function = own(self._compiler) if own is not None else whole()
         key = (torch.is_grad_enabled(), inputs.shape, targets.shape)
         if key in self._ready:
             return self._function(inputs, targets)

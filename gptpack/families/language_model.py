@@ -7,10 +7,13 @@ W = width of the hidden state, V = vocabulary.
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Losses: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Inputs ``[B, T]`` and targets ``[B, S]`` -> losses in nats, ``[B, S]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,11 @@ class LanguageModel(nn.Module):
 
         `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
         """
+
+    def compiled_losses(self, compiler: Callable[..., Any] = torch.compile) -> Losses:
+        """`token_losses`, compiled for fixed shapes by `compiler`, torch's or a test's stand-in."""
+        found: Losses = compiler(self.token_losses, fullgraph=True, dynamic=False)
+        return found
 
     @abstractmethod
     def layers(self) -> Mapping[str, Layer]:

@@ -6,7 +6,7 @@ loss is looked at one step later, so that looking never makes the device wait.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -187,9 +187,7 @@ class Run:
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
         self.dropout = self.model.use_dropout(recipe.training.dropout)
-        self.loss: Callable[[Tensor, Tensor], Tensor] = self.model
-        if self.compiled:
-            self.loss = torch.compile(self.model, fullgraph=True, dynamic=False)
+        self.losses = self.model.compiled_losses() if self.compiled else self.model.token_losses
         self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
         self.average = Average(self.model, recipe.optimizer)
         self.pressure: Pressure | None = None
@@ -226,8 +224,8 @@ class Run:
                 # a resumed run leaves out the same, and each window something else
                 window = step * self.sequences + self.share.start + start
                 self.dropout.draw(draw_seed(self.recipe.training.seed, window))
-            loss = self.loss(inputs[start : start + micro], targets[start : start + micro])
-            weighted = loss * (micro / self.sequences)
+            losses = self.losses(inputs[start : start + micro], targets[start : start + micro])
+            weighted = losses.mean() * (micro / self.sequences)
             weighted.backward()  # type: ignore[no-untyped-call]
             total += weighted.detach()
         return total

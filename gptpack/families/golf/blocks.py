@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gptpack import ops
 from gptpack.families.golf.attention import CausalSelfAttention, Extend
 from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.dropout import thinned
 from gptpack.families.golf.layers import Linear, scaled
 from gptpack.families.golf.masks import Mask
 from gptpack.ops import Tables
@@ -68,7 +69,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
+        self.norm_scale: Tensor | float = 1.0
+        if config.ln_scale:
+            # a tensor, so that one compiled graph serves all layers; on the CPU, so that a
+            # multiplication by it is one by a float
+            self.norm_scale = torch.tensor((layer + 1) ** -0.5, device="cpu")
+        self.dropout = 0.0
+        """Share of what attention and MLP add that is left out."""
         self.parallel = layer >= config.layers - config.parallel_layers
         self.attn = CausalSelfAttention(config, layer)
         self.mlp = MLP(config)
@@ -91,29 +98,29 @@ class Block(nn.Module):
         mask: Mask | None = None,
         *,
         last: int | None = None,
-        thinned: Callable[[Tensor, int], Tensor] | None = None,
+        seeds: Tensor | None = None,
         extend: Extend | None = None,
     ) -> Lanes:
         """The lanes after this layer, ``[B, T, W]``, or ``[B, last, W]`` of the last positions.
 
-        Lanes and the embedding `x0` are ``[B, T, W]``. `thinned` leaves out some of attention's
-        output (0) and of the MLP's (1). `extend` is attention's.
+        Lanes and the embedding `x0` are ``[B, T, W]``. By `seeds` (int32, ``[2, 2]``) some of
+        attention's output and of the MLP's is left out. `extend` is attention's.
         """
         x, h = self._mixed(lanes.first, x0)
         other, h_other = (x, h) if lanes.second is None else self._mixed(lanes.second, x0)
         attention = self.attn(
             h, tables, value_embedding, self.attn_scale, mask, last=last, extend=extend
         )
-        if thinned is not None:
-            attention = thinned(attention, 0)
+        if seeds is not None:
+            attention = thinned(attention, seeds[0], self.dropout)
         if last is not None:
             x, other, h_other = x[:, -last:], other[:, -last:], h_other[:, -last:]
         if not self.parallel:
             x = x + attention
             h_other = self._normed(x)
         mlp = self.mlp(h_other, self.mlp_scale)
-        if thinned is not None:
-            mlp = thinned(mlp, 1)
+        if seeds is not None:
+            mlp = thinned(mlp, seeds[1], self.dropout)
         if not self.parallel:
             return Lanes(x + mlp)
         if self.post_lambdas is None:

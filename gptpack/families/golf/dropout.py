@@ -16,17 +16,15 @@ search found. Wellons 2018, https://nullprogram.com/blog/2018/07/31/"""
 
 
 class Dropout(nn.Module):
-    """A module that leaves out a share of what attention and MLP add, and scales up the rest.
+    """What is left out of attention and MLP of each layer, until the next draw.
 
-    Srivastava et al. 2014. `draw` chooses what is left out until the next draw. The choice is not
-    part of the model's state.
+    The choice is not part of the model's state.
     """
 
     seeds: Tensor
 
-    def __init__(self, share: float, layers: int, device: torch.device) -> None:
+    def __init__(self, layers: int, device: torch.device) -> None:
         super().__init__()
-        self.share = share
         zeros = torch.zeros(layers, 2, 2, dtype=torch.int32, device=device)
         self.register_buffer("seeds", zeros, persistent=False)
         """Two random words for each of a layer's two branches, ``[layers, 2, 2]``."""
@@ -37,15 +35,14 @@ class Dropout(nn.Module):
         words = torch.randint(0, WORD, self.seeds.shape, dtype=torch.int32, generator=generator)
         self.seeds.copy_(words)
 
-    def forward(self, layer: int, branch: Tensor, index: int) -> Tensor:
-        """`branch`, of any shape, without the numbers that the draw leaves out.
 
-        Args:
-            layer: place in the order of layers.
-            index: 0 for attention's output, 1 for the MLP's.
-        """
-        words = hashed(branch.numel(), self.seeds[layer, index]).view(branch.shape)
-        return torch.where(words < round(self.share * WORD), 0.0, branch / (1 - self.share))
+def thinned(branch: Tensor, seeds: Tensor, share: float) -> Tensor:
+    """`branch`, of any shape, without a `share` of its numbers, and the rest scaled up.
+
+    The two int32 `seeds` choose which. Srivastava et al. 2014.
+    """
+    words = hashed(branch.numel(), seeds).view(branch.shape)
+    return torch.where(words < round(share * WORD), 0.0, branch / (1 - share))
 
 
 def hashed(count: int, seeds: Tensor) -> Tensor:

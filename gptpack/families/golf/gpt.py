@@ -10,6 +10,7 @@ those of the reference, so that its checkpoints load (gptpack/training/checkpoin
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ from gptpack.families.golf.layers import (
     yarn,
 )
 from gptpack.families.golf.masks import document_mask
-from gptpack.families.language_model import LanguageModel, Layer, Table
+from gptpack.families.golf.parts import PLAIN, Parts, compiled
+from gptpack.families.language_model import LanguageModel, Layer, Losses, Table
 from gptpack.ops import rms_norm
 
 TIED_EMBEDDING_STD = 0.005
@@ -189,7 +191,10 @@ class GPT(LanguageModel):
         A share of 0 leaves out nothing, and returns None.
         """
         layers, device = len(self.config.layer_order()), self.tok_emb.weight.device
-        self.dropout = Dropout(share, layers, device) if share else None
+        self.dropout = Dropout(layers, device) if share else None
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.dropout = share
         return self.dropout
 
     def _ntk_base(self, length: int) -> float:
@@ -236,6 +241,17 @@ class GPT(LanguageModel):
         With a `cache` the tokens go on from those that it has read. The rotary angles are then
         those of sequences of ``config.context``, however many there will be.
         """
+        return rms_norm(self._through(tokens, last=last, cache=cache).mean())
+
+    def _through(
+        self,
+        tokens: Tensor,
+        *,
+        last: int | None = None,
+        cache: Cache | None = None,
+        parts: Parts = PLAIN,
+    ) -> Lanes:
+        """What the last layer gives out; arguments as in `hidden`."""
         device_dtype = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
         dtype = self.compute_dtype or device_dtype
         config, new = self.config, tokens.shape[1]
@@ -244,11 +260,12 @@ class GPT(LanguageModel):
         seen = length - new
         if seen:
             back = min(seen, LOOKS_BACK)
-            x = self._embedded(text[:, -new - back :], dtype)[:, back:]
+            x = self.embedded(text[:, -new - back :], dtype)[:, back:]
+            values = self.value_embeddings(tokens, dtype)
         else:
-            x = self._embedded(tokens, dtype)
-        x0 = x
-        values = self._value_embeddings(tokens, dtype)
+            x, values = parts.begin(self, tokens, dtype)
+        # another name: the first layer would be a graph of its own for a tensor given twice
+        x0 = x.view_as(x)
         rope = self.rope or Rope(self._ntk_base(length if cache is None else config.context))
         tables = rotary_tables(length, self.rope_dims, rope=rope, like=x, first=seen)
         mask = None
@@ -260,27 +277,25 @@ class GPT(LanguageModel):
         skips: list[Lanes] = []
         for position, layer in enumerate(order):
             if position >= encoders and skips:
-                lanes = self._take_up(skips.pop(), lanes, position - encoders)
-            block = self.blocks[layer]
-            assert isinstance(block, Block)
+                lanes = self._take_up(skips.pop(), lanes, position - encoders, parts)
             asking = last if position == len(order) - 1 and last != new else None
             if isinstance(mask, BlockMask):
                 # FlexAttention's blocks are made for all queries
                 asking = None
             elif asking is not None and mask is not None:
                 mask = mask[:, :, -asking:]
-            thinned = partial(self.dropout, position) if self.dropout is not None else None
+            seeds = self.dropout.seeds[position] if self.dropout is not None else None
             extend = partial(cache.extend, position) if cache is not None else None
+            more = {"last": asking, "seeds": seeds, "extend": extend}
             value = values.get(layer)
-            lanes = block(
-                lanes, x0, tables, value, mask, last=asking, thinned=thinned, extend=extend
-            )
+            lanes = parts.layer(self.blocks[layer], lanes, x0, tables, value, mask, **more)
             if position < encoders:
                 skips.append(lanes)
-        x = rms_norm(lanes.mean())
-        return x if last is None or x.shape[1] == last else x[:, -last:]
+        if last is None or lanes.first.shape[1] == last:
+            return lanes
+        return lanes.map(lanes, lambda x, _: x[:, -last:])
 
-    def _embedded(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    def embedded(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """What the first layer is given, ``[B, T, W]``."""
         x = self.tok_emb(tokens, dtype)
         if self.bigram is not None:
@@ -288,16 +303,14 @@ class GPT(LanguageModel):
         x = rms_norm(x)
         return x if self.smear is None else self.smear(x, tokens)
 
-    def _take_up(self, skip: Lanes, lanes: Lanes, index: int) -> Lanes:
-        """`lanes` plus a skip of the first half, or with gates a blend, ``s + g (x - s)``."""
+    def _take_up(self, skip: Lanes, lanes: Lanes, index: int, parts: Parts) -> Lanes:
+        """`lanes` with a skip of the first half."""
         assert self.skip_weights is not None
-        weight = self.skip_weights[index].to(skip.first.dtype)
-        if self.skip_gates is None:
-            return lanes.map(skip, lambda x, s: x + weight * s)
-        gate = torch.sigmoid(self.skip_gates[index]).to(weight.dtype)
-        return lanes.map(skip, lambda x, s: torch.lerp(weight * s, x, gate))
+        gate = None if self.skip_gates is None else self.skip_gates[index]
+        return parts.take_up(skip, lanes, self.skip_weights[index], gate)
 
-    def _value_embeddings(self, tokens: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
+    def value_embeddings(self, tokens: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
+        """What each layer that has one is given to add to its values, by layer."""
         if self.ve_shared is None:
             return {}
         shared = self.ve_shared(tokens, dtype)
@@ -327,9 +340,25 @@ class GPT(LanguageModel):
 
         `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
         """
-        hidden = self.hidden(inputs, last=targets.shape[1])
+        return self._head_losses(self.hidden(inputs, last=targets.shape[1]), targets)
+
+    def _head_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         cap = self.config.logit_softcap
         return ops.head_losses(hidden, self.head, targets, cap, kernels=self.kernels)
+
+    def end(self, lanes: Lanes, targets: Tensor) -> Tensor:
+        """The losses of `token_losses`, from what the last layer gives out."""
+        return self._head_losses(rms_norm(lanes.mean()), targets)
+
+    def _in_parts(self, parts: Parts, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The losses of `token_losses`."""
+        return parts.end(self, self._through(inputs, last=targets.shape[1], parts=parts), targets)
+
+    def compiled_losses(self, compiler: Callable[..., Any] = torch.compile) -> Losses:
+        if self.config.document_mask:
+            # blocks of a mask are made in the graph that uses them
+            return super().compiled_losses(compiler)
+        return partial(self._in_parts, compiled(compiler))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats over all targets."""

@@ -1,0 +1,66 @@
+"""A GPT's beginning, layer, skip and end, each a function -> the same four, compiled one by one.
+
+What differs between layers comes in as a tensor, so that one graph serves them all: compiling
+takes less than half the time of the whole, and a step of golf-best is faster (docs/log.md,
+2026-11-29).
+
+Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
+W = model width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gptpack.families.golf.blocks import Block, Lanes
+
+MOST_GRAPHS = 64
+"""Graphs that torch may compile of one part: shapes, layers with and without value embeddings,
+with and without gradients."""
+
+
+class Parts(NamedTuple):
+    """The parts, as they are or compiled."""
+
+    begin: Callable[..., tuple[Tensor, dict[int, Tensor]]]
+    """What the first layer is given, ``[B, T, W]``, and value embeddings by layer."""
+    layer: Callable[..., Lanes]
+    take_up: Callable[..., Lanes]
+    end: Callable[..., Tensor]
+    """Losses ``[B, S]`` in nats."""
+
+
+def begin(model: Any, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[int, Tensor]]:
+    return model.embedded(tokens, dtype), model.value_embeddings(tokens, dtype)
+
+
+def layer(block: Block, *inputs: Any, **named: Any) -> Lanes:
+    lanes: Lanes = block(*inputs, **named)
+    return lanes
+
+
+def take_up(skip: Lanes, lanes: Lanes, weight: Tensor, gate: Tensor | None) -> Lanes:
+    """`lanes` plus a skip of the first half, or with a gate a blend, ``s + g (x - s)``."""
+    weight = weight.to(skip.first.dtype)
+    if gate is None:
+        return lanes.map(skip, lambda x, s: x + weight * s)
+    gate = torch.sigmoid(gate).to(weight.dtype)
+    return lanes.map(skip, lambda x, s: torch.lerp(weight * s, x, gate))
+
+
+def end(model: Any, lanes: Lanes, targets: Tensor) -> Tensor:
+    losses: Tensor = model.end(lanes, targets)
+    return losses
+
+
+PLAIN = Parts(begin, layer, take_up, end)
+
+
+def compiled(compiler: Callable[..., Any]) -> Parts:
+    """The parts, compiled by `compiler`: `torch.compile`, or a test's stand-in."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(MOST_GRAPHS, config.recompile_limit)
+    return Parts(*map(partial(compiler, fullgraph=True, dynamic=False), PLAIN))

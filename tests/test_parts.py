@@ -1,0 +1,62 @@
+"""A model compiled in parts: one graph serves all layers, and losses and gradients are the same."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
+
+SHAPE = {"vocab": 40, "width": 24, "heads": 4, "kv_heads": 2, "mlp_hidden": 20, "context": 8}
+PARTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scaled, gated, xsa": {"ln_scale": True, "skip_gates": True, "xsa_layers": 8},
+    "looped": {"loop_start": 1, "loop_layers": 2, "loops": 2},
+    "documents": {"document_mask": True, "smear_gate": True},
+}
+
+
+def made(layers: int, parts: dict[str, Any]) -> GPT:
+    """A model in which every parameter matters."""
+    more = {**parts, "xsa_layers": layers} if "xsa_layers" in parts else parts
+    model = GPT(ModelConfig(**SHAPE, layers=layers, **more))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model
+
+
+def gradients(model: GPT, losses: Any) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    tokens = torch.randint(0, 40, (3, 9), generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    found = losses(tokens[:, :-1], tokens[:, 1:])
+    found.mean().backward()
+    return found.detach(), [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_one_graph_serves_all_layers_and_says_the_same(parts: dict[str, Any]) -> None:
+    counts = []
+    for layers in (4, 6, 8):
+        torch.compiler.reset()
+        graphs: list[Any] = []
+
+        def compiler(function: Any, graphs: list[Any] = graphs, **options: Any) -> Any:
+            def count(module: Any, _: Any) -> Any:
+                graphs.append(function)
+                return module.forward
+
+            return torch.compile(function, backend=count, **options)
+
+        model = made(layers, parts)
+        dropout = model.use_dropout(0.2)
+        assert dropout is not None
+        dropout.draw(5)
+        plain = gradients(model, model.token_losses)
+        compiled = gradients(model, model.compiled_losses(compiler))
+        counts.append(len(graphs))
+        torch.testing.assert_close(plain, compiled)
+    assert counts == [counts[0]] * 3
+    assert counts[0] <= 5
