@@ -4,8 +4,10 @@ import copy
 import dataclasses
 import functools
 import itertools
+import re
 import types
 
+import hugging
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from test_packing import Case
 from worlds import CPU, shards, tiny
 
+import gptpack
 from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.record import Quality
 from gptpack.calibration.collect import collect
@@ -174,7 +177,7 @@ def test_divergence_falls_and_codes_stay_as_they_are(case, variant):
     assert reported.loss_nats < before
     for name, tensor in tensors.items():
         module = student.get_submodule(name.removesuffix(".weight"))
-        base = module.parametrizations.weight[0].base
+        base = module.coded_base
         assert np.array_equal(base.numpy(), dequantize(tensor))
         torch.testing.assert_close(
             module.weight.detach(), base * gains(student)[name][:, None], rtol=0, atol=0
@@ -280,8 +283,8 @@ def test_the_loss_is_the_weighted_sum_of_divergence_and_cross_entropy(case):
     teacher, student, _ = coded_student(case(), DELTA)
     tokens = windows(4)
     with torch.no_grad():
-        logits = F.log_softmax(student.logits(student.hidden(tokens)), -1)
-        found = float(tuning._loss(logits, tokens, teacher, 0.25))
+        guide = teacher.predictions(tokens)
+        found = float(tuning._loss(student.predictions(tokens), guide, tokens, 0.25))
     of_teacher = divergence(student, teacher, tokens) * tokens.numel()
     of_text = cross_entropy(student, tokens) * tokens[:, 1:].numel()
     assert found == pytest.approx(0.75 * of_teacher + 0.25 * of_text, rel=1e-5)
@@ -517,3 +520,46 @@ def test_what_is_kept_in_floats_is_what_tuning_made_of_it(case, tuned_file):
     plain = unpacked(case().pack(config=SMALL, delta=DELTA)).state_dict()
     for name in ("blocks.0.attn_scale", "blocks.1.resid_mix", "skip_weights"):
         assert not torch.equal(tuned[name], plain[name]), name
+
+
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_layers_of_a_hugging_face_model_share_graphs_and_learn_the_same(family, tmp_path):
+    count = {"n_layer": 6} if family == "gpt2" else {"num_hidden_layers": 6}
+    folder = hugging.make_folder(tmp_path / "model", family, **count)
+    teacher = gptpack.load(folder, device="cpu").runnable()
+    tokens = torch.arange(8 * 16).mul(7).remainder(hugging.VOCAB).view(8, 16)
+    settings = TuneConfig(steps=2, tokens=128)
+    graphs = []
+
+    def compiler(function, **options):
+        def count(module, _):
+            graphs.append(function)
+            return module.forward
+
+        return torch.compile(function, backend=count, **options)
+
+    found = []
+    for how in (None, compiler):
+        student = copy.deepcopy(teacher)
+        # three of six layers are coded, as in the middle of a pack
+        late = [name for name in student.layers() if re.search(r"\.[345]\.", name)]
+        weights = floats(student)
+        freeze(student, {name: (weights[name] * 16).round() / 16 for name in late})
+        result = tune(student, teacher, tokens, settings, CPU, compiler=how)
+        found.append((result.loss_nats, gains(student), floats(student)))
+        assert not any("forward" in vars(module) for module in student.module.modules())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+    # the teacher's, a coded and a plain layer's, each for every kind of attention; and the loss
+    assert 4 <= len(graphs) <= 1 + 3 * (2 if family == "gemma3_text" else 1)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
+def test_compiled_parts_learn_the_same(case):
+    found = []
+    for compiler in (None, functools.partial(torch.compile, backend="eager")):
+        teacher, student, _ = coded_student(case(), DELTA)
+        settings = TuneConfig(steps=2, tokens=128, labels=0.25)
+        result = tune(student, teacher, windows(8), settings, CPU, compiler=compiler)
+        found.append((result.loss_nats, gains(student), floats(student)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)

@@ -5,13 +5,16 @@ W = width of the hidden state, V = vocabulary.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+Predict: TypeAlias = Callable[[Tensor], Tensor]
+"""Tokens ``[B, T]`` -> float32 logits ``[B, T, V]``."""
 Losses: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Inputs ``[B, T]`` and targets ``[B, S]`` -> losses in nats, ``[B, S]``."""
 
@@ -111,6 +114,14 @@ class LanguageModel(nn.Module):
     def predictions(self, tokens: Tensor) -> Tensor:
         """float32 logits ``[B, T, V]`` of what follows each of the tokens ``[B, T]``."""
         return self.logits(self.hidden(tokens))
+
+    @contextmanager
+    def compiled_predictions(self, compiler: Callable[..., Any] | None) -> Iterator[Predict]:
+        """Inside, `predictions` as a function whose layers `compiler` may compile for fixed shapes.
+
+        Where it is None, or where a family has no layers that are alike, nothing is compiled.
+        """
+        yield self.predictions
 
     def next_logits(self, tokens: Tensor) -> Tensor:
         """float32 logits ``[B, V]`` of what follows the last of the tokens ``[B, T]``."""

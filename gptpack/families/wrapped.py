@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from gptpack.errors import ConfigError
+from gptpack.families.coded import is_coded
 from gptpack.families.language_model import LanguageModel, Layer, Table, most_logits
 
 PROBE_TOKENS = 8
@@ -94,8 +94,8 @@ class Wrapped(LanguageModel):
         found = {}
         for path, module in self.module.named_modules():
             name = f"{path}.weight"
-            # tuning freezes a coded weight by a parametrization; the layer is then no longer packed
-            if name in sources and not is_parametrized(module):
+            # a layer whose codes tuning has fixed is no longer packed
+            if name in sources and not is_coded(module):
                 found[name] = Layer(module=module, shares_input_of=sources[name])
         first = {layer.shares_input_of: name for name, layer in reversed(found.items())}
         return {

@@ -12,23 +12,21 @@ the cross entropy of the text itself (`TuneConfig.labels`).
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from gptpack.errors import ConfigError
+from gptpack.families.coded import GAIN, put_values
 from gptpack.families.language_model import LanguageModel, most_logits
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks
-
-GAINS = "parametrizations.weight.original"
-"""Name of a parametrized weight's parameter, below its module, as torch gives it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,30 +62,11 @@ class Tuned(NamedTuple):
     """Mean loss per token over the last tenth of the steps; NaN without any."""
 
 
-class RowGains(nn.Module):
-    """A parametrization of a weight: a frozen ``[R, C]`` base times a trained gain ``[R]``."""
-
-    def __init__(self, base: Tensor) -> None:
-        super().__init__()
-        self.base: Tensor
-        self.register_buffer("base", base)
-
-    def forward(self, gain: Tensor) -> Tensor:
-        return self.base * gain.unsqueeze(1)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """The gains with which the parametrization gives `weight`, the base: ones."""
-        return weight.new_ones(weight.shape[0])
-
-
 def freeze(student: LanguageModel, values: Mapping[str, Tensor]) -> None:
     """Put coded values ``[R, C]`` in place of the named weights; a gain per row stays trainable."""
     for name, value in values.items():
         module = student.get_submodule(name.removesuffix(".weight"))
-        # unsafe: the gains that stand for the weight have another shape than it
-        parametrize.register_parametrization(
-            module, "weight", RowGains(value.to(student.device)), unsafe=True
-        )
+        put_values(module, value.to(student.device))
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -97,15 +76,15 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
 def gain_name(name: str) -> str:
     """Name of the parameter that holds the gains of a frozen weight."""
-    return f"{name.removesuffix('.weight')}.{GAINS}"
+    return f"{name.removesuffix('.weight')}.{GAIN}"
 
 
 def gains(student: LanguageModel) -> dict[str, Tensor]:
     """The trained gains ``[R]`` by the name of their frozen weight, on the CPU."""
     return {
-        f"{name.removesuffix(GAINS)}weight": value.detach().cpu()
+        f"{name.removesuffix(GAIN)}weight": value.detach().cpu()
         for name, value in student.named_parameters()
-        if name.endswith(f".{GAINS}")
+        if name.endswith(f".{GAIN}")
     }
 
 
@@ -114,7 +93,7 @@ def floats(student: LanguageModel) -> dict[str, Tensor]:
     return {
         name: value.detach().cpu()
         for name, value in student.state_dict().items()
-        if ".parametrizations." not in name
+        if not name.endswith(f".{GAIN}")
     }
 
 
@@ -128,17 +107,23 @@ def tune(
     fixed: tuple[str, ...] = (),
     progress: Progress = silent,
     phase: str = "tune",
+    compiler: Callable[..., Any] | None = None,
 ) -> Tuned:
     """Train the student's floats in place.
 
     Args:
         windows: training tokens ``[N, T]`` (int64), taken in order, again and again.
         fixed: names of parameters that must not move.
+        compiler: `torch.compile` or a test's stand-in; None compiles on CUDA alone.
     """
     device = student.device
+    if compiler is None and device.type == "cuda":
+        compiler = torch.compile
     batch = max(1, config.tokens // windows.shape[1])
     share = ranks.share(batch)
-    at_once = max(1, most_logits(device) // (student.config.vocab * windows.shape[1]))
+    most = max(1, most_logits(device) // (student.config.vocab * windows.shape[1]))
+    # parts as even as can be, so that compiled layers see one size where there is one
+    at_once = math.ceil(len(share) / math.ceil(len(share) / most))
     vectors: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -156,47 +141,57 @@ def tune(
     )
     losses: list[Tensor] = []
     start = time.perf_counter()
-    for step in range(config.steps):
-        # all ranks go by rank 0's clock, so that they make the same steps
-        spent = ranks.first(time.perf_counter() - start) if config.seconds else 0.0
-        done = max(step / config.steps, spent / config.seconds if config.seconds else 0.0)
-        if done >= 1:
-            break
-        for group in adam.param_groups:
-            rise = min(1.0, (step + 1) / max(1, config.warmup))
-            group["lr"] = group["base"] * rise * (1 - done)
-        rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
-        total = torch.zeros((), device=device)
-        for part in torch.split(rows, at_once):
-            tokens = windows[part].to(device)
-            logits = F.log_softmax(student.predictions(tokens), -1)
-            loss = _loss(logits, tokens, teacher, config.labels) / (batch * tokens.shape[1])
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        ranks.sum([*(p.grad for p in student.parameters() if p.grad is not None), total])
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        losses.append(total)
-        if config.seconds and device.type == "cuda":
-            torch.cuda.synchronize()  # otherwise the clock would time launches
-        progress(phase, step + 1, config.steps)
+    with (
+        student.compiled_predictions(compiler) as learned,
+        teacher.compiled_predictions(compiler) as taught,
+    ):
+        loss_of = compiler(_loss, dynamic=False) if compiler is not None else _loss
+        for step in range(config.steps):
+            # all ranks go by rank 0's clock, so that they make the same steps
+            spent = ranks.first(time.perf_counter() - start) if config.seconds else 0.0
+            done = max(step / config.steps, spent / config.seconds if config.seconds else 0.0)
+            if done >= 1:
+                break
+            for group in adam.param_groups:
+                rise = min(1.0, (step + 1) / max(1, config.warmup))
+                group["lr"] = group["base"] * rise * (1 - done)
+            rows = (step * batch + torch.arange(share.start, share.stop)) % len(windows)
+            total = torch.zeros((), device=device)
+            for part in torch.split(rows, at_once):
+                tokens = windows[part].to(device)
+                guide = None
+                if config.labels < 1:
+                    with torch.no_grad():
+                        guide = taught(tokens)
+                loss = loss_of(learned(tokens), guide, tokens, config.labels)
+                loss = loss / (batch * tokens.shape[1])
+                loss.backward()
+                total += loss.detach()
+            ranks.sum([*(p.grad for p in student.parameters() if p.grad is not None), total])
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            losses.append(total)
+            if config.seconds and device.type == "cuda":
+                torch.cuda.synchronize()  # otherwise the clock would time launches
+            progress(phase, step + 1, config.steps)
     recent = losses[-max(1, len(losses) // 10) :]
     mean = float(torch.stack(recent).mean()) if recent else float("nan")
     return Tuned(len(losses), mean)
 
 
-def _loss(logits_BTV: Tensor, tokens_BT: Tensor, teacher: LanguageModel, labels: float) -> Tensor:
-    """Sum over positions of the KL to the teacher and, with weight `labels`, the cross entropy."""
+def _loss(logits_BTV: Tensor, guide_BTV: Tensor | None, tokens_BT: Tensor, labels: float) -> Tensor:
+    """Sum over positions of the KL to the teacher's logits `guide_BTV`, which may be None where
+    `labels` is 1, and, with that weight, the cross entropy."""
+    learned_BTV = F.log_softmax(logits_BTV, -1)
     loss = logits_BTV.new_zeros(())
-    if labels < 1:
-        with torch.no_grad():
-            target = F.log_softmax(teacher.predictions(tokens_BT), -1)
+    if guide_BTV is not None:
+        target = F.log_softmax(guide_BTV, -1)
         divergence = F.kl_div(
-            logits_BTV.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="sum"
+            learned_BTV.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="sum"
         )
         loss = loss + (1 - labels) * divergence
     if labels > 0:
         # the last position of a window has no next token in it
-        known = logits_BTV[:, :-1].flatten(0, 1)
+        known = learned_BTV[:, :-1].flatten(0, 1)
         loss = loss + labels * F.nll_loss(known, tokens_BT[:, 1:].flatten(), reduction="sum")
     return loss

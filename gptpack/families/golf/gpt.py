@@ -8,17 +8,18 @@ leaves its outputs as skips, which the second half takes up in reverse (U-Net). 
 those of the reference, so that its checkpoints load (gptpack/training/checkpoint.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torch.nn.utils.parametrize import is_parametrized
 
 from gptpack import ops
 from gptpack.errors import ConfigError
+from gptpack.families.coded import is_coded
 from gptpack.families.golf.attention import choose_backend, flash_attention_3
 from gptpack.families.golf.blocks import Block, Lanes
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
@@ -37,7 +38,7 @@ from gptpack.families.golf.layers import (
 )
 from gptpack.families.golf.masks import document_mask
 from gptpack.families.golf.parts import PLAIN, Parts, compiled
-from gptpack.families.language_model import LanguageModel, Layer, Losses, Table
+from gptpack.families.language_model import LanguageModel, Layer, Losses, Predict, Table
 from gptpack.ops import rms_norm
 
 TIED_EMBEDDING_STD = 0.005
@@ -125,8 +126,8 @@ class GPT(LanguageModel):
         found = {}
         first: dict[str, str] = {}
         for path, module in self.named_modules():
-            # tuning freezes a coded weight by a parametrization; the layer is then no longer packed
-            if not isinstance(module, Linear) or is_parametrized(module):
+            # a layer whose codes tuning has fixed is no longer packed
+            if not isinstance(module, Linear) or is_coded(module):
                 continue
             name = f"{path}.weight"
             shared = name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
@@ -359,6 +360,14 @@ class GPT(LanguageModel):
             # blocks of a mask are made in the graph that uses them
             return super().compiled_losses(compiler)
         return partial(self._in_parts, compiled(compiler))
+
+    @contextmanager
+    def compiled_predictions(self, compiler: Callable[..., Any] | None) -> Iterator[Predict]:
+        if compiler is None or self.config.document_mask:
+            yield self.predictions
+            return
+        parts = compiled(compiler)
+        yield lambda tokens: self.logits(rms_norm(self._through(tokens, parts=parts).mean()))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats over all targets."""

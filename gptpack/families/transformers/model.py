@@ -4,7 +4,10 @@ Shape legend: B = sequences, T = positions, R = outputs, C = inputs, W = width, 
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -12,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpack.errors import CheckpointError
+from gptpack.families.language_model import Predict
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.families.transformers.library import quiet
 from gptpack.families.transformers.room import running
@@ -19,6 +23,16 @@ from gptpack.families.wrapped import PROBE_TOKENS, Wrapped
 
 CLOSE = 1e-3
 """Largest difference of logits by our path and by the model's own, as a share of their size."""
+MOST_GRAPHS = 64
+"""Graphs that torch may compile of one kind of layer: coded or not, first or later, trained or not,
+of windows of one reach or another."""
+
+
+@cache
+def _compiled(kind: type[nn.Module], compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of all layers of a kind: one function, so that its graphs are kept."""
+    function: Callable[..., Any] = compiler(kind.forward, dynamic=False)
+    return function
 
 
 class TransformersModel(Wrapped):
@@ -79,6 +93,25 @@ class TransformersModel(Wrapped):
         if self._softcap is not None:
             found = self._softcap * torch.tanh(found / self._softcap)
         return found
+
+    @contextmanager
+    def compiled_predictions(self, compiler: Callable[..., Any] | None) -> Iterator[Predict]:
+        layers = self._like_layers() if compiler is not None else []
+        config: Any = torch._dynamo.config
+        # a model that torch cannot compile runs as it is
+        with config.patch(suppress_errors=True, recompile_limit=MOST_GRAPHS):
+            for layer in layers:
+                layer.forward = MethodType(_compiled(cast(Any, type(layer)), compiler), layer)
+            try:
+                yield self.predictions
+            finally:
+                for layer in layers:
+                    del layer.forward
+
+    def _like_layers(self) -> list[nn.Module]:
+        """Modules of lists in which all are of one class: a transformer's layers."""
+        lists = [m for m in self.module.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+        return [layer for m in lists if len({*map(type, m)}) == 1 for layer in m]
 
     @property
     def reach(self) -> int:
