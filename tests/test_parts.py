@@ -9,11 +9,12 @@ from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 
 SHAPE = {"vocab": 40, "width": 24, "heads": 4, "kv_heads": 2, "mlp_hidden": 20, "context": 8}
+LOOPED = {"loop_start": 1, "loop_layers": 2, "loops": 2}
 PARTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "scaled, gated, xsa": {"ln_scale": True, "skip_gates": True, "xsa_layers": 8},
-    "looped": {"loop_start": 1, "loop_layers": 2, "loops": 2},
-    "documents": {"document_mask": True, "smear_gate": True},
+    "whole": {},
+    "looped": LOOPED,
+    "scaled, gated, xsa": {**LOOPED, "ln_scale": True, "skip_gates": True, "xsa_layers": 8},
+    "documents": {**LOOPED, "document_mask": True, "smear_gate": True},
 }
 
 

@@ -356,8 +356,9 @@ class GPT(LanguageModel):
         return parts.end(self, self._through(inputs, last=targets.shape[1], parts=parts), targets)
 
     def compiled_losses(self, compiler: Callable[..., Any] = torch.compile) -> Losses:
-        if self.config.document_mask:
-            # blocks of a mask are made in the graph that uses them
+        # without recurrence the whole is as quick to compile, and its steps are 3 % faster; blocks
+        # of a mask are made in the graph that uses them
+        if self.config.document_mask or not self.config.loops:
             return super().compiled_losses(compiler)
         return partial(self._in_parts, compiled(compiler))
 

@@ -1,8 +1,7 @@
 """A GPT's beginning, layer, skip and end, each a function -> the same four, compiled one by one.
 
-What differs between layers comes in as a tensor, so that one graph serves them all: compiling
-takes less than half the time of the whole, and a step of golf-best is faster (docs/log.md,
-2026-11-29).
+What differs between layers comes in as a tensor, so that one graph serves them all, however often
+they run (docs/log.md, 2026-11-30).
 
 Shape legend: B = sequences, T = positions, S = the last positions, those with targets,
 W = model width.
