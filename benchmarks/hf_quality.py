@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=0)
     parser.add_argument("--steps", type=int, help="steps of tuning after the last group")
     parser.add_argument("--group-steps", type=int, help="steps of tuning after each other group")
+    parser.add_argument("--seconds", type=float, help="most seconds of tuning")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--keep", type=Path, help="folder for the files")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")
@@ -67,9 +68,13 @@ def main() -> None:
         *((UNLIMITED, delta) for delta in options.delta),
     ]
     rows = []
-    given = {"final_steps": options.steps, "group_steps": options.group_steps}
-    steps = {name: count for name, count in given.items() if count is not None}
-    prepare.ProgressiveConfig = partial(ProgressiveConfig, **steps)  # type: ignore[misc]
+    given = {
+        "final_steps": options.steps,
+        "group_steps": options.group_steps,
+        "seconds": options.seconds,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    prepare.ProgressiveConfig = partial(ProgressiveConfig, **chosen)  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         loaded = load(options.folder)
