@@ -64,7 +64,7 @@ def tokenizer_command(sample: str, as_json: bool, quiet: bool, **settings: Any) 
     show_default="none",
     help="Without --val: about this part, by hash.",
 )
-@click.option("--tokenizer", required=True, type=PATH, help="SentencePiece model.")
+@click.option("--tokenizer", required=True, type=PATH, help="SentencePiece model, or ranks.")
 @OUTPUT
 @setting("name", "First part of the shards' names.")
 @setting("shard_tokens", "Tokens of a shard.")
