@@ -77,14 +77,15 @@ def tokenize(
 
 
 def download(output: Path, *, progress: Progress = silent, **settings: Any) -> dict[str, Any]:
-    """Fetch published shards; the result has the ``directory``, the ``commit`` and the files.
+    """Fetch published shards; the result has ``directory``, ``repo``, ``commit`` and the files.
 
     `settings` are fields of `DownloadConfig`; for errors see `download_fineweb`.
     """
-    got = download_fineweb(output, DownloadConfig(**settings), progress)
+    config = DownloadConfig(**settings)
+    got = download_fineweb(output, config, progress)
     files = {"val": [str(path) for path in got.val], "train": [str(path) for path in got.train]}
-    where = {"directory": str(got.directory), "commit": got.commit}
-    return {**where, "tokenizer": str(got.tokenizer), **files}
+    where = {"directory": str(got.directory), "repo": config.repo, "commit": got.commit}
+    return {**where, "tokenizer": got.tokenizer and str(got.tokenizer), **files}
 
 
 def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:
