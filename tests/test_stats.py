@@ -173,8 +173,9 @@ def test_the_speedruns_tests_come_out_of_their_runs_own_json(
         assert found["fixed_sigma"] == {
             "margin": pytest.approx(margin, abs=1e-6), "holds": False, "more_runs": more,
         }  # fmt: skip
-        _, out, _ = run(capsys, *files, "--below", 3.28)
+        _, out, err = run(capsys, *files, "--below", 3.28)
         assert "which is 0.004 or more" in out
+        assert err == "compared by nats; --metric chooses another figure\n"
     status, out, _ = run(capsys, *files, "--below", 1.05, "--json")
     assert json.loads(out)["metric"] == "bpb"
     assert json.loads(out)["fixed_sigma"] is None

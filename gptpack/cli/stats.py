@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gptpack.cli.console import print_json, print_table, say
+from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.help import Choice, Command, heading
 from gptpack.cli.options import POSITIVE, Finite
 from gptpack.errors import ConfigError, LimitError
@@ -63,8 +63,8 @@ def command(
 
     RUNS are results of `gptpack eval --json` or `train --json`, logs in the style of parameter-golf
     or modded-nanogpt, files with a list of numbers, or numbers. Works for losses and for times.
-    Ends with status 1 if the difference may be chance. Losses in nats are judged as well by a rule
-    that takes their deviation as known, which decides nothing here.
+    Ends with status 1 if the difference may be chance. Losses in nats are judged by the speedruns'
+    rule as well, which takes their deviation as known; the status is the t-test's.
     """
     if (below is None) == (beats is None):
         raise ConfigError("give a threshold: either --below, or --beats and --by")
@@ -75,6 +75,8 @@ def command(
     figures = read_runs(runs, metric) if metric else []
     if metric is None:
         metric, figures = read_nearest(runs, aim)
+        if metric != "bpb":
+            note(f"compared by {metric}; --metric chooses another figure")
     if tokens_per_byte is not None:
         figures = [replace(figure, tokens_per_byte=tokens_per_byte) for figure in figures]
     threshold = threshold_below(aim, margin, unit=unit, metric=metric, runs=figures)
@@ -86,7 +88,7 @@ def command(
         rule = {"fixed_sigma": known and asdict(known)}
         print_json({"metric": metric, **verdict.to_dict(), **rule, "values": values})
     else:
-        _print(figures, metric, verdict, known)
+        _print(figures, verdict, known)
     if not verdict.significant:
         raise LimitError(
             f"a mean of {verdict.mean:.6g} is not below {threshold:.8g} beyond chance: "
@@ -94,10 +96,8 @@ def command(
         )
 
 
-def _print(
-    figures: list[RunFigure], metric: str, verdict: Verdict, known: FixedSigma | None
-) -> None:
-    print_table(["run", metric], [[run.name, f"{run.value:.8g}"] for run in figures])
+def _print(figures: list[RunFigure], verdict: Verdict, known: FixedSigma | None) -> None:
+    print_table(["run", "value"], [[run.name, f"{run.value:.8g}"] for run in figures])
     say()
     rows: list[tuple[str, Any]] = [
         ("runs", verdict.runs),

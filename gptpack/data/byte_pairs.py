@@ -1,7 +1,7 @@
 """A file of ranks -> a byte-level BPE, text <-> tokens, as GPT-2's is; tiktoken merges.
 
-No file says how text is cut before its bytes are merged; it is cut by GPT-2's expression. Nothing
-is downloaded: tiktoken is given the ranks that were read here.
+Ranks do not say how text is cut before its bytes are merged: it is cut by GPT-2's expression.
+Nothing is downloaded; tiktoken is given the ranks that were read here.
 """
 
 from collections.abc import Sequence
@@ -83,22 +83,15 @@ class BytePairs:
     def decode(self, ids: Sequence[int]) -> str:
         """The text that `ids` spell; bytes that are part of no character become U+FFFD.
 
-        Raises:
-            TokenizerError: an id that spells nothing and is not BOS.
+        Ids behind the ranks spell nothing: BOS, and what fills a model's vocabulary up.
         """
-        try:
-            spelled = b"".join(self.pieces[token] for token in ids if token != self.bos)
-        except IndexError as error:
-            raise TokenizerError(
-                f"{self.path}: token {max(ids)} spells nothing; its ranks are below "
-                f"{len(self.pieces)}"
-            ) from error
+        spelled = b"".join(self.pieces[token] for token in ids if token < len(self.pieces))
         return spelled.decode(errors="replace")
 
     def piece(self, token: int) -> str:
         """The text of `token`; bytes that are none are written as ``<0xE2>``."""
         try:
-            return self.pieces[token].decode()
+            return self.pieces[token].decode() if token < len(self.pieces) else ""
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in self.pieces[token])
 

@@ -64,7 +64,7 @@ def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[RunFigure]:
 def read_nearest(sources: Sequence[str], threshold: float) -> tuple[str, list[RunFigure]]:
     """The metric that a threshold is one of, and the figure of each run.
 
-    That is ``nats`` where runs say them and their mean is nearer to `threshold`, by ratio, than
+    That is ``nats`` where runs say them and their median is nearer to `threshold`, by ratio, than
     that of bits per byte: the two are a factor of two to three apart. Raises as `read_runs` does.
     """
     found: dict[str, list[RunFigure]] = {}
@@ -76,8 +76,8 @@ def read_nearest(sources: Sequence[str], threshold: float) -> tuple[str, list[Ru
                 return "bpb", read_runs(sources, "bpb")  # which says what is missing
 
     def distance(metric: str) -> float:
-        mean = statistics.fmean(run.value for run in found[metric])
-        return abs(math.log(mean / threshold)) if mean > 0 and threshold > 0 else 0.0
+        middle = statistics.median(run.value for run in found[metric])
+        return abs(math.log(middle / threshold)) if middle > 0 and threshold > 0 else 0.0
 
     best = min(found, key=distance)
     return best, found[best]
