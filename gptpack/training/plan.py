@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptpack.errors import BudgetError, ConfigError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import GPT, model_of
 from gptpack.training.loop import Run
 from gptpack.training.recipe import Recipe, TrainingConfig
 
@@ -64,7 +64,7 @@ def training_flops(config: ModelConfig) -> Polynomial:
     computed: the model is on the meta device.
     """
     with torch.device("meta"):
-        model = GPT(config)
+        model = model_of(config)
     model.use_attention("math")
     costs = []
     for length in LENGTHS:

@@ -10,6 +10,7 @@ those of the reference, so that its checkpoints load (gptpack/training/checkpoin
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from gptpack.families.golf.attention import choose_backend, flash_attention_3
 from gptpack.families.golf.blocks import Block, Lanes
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.dropout import Dropout
 from gptpack.families.golf.layers import (
     BigramHash,
     Embedding,
@@ -38,6 +38,9 @@ from gptpack.families.golf.masks import document_mask
 from gptpack.families.language_model import LanguageModel, Layer, Table
 from gptpack.ops import rms_norm
 
+if TYPE_CHECKING:
+    from gptpack.families.golf.dropout import Dropout
+
 TIED_EMBEDDING_STD = 0.005
 """Standard deviation of an embedding that is the output layer too: it starts with nearly equal
 logits (parameter-golf baseline)."""
@@ -50,6 +53,8 @@ class GPT(LanguageModel):
     `compute_dtype` is set. `looped` says whether the layers of a depth recurrence run more than
     once; in training they may not do so from the start.
     """
+
+    block_type: type[nn.Module] = Block
 
     def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
         super().__init__()
@@ -91,7 +96,9 @@ class GPT(LanguageModel):
         self.skip_gates = (
             nn.Parameter(torch.zeros(skips, config.width)) if skips and config.skip_gates else None
         )
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(
+            self.block_type(config, layer) for layer in range(config.layers)
+        )
         self.lm_head = (
             None if config.tied_embedding else Linear(config.width, config.vocab, zero=True)
         )
@@ -183,11 +190,13 @@ class GPT(LanguageModel):
             block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
-    def use_dropout(self, share: float) -> Dropout | None:
+    def use_dropout(self, share: float) -> "Dropout | None":
         """Leave out this share of what layers add, in either mode; returns what draws it.
 
         A share of 0 leaves out nothing, and returns None.
         """
+        from gptpack.families.golf.dropout import Dropout
+
         layers, device = len(self.config.layer_order()), self.tok_emb.weight.device
         self.dropout = Dropout(share, layers, device) if share else None
         return self.dropout
@@ -336,13 +345,22 @@ class GPT(LanguageModel):
         return self.token_losses(inputs, targets).mean()
 
 
+def model_of(config: ModelConfig, *, seed: int | None = 0) -> GPT:
+    """The model of the shape `config`, golf's or a speedrun's; `seed` is as in `GPT`."""
+    if config.architecture == "speedrun":
+        from gptpack.families.golf.speedrun import Speedrun
+
+        return Speedrun(config, seed=seed)
+    return GPT(config, seed=seed)
+
+
 def build(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> GPT:
     """The model of these weights on `device`; tensors that are there already are not copied."""
     with torch.device("meta"):
-        model = GPT(config, seed=None)
+        model = model_of(config, seed=None)
     on_device = {name: value.detach().to(device) for name, value in weights.items()}
     model.load_state_dict(on_device, assign=True)
-    return model
+    return model.to(device)
 
 
 def _table(name: str, rows: int, ids: Callable[[Tensor], Tensor]) -> Table:
