@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from worlds import CPU, corpus, folder, invoke, shards, tiny
 
 import gptpack
+from gptpack.calibration.collect import collect
 from gptpack.contest.script import make_script
 from gptpack.errors import ConfigError
 from gptpack.families.golf import windows
@@ -43,7 +44,7 @@ SMALL = {
     "long_window_layers": (0, 3),
 }
 LATER = {
-    "attention_free_layers": (0, 2),
+    "attention_free_layers": (0,),
     "mlp_free_layers": (0,),
     "attention_gate_inputs": 7,
     "smear_gate": True,
@@ -159,7 +160,7 @@ def test_a_model_begins_with_uniform_logits_and_half_the_usual_matrices():
     tokens = some_tokens()
     losses = model.token_losses(tokens[:, :-1], tokens[:, 1:])
     torch.testing.assert_close(losses, torch.full_like(losses, math.log(40)))
-    matrix = model.blocks[1].mlp.fc.weight
+    matrix = model.blocks[1].mlp.fc.weight.detach()
     assert float(matrix.abs().max()) <= 0.5 * 3**0.5 * 24**-0.5
     assert float(matrix.std()) == pytest.approx(0.5 * 24**-0.5, rel=0.1)
 
@@ -173,6 +174,15 @@ def test_tables_learn_as_embeddings_do():
     assert all(each.ndim < 2 for each in scalars.values())
     assert [*model.lookups()] == [*embeddings]
     assert model.tables() == []
+
+
+def test_rows_of_tables_are_counted_in_all_windows_like_the_embeddings():
+    model = randomized(value_tables=2)
+    tokens = torch.cat([some_tokens(15), some_tokens(15) + 5]) % 40
+    found = collect(model, tokens, CPU, fisher_windows=4, batch=2, seed=0).sensitivities
+    used = torch.bincount(tokens.flatten(), minlength=40) / tokens.numel()
+    for name in model.lookups():
+        np.testing.assert_allclose(found[name].row_weight, used)
 
 
 # attention within windows
@@ -478,8 +488,7 @@ def test_a_packed_model_goes_on_with_a_text(capsys):
     for seed in ("1", "1", "2"):
         assert invoke("sample", str(packed), "--prompt", "the cat", "--seed", seed, *words) == 0
         said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
-    assert len(said[0]) > 20
+    assert said[0] == said[1] != said[2]
 
 
 def test_a_page_and_a_submission_say_that_they_cannot_take_it(tmp_path, capsys):
