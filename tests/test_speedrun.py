@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference_speedrun
 import torch
+from golf import randomized
 from torch.nn.attention.flex_attention import flex_attention
 from worlds import CPU, corpus, folder, invoke, shards, tiny
 
@@ -68,13 +69,9 @@ PARTS = {
 }
 
 
-def randomized(**settings) -> Speedrun:
+def some(**settings) -> Speedrun:
     """A model none of whose parts is zero or the identity."""
-    model = model_of(ModelConfig(**{**SMALL, **settings}), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model = randomized(ModelConfig(**{**SMALL, **settings}))
     assert isinstance(model, Speedrun)
     return model
 
@@ -91,7 +88,7 @@ def some_tokens(length: int = 12) -> torch.Tensor:
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_model_equals_its_slow_twin_in_each_stage(part, stage):
-    model = randomized(**PARTS[part]).double()
+    model = some(**PARTS[part]).double()
     model.compute_dtype = torch.float64
     model.use_stage(stage)
     tokens = some_tokens()
@@ -105,7 +102,7 @@ def test_the_model_equals_its_slow_twin_in_each_stage(part, stage):
 
 
 def test_a_stage_reaches_a_compiled_model_and_compiles_nothing_anew():
-    model = randomized(**LATER)
+    model = some(**LATER)
     graphs = []
 
     def counting(graph, _inputs):
@@ -124,7 +121,7 @@ def test_a_stage_reaches_a_compiled_model_and_compiles_nothing_anew():
 
 
 def test_a_document_sees_nothing_of_the_one_before_it():
-    model = randomized(**LATER)
+    model = some(**LATER)
     tokens = torch.tensor([[5, 6, 7, 1, 8, 9, 10, 11]])
     other = tokens.clone()
     other[0, :3] += 20
@@ -134,7 +131,7 @@ def test_a_document_sees_nothing_of_the_one_before_it():
 
 
 def test_what_a_prompt_is_read_in_pieces_for_is_what_it_is_read_at_once_for():
-    model = randomized(**LATER).eval()
+    model = some(**LATER).eval()
     tokens = some_tokens()[:, :12]
     with torch.no_grad():
         whole = model.logits(model.hidden(tokens))
@@ -144,7 +141,7 @@ def test_what_a_prompt_is_read_in_pieces_for_is_what_it_is_read_at_once_for():
 
 
 def test_losses_without_gradients_are_the_same_in_pieces(monkeypatch):
-    model = randomized()
+    model = some()
     tokens = some_tokens()
     whole = model.token_losses(tokens[:, :-1], tokens[:, 1:])
     monkeypatch.setattr("gptpack.families.golf.speedrun.most_logits", lambda _: 5 * 2 * 40)
@@ -166,7 +163,7 @@ def test_a_model_begins_with_uniform_logits_and_half_the_usual_matrices():
 
 
 def test_tables_learn_as_embeddings_do():
-    model = randomized(value_tables=2)
+    model = some(value_tables=2)
     matrices, embeddings, head, scalars = _roles(dict(model.named_parameters()))
     assert [*embeddings] == ["tok_emb.weight", "value_tables.0.weight", "value_tables.1.weight"]
     assert [*head] == ["lm_head.weight"]
@@ -177,7 +174,7 @@ def test_tables_learn_as_embeddings_do():
 
 
 def test_rows_of_tables_are_counted_in_all_windows_like_the_embeddings():
-    model = randomized(value_tables=2)
+    model = some(value_tables=2)
     tokens = torch.cat([some_tokens(15), some_tokens(15) + 5]) % 40
     found = collect(model, tokens, CPU, fisher_windows=4, batch=2, seed=0).sensitivities
     used = torch.bincount(tokens.flatten(), minlength=40) / tokens.numel()
@@ -307,7 +304,7 @@ def test_windows_of_september_have_three_stages_and_one_more_for_validation():
         for step in range(recipe.training.steps)
     ]
     assert [found.count(stage) for stage in range(4)] == [557, 557, 556, 0]
-    assert randomized(**LATER).spans.tolist() == [5, 3]
+    assert some(**LATER).spans.tolist() == [5, 3]
 
 
 def test_without_stages_and_at_the_end_windows_are_the_last_ones():
@@ -374,7 +371,7 @@ def test_settings_that_would_do_nothing_are_refused():
         load_recipe(None, ["training.window_stages=1"])
     with pytest.raises(ConfigError, match="dropout"):
         load_recipe("speedrun-2025-07", ["training.dropout=0.1"])
-    model = randomized()
+    model = some()
     with pytest.raises(ConfigError, match="choose model"):
         model.use_rope("yarn", 64)
     assert model.use_rope("model", 64) == "as trained"
