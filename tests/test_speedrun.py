@@ -20,6 +20,7 @@ from gptpack.errors import ConfigError
 from gptpack.families.golf import windows
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT, model_of
+from gptpack.families.golf.masks import document_ids
 from gptpack.families.golf.speedrun import Speedrun
 from gptpack.families.golf.stages import stages
 from gptpack.training.checkpoint import load_checkpoint
@@ -213,7 +214,7 @@ def test_chunks_of_queries_attend_as_all_at_once(monkeypatch, length, window, kv
     tokens, (q, k, v) = heads_and_documents(length, kv_heads=kv_heads)
     tensors = [x.double().requires_grad_() for x in (q, k, v)]
     # a stage's window is smaller than the bound that the chunks are cut by
-    over = windows.window_of(tokens, 0, torch.tensor(window), window + 50, blocks=False)
+    over = windows.Window(document_ids(tokens, 0), torch.tensor(window), window + 50)
     found, wanted = windows.attend_within(*tensors, over), dense(*tensors, over.ids, window)
     torch.testing.assert_close(found, wanted)
     dy = torch.randn_like(wanted)
@@ -238,7 +239,9 @@ def test_blocks_for_flex_attention_are_the_same_mask(length, window):
         # long documents, so that there are whole blocks within one
         tokens[tokens == 0] = 1
         tokens[:, [0, 300, 1024]] = 0
-    over = windows.window_of(tokens, 0, torch.tensor(window), window, blocks=True)
+    ids = document_ids(tokens, 0)
+    over = windows.Window(ids, torch.tensor(window), window)
+    over = replace(over, blocks=windows.block_mask(ids, over.tokens))
     y = flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=over.blocks)
     torch.testing.assert_close(y.transpose(1, 2), dense(q, k, v, over.ids, window))
     count = -(-length // 128)
@@ -263,6 +266,111 @@ def listed(counts, indices):
     for batch, row in np.ndindex(*found.shape[:2]):
         found[batch, row, indices[batch, 0, row, : counts[batch, 0, row]].long()] = True
     return found
+
+
+def test_documents_begin_where_flash_kernels_are_told():
+    tokens = some_tokens(12)[:, :12]
+    starts, over = windows.document_starts(tokens, 1)
+    assert starts.tolist() == [0, 4, 12][: len(starts)]
+    assert bool(over)
+    tokens = torch.full((2, 200), 3)
+    tokens[0, [0, 70]] = tokens[1, 199] = 1
+    starts, over = windows.document_starts(tokens, 1)
+    assert starts.dtype == torch.int32
+    assert starts.tolist() == [0, 70, 200, 399, *[400] * 5]
+    assert not over
+
+
+def shares(q, k, starts, left):
+    """Softmax of scores under the mask that flash kernels have, ``[H, Q, K]``; and their sums."""
+    place = torch.arange(len(q))[:, None]
+    document = (starts[None] <= place).sum(1)
+    apart = place - place.T
+    allowed = (apart >= 0) & (apart <= left) & (document[:, None] == document[None])
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    return scores.softmax(-1), scores.logsumexp(-1)
+
+
+def as_fa4():
+    """FlashAttention-4's two functions, which autograd does not look into."""
+
+    def forward(q, k, v, *, cu_seqlens_q, window_size_left, window_size_right, **options):
+        assert window_size_right == 0
+        assert options["causal"]
+        p, sums = shares(q, k, cu_seqlens_q, window_size_left)
+        return torch.einsum("hqk,khd->qhd", p, v).contiguous(), sums
+
+    def backward(q, k, v, y, dy, sums, *, cu_seqlens_q, window_size_left, dq, dk, dv, **options):
+        p, again = shares(q, k, cu_seqlens_q, window_size_left)
+        torch.testing.assert_close(again, sums)
+        ds = p * (torch.einsum("qhd,khd->hqk", dy, v) - (dy * y).sum(-1).T[..., None])
+        dq.copy_(torch.einsum("hqk,khd->qhd", ds, k) / q.shape[-1] ** 0.5)
+        dk.copy_(torch.einsum("hqk,qhd->khd", ds, q) / q.shape[-1] ** 0.5)
+        dv.copy_(torch.einsum("hqk,qhd->khd", p, dy))
+
+    return forward, backward
+
+
+def as_fa3(q, k, v, *, cu_seqlens_q, window_size, **options):
+    """FlashAttention-3's function for documents in a row."""
+    assert window_size[1] == 0
+    assert options["max_seqlen_q"] == 100
+    p, _ = shares(q, k, cu_seqlens_q, window_size[0])
+    return torch.einsum("hqk,khd->qhd", p, v).contiguous()
+
+
+@pytest.mark.parametrize("backend", ["fa4", "fa3"])
+def test_flash_kernels_are_given_documents_and_windows(monkeypatch, backend):
+    flash4 = pytest.importorskip("gptpack.families.golf.flash4")
+    monkeypatch.setattr(flash4, "flash_attention_4", as_fa4)
+    model = some(value_tables=1)
+    tokens = torch.randint(2, 40, (2, 101), generator=torch.Generator().manual_seed(1))
+    tokens[0, 50] = tokens[1, 0] = 1
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    found = {}
+    for name in ("math", backend):
+        model.backend, model.flash3 = name, as_fa3
+        for stage in (0, 1, 0):
+            model.use_stage(stage)
+            model.zero_grad()
+            loss = (model if name == "math" else compiled)(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+            found[name, stage] = {"loss": loss.detach(), **gradients}
+    for stage in (0, 1):
+        for name, wanted in found["math", stage].items():
+            torch.testing.assert_close(found[backend, stage][name], wanted, rtol=1e-3, atol=1e-6)
+    assert found["math", 0]["loss"] != found["math", 1]["loss"]
+    crowded = torch.ones_like(tokens)
+    assert model(crowded[:, :-1], crowded[:, 1:]).isnan()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["flex", "fa4"])
+def test_backends_agree_on_a_gpu(backend):
+    if backend == "fa4":
+        pytest.importorskip("flash_attn.cute.interface")
+    settings = {"width": 256, "heads": 2, "kv_heads": 2, "rope_dims": 64, "context": 4096}
+    settings |= {"windows": (200, 600), "short_windows": (128, 300), "value_tables": 1}
+    model = some(**settings).to("cuda")
+    tokens = torch.randint(2, 40, (1, 4097), generator=torch.Generator().manual_seed(1))
+    tokens[0, [0, 100, 1500]] = 1
+    tokens = tokens.to("cuda")
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    for stage in (0, 1):
+        found = []
+        model.use_stage(stage)
+        for name in ("math", backend):
+            model.use_attention(name)
+            model.zero_grad()
+            loss = (model if name == "math" else compiled)(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+            found.append((loss.detach(), gradient))
+        (loss, gradient), (other, others) = found
+        torch.testing.assert_close(other, loss, rtol=2e-2, atol=0)
+        assert (others - gradient).norm() < 0.1 * gradient.norm()
 
 
 # stages and schedules

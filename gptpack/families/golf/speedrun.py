@@ -10,7 +10,9 @@ during training (stages.py).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,20 @@ from torch import Tensor, nn
 
 from gptpack import ops
 from gptpack.errors import ConfigError
-from gptpack.families.golf.attention import CausalSelfAttention, Extend, choose_backend
+from gptpack.families.golf.attention import (
+    CausalSelfAttention,
+    Extend,
+    choose_backend,
+    flash_attention_3,
+)
 from gptpack.families.golf.blocks import MLP
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.families.golf.layers import Embedding, Linear, angle_tables, scaled
+from gptpack.families.golf.masks import document_ids
 from gptpack.families.golf.stages import SMEAR_INPUTS, stages
-from gptpack.families.golf.windows import Window, attend_within, window_of
+from gptpack.families.golf.windows import Window, attend_within, block_mask, document_starts
 from gptpack.families.language_model import Table, most_logits
 from gptpack.ops import Tables, rms_norm
 
@@ -35,6 +43,9 @@ SKIP_GATE = -1.5
 """Where the logit of a gated skip's weight starts (record of 2025-09-11)."""
 KERNEL_VOCAB = 16384
 """Largest vocabulary whose losses take the Triton kernel, which holds a row in registers."""
+
+MOST_LOGITS = 1 << 30
+"""Most logits to make at once without gradients: half of what a 32-bit index reaches."""
 
 
 class SpeedrunAttention(CausalSelfAttention):
@@ -123,6 +134,34 @@ class Smear(nn.Module):
         return x + self.scale.to(x.dtype) * gate * previous
 
 
+def _flash4(q: Tensor, k: Tensor, v: Tensor, *, starts: Tensor, window: Tensor) -> Tensor:
+    y, _ = torch.ops.gptpack.fa4_within(q, k, v, starts, window)
+    return y
+
+
+def _flash3(
+    function: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    starts: Tensor,
+    tokens: int,
+) -> Tensor:
+    length = q.shape[1]
+    y = function(
+        *(x.flatten(0, 1) for x in (q, k, v)),
+        cu_seqlens_q=starts,
+        cu_seqlens_k=starts,
+        max_seqlen_q=length,
+        max_seqlen_k=length,
+        causal=True,
+        window_size=(tokens - 1, 0),
+    )
+    out: Tensor = y[0] if isinstance(y, tuple) else y
+    return out.view(q.shape)
+
+
 class Speedrun(GPT):
     """A GPT of the shape `config`, of which ``architecture`` is ``speedrun``; see `GPT`."""
 
@@ -134,7 +173,9 @@ class Speedrun(GPT):
     def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
         super().__init__(config, seed=None)
         self.backend = "auto"
+        self.flash3: Callable[..., Any] | None = None
         self.stages = stages(config)
+        self.stage: int | None = None
         skips = config.layers // 2
         start = SKIP_GATE if config.skip_gates else 1.0
         self.skip_weights = nn.Parameter(torch.full((skips,), start))
@@ -165,8 +206,11 @@ class Speedrun(GPT):
 
     def use_stage(self, index: int) -> None:
         """Attend as in stage `index` of training; -1 is the last, which a model begins with."""
-        stage = self.stages[index]
-        self.spans.copy_(torch.tensor([stage.long, stage.short], device="cpu"))
+        if index == self.stage:
+            return
+        self.stage, stage = index, self.stages[index]
+        self.on_host = torch.tensor([stage.long, stage.short], device="cpu")
+        self.spans.copy_(self.on_host)
         self.frequencies.copy_(torch.tensor(stage.frequencies, device="cpu"))
         self.gain.fill_(stage.gain)
 
@@ -179,11 +223,19 @@ class Speedrun(GPT):
         return {**super().lookups(), **more}
 
     def use_attention(self, name: str) -> str:
+        """Choose ``flex``, ``fa4``, ``fa3`` or ``math``; ``auto`` is flex on CUDA, else math.
+
+        Raises:
+            ConfigError: there is no backend of this name, or it does not know windows.
+            MissingDependencyError: this machine or installation has not got it.
+        """
         device = self.tok_emb.weight.device
-        plain = "math" if device.type == "cuda" and name == "math" else ""
-        self.backend = plain or choose_backend(name, device, masked=True)
-        if self.backend != "flex":
-            self.backend = "math"
+        named = name in ("fa3", "fa4", "math")
+        chosen = choose_backend(name, device, masked=not named)
+        self.backend = chosen if chosen in ("fa3", "fa4", "flex") else "math"
+        if self.backend == "fa3":
+            self.flash3 = flash_attention_3("flash_attn_varlen_func")
+            torch._dynamo.config.recompile_limit = max(8, 4 * len(self.stages))
         return f"{self.backend}, windows and documents masked"
 
     def use_kernels(self, name: str) -> str:
@@ -222,11 +274,7 @@ class Speedrun(GPT):
             each.to(x.device) for each in (self.spans, self.frequencies, self.gain)
         )
         rotary = angle_tables(frequencies, length, like=x, first=length - new)
-        flex = self.backend == "flex" or (self.backend == "auto" and x.is_cuda)
-        long, short = (
-            window_of(text, config.bos, spans[index], most, blocks=flex and cache is None)
-            for index, most in enumerate(self.stages[-1][:2])
-        )
+        windows, gain = self._windows(text, spans, gain, plain=cache is not None)
         skips: list[Tensor] = []
         assert self.skip_weights is not None
         weights: Tensor = self.skip_weights
@@ -235,7 +283,7 @@ class Speedrun(GPT):
         for layer, block in enumerate(self.blocks):
             if layer >= len(weights):
                 x = x + weights[layer - len(weights)].to(dtype) * skips.pop()
-            window = long if layer in config.long_window_layers else short
+            window = windows[layer not in config.long_window_layers]
             attend = partial(
                 SpeedrunAttention.within,
                 tables=rotary,
@@ -249,6 +297,38 @@ class Speedrun(GPT):
                 skips.append(x)
         x = rms_norm(x)
         return x if last is None or last == new else x[:, -last:]
+
+    def _windows(
+        self, text: Tensor, spans: Tensor, gain: Tensor, *, plain: bool
+    ) -> tuple[list[Window], Tensor]:
+        """The long window and the short one over `text`, and the gain of queries.
+
+        Flash kernels take so many documents at most; with more the gain, and so the loss, is nan.
+        """
+        ids, bos = document_ids(text, self.config.bos), self.config.bos
+        backend = "flex" if self.backend == "auto" and text.is_cuda else self.backend
+        backend = "math" if plain else backend
+        found = []
+        starts = text
+        if backend in ("fa3", "fa4"):
+            starts, over = document_starts(text, bos)
+            gain = torch.where(over, torch.nan, gain)
+        for index, most in enumerate((self.stages[-1].long, self.stages[-1].short)):
+            window = Window(ids, spans[index], most)
+            if backend == "flex":
+                window = replace(window, blocks=block_mask(ids, spans[index]))
+            elif backend == "fa4":
+                within = partial(_flash4, starts=starts, window=self.on_host[index])
+                window = replace(window, flash=within)
+            elif backend == "fa3":
+                assert self.flash3 is not None
+                assert self.stage is not None
+                stage = self.stages[self.stage]
+                tokens = stage.short if index else stage.long
+                within = partial(_flash3, self.flash3, starts=starts, tokens=tokens)
+                window = replace(window, flash=within)
+            found.append(window)
+        return found, gain
 
     def _embedded(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         x: Tensor = self.tok_emb(tokens, dtype)
@@ -265,7 +345,8 @@ class Speedrun(GPT):
         kernels = self.kernels and self.config.vocab <= KERNEL_VOCAB
         rows = targets.shape[1]
         if not torch.is_grad_enabled():
-            rows = max(1, most_logits(targets.device) // (len(targets) * self.config.vocab))
+            most = min(most_logits(targets.device), MOST_LOGITS)
+            rows = max(1, most // (len(targets) * self.config.vocab))
         parts = zip(torch.split(hidden, rows, 1), torch.split(targets, rows, 1), strict=True)
         losses = [ops.head_losses(h, self.head, t, cap, kernels=kernels) for h, t in parts]
         return losses[0] if len(losses) == 1 else torch.cat(losses, 1)

@@ -4,10 +4,11 @@ Shape legend: B = sequences, T = positions, S = the last positions, those with a
 H = query heads, G = key/value heads, D = head width, N = blocks of 128 positions.
 
 A position attends to those of its own document that are at most ``window - 1`` before it. Windows
-are tensors, so that a compiled graph serves all stages of training; only the flash kernels, which
-take them as numbers, are compiled for each.
+are tensors, so that a compiled graph serves all stages of training; FlashAttention-3 alone takes
+them as numbers of the graph.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
-from gptpack.families.golf.masks import attend_masked, document_ids
+from gptpack.families.golf.masks import attend_masked
 
 BLOCK = 128
 """Positions of a side of FlexAttention's blocks."""
@@ -43,13 +44,10 @@ class Window:
     """A bound of the window that is known before the device's numbers are: that of the last stage.
     The fallback reads keys no further back."""
     blocks: BlockMask | None = None
-    """The same for FlexAttention; None takes the fallback."""
-
-
-def window_of(tokens: Tensor, bos: int, window: Tensor, most: int, *, blocks: bool) -> Window:
-    """The window over `tokens` ``[B, T]``; with `blocks`, made for FlexAttention."""
-    ids_BT = document_ids(tokens, bos)
-    return Window(ids_BT, window, most, block_mask(ids_BT, window) if blocks else None)
+    """The same for FlexAttention."""
+    flash: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """Attention by a flash kernel that knows the rest. Without this and `blocks` it is the
+    fallback's, masked, in chunks."""
 
 
 def block_mask(ids_BT: Tensor, window: Tensor) -> BlockMask:
@@ -94,11 +92,30 @@ def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
     return counts_BN.unsqueeze(1), order_BNN.to(torch.int32).unsqueeze(1)
 
 
+def document_starts(tokens: Tensor, bos: int) -> tuple[Tensor, Tensor]:
+    """Where documents begin in `tokens` ``[B, T]``, one sequence after another, for flash kernels.
+
+    The first result is int32 ``[M + 1]`` and ends with as many times B T as it takes: its length
+    must not depend on the text, so M is one for each 64 tokens. The second says whether there are
+    more documents than that.
+    """
+    batch, length = tokens.shape
+    begins_BT = (tokens == bos) | (torch.arange(length, device=tokens.device) == 0)
+    number = begins_BT.flatten().cumsum(0) - 1
+    most = batch * (length // 64 + 1)
+    starts = number.new_full((most + 1,), batch * length)
+    place = torch.arange(batch * length, device=tokens.device)
+    starts = starts.scatter_reduce(0, number.clamp(max=most), place, "amin")
+    return starts.to(torch.int32), number[-1] >= most
+
+
 def attend_within(q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
     """Softmax attention; q ``[B, S, H, D]``, k and v ``[B, T, G, D]``, out like q.
 
     The queries are those of the last S of T positions.
     """
+    if window.flash is not None:
+        return window.flash(q, k, v)
     if window.blocks is not None:
         heads = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return attend_masked(*heads, window.blocks).transpose(1, 2)
