@@ -10,7 +10,6 @@ during training (stages.py).
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,13 @@ from gptpack.families.golf.gpt import GPT
 from gptpack.families.golf.layers import Embedding, Linear, angle_tables, scaled
 from gptpack.families.golf.masks import document_ids
 from gptpack.families.golf.stages import SMEAR_INPUTS, stages
-from gptpack.families.golf.windows import Window, attend_within, block_mask, document_starts
+from gptpack.families.golf.windows import (
+    Flash,
+    Window,
+    attend_within,
+    block_mask,
+    document_starts,
+)
 from gptpack.families.language_model import Table, most_logits
 from gptpack.ops import Tables, rms_norm
 
@@ -314,20 +319,17 @@ class Speedrun(GPT):
             starts, over = document_starts(text, bos)
             gain = torch.where(over, torch.nan, gain)
         for index, most in enumerate((self.stages[-1].long, self.stages[-1].short)):
-            window = Window(ids, spans[index], most)
-            if backend == "flex":
-                window = replace(window, blocks=block_mask(ids, spans[index]))
-            elif backend == "fa4":
-                within = partial(_flash4, starts=starts, window=self.on_host[index])
-                window = replace(window, flash=within)
+            blocks = block_mask(ids, spans[index]) if backend == "flex" else None
+            flash: Flash | None = None
+            if backend == "fa4":
+                flash = partial(_flash4, starts=starts, window=self.on_host[index])
             elif backend == "fa3":
                 assert self.flash3 is not None
                 assert self.stage is not None
                 stage = self.stages[self.stage]
                 tokens = stage.short if index else stage.long
-                within = partial(_flash3, self.flash3, starts=starts, tokens=tokens)
-                window = replace(window, flash=within)
-            found.append(window)
+                flash = partial(_flash3, self.flash3, starts=starts, tokens=tokens)
+            found.append(Window(ids, spans[index], most, blocks, flash))
         return found, gain
 
     def _embedded(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ them as numbers of the graph.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ BLOCK = 128
 CHUNK = 1024
 """Queries that the masked fallback takes at a time; its masks are of ``CHUNK + window`` keys."""
 
+Flash = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention that is given queries, keys and values alone."""
 _MASKED = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -32,8 +34,7 @@ _MASKED = [
 """Backends that take a mask; flash does on the CPU only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """What all layers of one window attend by in one pass."""
 
     ids: Tensor
@@ -45,7 +46,7 @@ class Window:
     The fallback reads keys no further back."""
     blocks: BlockMask | None = None
     """The same for FlexAttention."""
-    flash: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    flash: Flash | None = None
     """Attention by a flash kernel that knows the rest. Without this and `blocks` it is the
     fallback's, masked, in chunks."""
 
