@@ -76,9 +76,18 @@ def training_flops(config: ModelConfig) -> Polynomial:
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Operations of a training step for each token; attention counts half of all pairs (causal)."""
+    """Operations of a training step for each token; attention counts half of all pairs (causal).
+
+    Within a window a position attends to that many; the last stage's windows count.
+    """
     flops = training_flops(config)
-    return flops.linear + flops.quadratic * config.context // 2
+    if not config.windows:
+        return flops.linear + flops.quadratic * config.context // 2
+    layers = {*range(config.layers)} - {*config.attention_free_layers}
+    far = layers & {*config.long_window_layers}
+    seen = [config.windows[-1]] * len(far) + [config.short_windows[-1]] * len(layers - far)
+    pairs = sum(min(config.context // 2, window) for window in seen)
+    return flops.linear + flops.quadratic * pairs // max(1, len(layers))
 
 
 def saved_bytes(model: GPT) -> Polynomial:

@@ -39,7 +39,7 @@ from gptpack.families.golf.windows import (
     block_mask,
     document_starts,
 )
-from gptpack.families.language_model import Table, most_logits
+from gptpack.families.language_model import Table
 from gptpack.ops import Tables, rms_norm
 
 INIT_STD = 0.5
@@ -49,8 +49,8 @@ SKIP_GATE = -1.5
 KERNEL_VOCAB = 16384
 """Largest vocabulary whose losses take the Triton kernel, which holds a row in registers."""
 
-MOST_LOGITS = 1 << 30
-"""Most logits to make at once without gradients: half of what a 32-bit index reaches."""
+MOST_LOGITS = 1 << 27
+"""Logits to make at once without gradients, some: half a GiB as float32."""
 
 
 class SpeedrunAttention(CausalSelfAttention):
@@ -279,7 +279,7 @@ class Speedrun(GPT):
             each.to(x.device) for each in (self.spans, self.frequencies, self.gain)
         )
         rotary = angle_tables(frequencies, length, like=x, first=length - new)
-        windows, gain = self._windows(text, spans, gain, plain=cache is not None)
+        (long, short), gain = self._windows(text, spans, gain, plain=cache is not None)
         skips: list[Tensor] = []
         assert self.skip_weights is not None
         weights: Tensor = self.skip_weights
@@ -288,7 +288,7 @@ class Speedrun(GPT):
         for layer, block in enumerate(self.blocks):
             if layer >= len(weights):
                 x = x + weights[layer - len(weights)].to(dtype) * skips.pop()
-            window = windows[layer not in config.long_window_layers]
+            window = long if layer in config.long_window_layers else short
             attend = partial(
                 SpeedrunAttention.within,
                 tables=rotary,
@@ -347,8 +347,7 @@ class Speedrun(GPT):
         kernels = self.kernels and self.config.vocab <= KERNEL_VOCAB
         rows = targets.shape[1]
         if not torch.is_grad_enabled():
-            most = min(most_logits(targets.device), MOST_LOGITS)
-            rows = max(1, most // (len(targets) * self.config.vocab))
+            rows = max(1, MOST_LOGITS // (len(targets) * self.config.vocab))
         parts = zip(torch.split(hidden, rows, 1), torch.split(targets, rows, 1), strict=True)
         losses = [ops.head_losses(h, self.head, t, cap, kernels=kernels) for h, t in parts]
         return losses[0] if len(losses) == 1 else torch.cat(losses, 1)
