@@ -64,6 +64,7 @@ PARTS = {
     "smear": {"smear_gate": True},
     "skip gates": {"skip_gates": True},
     "yarn": {"window_yarn": True},
+    "short windows that shrink": {"short_windows": (2, 1)},
     "shared heads": {"kv_heads": 2, "value_tables": 1},
     "all channels turn": {"rope_dims": 0},
     "later": LATER,

@@ -48,7 +48,6 @@ SKIP_GATE = -1.5
 """Where the logit of a gated skip's weight starts (record of 2025-09-11)."""
 KERNEL_VOCAB = 16384
 """Largest vocabulary whose losses take the Triton kernel, which holds a row in registers."""
-
 MOST_LOGITS = 1 << 27
 """Logits to make at once without gradients, some: half a GiB as float32."""
 
@@ -318,7 +317,7 @@ class Speedrun(GPT):
         if backend in ("fa3", "fa4"):
             starts, over = document_starts(text, bos)
             gain = torch.where(over, torch.nan, gain)
-        for index, most in enumerate((self.stages[-1].long, self.stages[-1].short)):
+        for index, counts in enumerate((self.config.windows, self.config.short_windows)):
             blocks = block_mask(ids, spans[index]) if backend == "flex" else None
             flash: Flash | None = None
             if backend == "fa4":
@@ -326,10 +325,9 @@ class Speedrun(GPT):
             elif backend == "fa3":
                 assert self.flash3 is not None
                 assert self.stage is not None
-                stage = self.stages[self.stage]
-                tokens = stage.short if index else stage.long
+                tokens = counts[self.stage]
                 flash = partial(_flash3, self.flash3, starts=starts, tokens=tokens)
-            found.append(Window(ids, spans[index], most, blocks, flash))
+            found.append(Window(ids, spans[index], max(counts), blocks, flash))
         return found, gain
 
     def embedded(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,8 +20,6 @@ SHARED = (
 YARN_TURNS = (1.0, 32.0)
 """Turns over the old window: frequencies with fewer than the first are interpolated in full, those
 with more than the second stay."""
-
-
 SMEAR_INPUTS = 12
 """Channels, the first ones, that the smear gate is a linear function of."""
 

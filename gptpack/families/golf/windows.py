@@ -26,11 +26,7 @@ CHUNK = 1024
 
 Flash = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention that is given queries, keys and values alone."""
-_MASKED = [
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.MATH,
-]
+_MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 """Backends that take a mask; flash does on the CPU only."""
 
 
@@ -42,8 +38,8 @@ class Window(NamedTuple):
     tokens: Tensor
     """The window, int64 ``[]``."""
     most: int
-    """A bound of the window that is known before the device's numbers are: that of the last stage.
-    The fallback reads keys no further back."""
+    """A bound of it that is known without the device: the longest of all stages. The fallback reads
+    keys no further back."""
     blocks: BlockMask | None = None
     """The same for FlexAttention."""
     flash: Flash | None = None
