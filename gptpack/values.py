@@ -71,7 +71,7 @@ class TokenizerIdentity:
     """The identity of the tokenizer that a model's tokens belong to."""
 
     sha256: str
-    """Hexadecimal digest of the SentencePiece model file."""
+    """Hexadecimal digest of its file."""
     vocab: int
     bos: int
 

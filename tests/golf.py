@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import GPT, model_of
 
 SMALL: dict[str, Any] = {
     "vocab": 40,
@@ -72,7 +72,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 def randomized(config: ModelConfig, seed: int = 0) -> GPT:
     """A model none of whose parts is zero or the identity."""
-    model = GPT(config, seed=seed)
+    model = model_of(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

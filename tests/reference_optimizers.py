@@ -10,6 +10,46 @@ def mapped(values, quintics):
     return values
 
 
+def minimax_quintic(low, high):
+    """The a, b, c of ``p(s) = a s + b s^3 + c s^5`` with the least ``max |1 - p|``, and that.
+
+    Over ``low <= s <= high``, by Remez: 1 - p takes its extreme, with alternating sign, at both
+    ends and at the two places between them where p' is 0.
+    """
+    inner = low + (high - low) / 4, high - (high - low) / 4
+    error = np.inf
+    while True:
+        s = np.array([low, *inner, high])
+        matrix = np.stack([s, s**3, s**5, [1, -1, 1, -1]], axis=1)
+        a, b, c, found = np.linalg.solve(matrix, np.ones(4))
+        if abs(found - error) < 1e-15:
+            return (a, b, c), found
+        error = found
+        root = np.sqrt(9 * b * b - 20 * a * c)
+        inner = np.sqrt((-3 * b - root) / (10 * c)), np.sqrt((-3 * b + root) / (10 * c))
+
+
+def polar_express(steps=5, *, least=1e-3, cushion=0.02, margin=1.02):
+    """The polynomial of each iteration, for singular values that begin in ``[least, 1]``.
+
+    Amsel et al. 2025, https://arxiv.org/abs/2505.16932: each is the best for where those before it
+    leave the values, but is not asked to lift less than `cushion` of the largest. All but the last
+    are shrunk by `margin`, so that rounding cannot carry a value beyond where they are meant for.
+    """
+    found, low, high = [], least, 1.0
+    for step in range(steps):
+        (a, b, c), _ = minimax_quintic(max(low, cushion * high), high)
+        if low < cushion * high:  # around 1 again over the whole interval
+            ends = mapped(np.array([low, high]), [(a, b, c)])
+            a, b, c = (2 / ends.sum() * each for each in (a, b, c))
+        if step < steps - 1:
+            a, b, c = a / margin, b / margin**3, c / margin**5
+        found.append((a, b, c))
+        low = mapped(low, [(a, b, c)])
+        high = 2 - low
+    return found
+
+
 def orthogonalized(matrix_RC, quintics, *, scale=1.0, floor=1e-7, row_norm=False):
     """The polynomials of a matrix, by its singular value decomposition."""
     matrix_RC = np.array(matrix_RC, np.float64)

@@ -51,6 +51,24 @@ RECIPES = {
         "optimizer.muon_row_norm=true",
         "optimizer.muon_variance_beta2=0.9",
     ],
+    # 12, 3 and 3; with a window of 1, gradients of queries are rounding, which Muon makes large
+    "speedrun": [
+        "optimizer.adam_eps=1e-3",
+        "model.architecture=speedrun",
+        "model.vocab=66",
+        "model.layers=4",
+        "model.kv_heads=2",
+        "model.tied_embedding=false",
+        "model.document_mask=true",
+        "model.value_tables=1",
+        "model.attention_free_layers=[1]",
+        "model.mlp_free_layers=[0]",
+        "model.windows=[3,9]",
+        "model.short_windows=[2,5]",
+        "model.long_window_layers=[0]",
+        "training.window_stages=2",
+        "data.loader=bos",
+    ],
 }
 HALF = 5
 """Steps after which a run is taken up by another number of ranks."""

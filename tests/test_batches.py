@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gptpack.data.batches import AHEAD_STEPS, Batches, Prefetcher, open_batches
 from gptpack.data.coprime import SNAPSHOT_STEPS, Coprime, walk
+from gptpack.data.cut import CutDocuments
 from gptpack.data.orders import (
     DataConfig,
     Loader,
@@ -201,6 +202,38 @@ def test_blocks_never_cross_from_one_shard_into_another(loader, sizes, context, 
         for start in batches.order.positions(step):
             assert 0 <= start <= sum(sizes) - context - 1
             assert not crosses(int(start), context, sizes)
+
+
+@given(
+    size=st.integers(0, 60),
+    starts=st.sets(st.integers(0, 59)),
+    most=st.integers(1, 30),
+    place=st.tuples(st.integers(0, 70), st.integers(0, 70)),
+)
+def test_a_view_of_cut_documents_is_read_like_the_documents_cut(size, starts, most, place):
+    shard = counting([size])[0]
+    shard[[start for start in starts if start < size]] = BOS
+    wanted = [
+        token
+        for document in np.split(shard, np.flatnonzero(shard == BOS))
+        for token in document[:most].tolist()
+    ]
+    view = CutDocuments(shard, bos=BOS, most=most)
+    assert len(view) == len(wanted)
+    assert np.asarray(view).tolist() == wanted
+    found = view[min(place) : max(place)]
+    assert found.tolist() == wanted[min(place) : max(place)]
+    assert found.dtype == shard.dtype
+
+
+@pytest.mark.parametrize("loader", ["bos", "sequential"])
+def test_batches_of_cut_documents_hold_no_more_of_each(loader):
+    shards = documents([90, 60], {*range(0, 90, 9), *range(90, 150, 4)})
+    config = DataConfig(loader=loader, document_tokens=5)
+    batches = open_batches(shards, config, context=10, sequences=2, seed=0, bos=BOS)
+    assert batches.total == 10 * 5 + 60
+    inputs = whole(batches, 0, 2)
+    assert (inputs == torch.tensor([BOS, 0, 0, 0, 0] * 2)).all()
 
 
 @given(blocks=st.integers(1, 500), seed=seeds)

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import worlds
 
+from gptpack.data import download
+from gptpack.data.byte_pairs import load_tokenizer
 from gptpack.data.download import Download, DownloadConfig, download_fineweb
 from gptpack.data.shards import write_shard
 from gptpack.data.splits import load_tokens
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
-from gptpack.errors import ConfigError, DataError, MissingDependencyError
+from gptpack.errors import ConfigError, DataError, MissingDependencyError, TokenizerError
 
 COMMIT = "c" * 40
 DATASET = "datasets/datasets/fineweb10B_sp320"
@@ -224,8 +227,84 @@ def test_without_huggingface_hub_the_extra_is_named(
         download_fineweb(tmp_path)
 
 
+# The speedruns' data set: shards at the repository's root, train's from 1, and nothing else.
+
+
+@pytest.fixture
+def speedrun(hub: Hub, tmp_path: Path) -> Hub:
+    for number, name in enumerate(["val_000000", "train_000001", "train_000002"]):
+        path = tmp_path / f"fineweb_{name}.bin"
+        write_shard(path, np.array([50256, *[number] * 99]))
+        hub.files[path.name] = hub.served[path.name] = path.read_bytes()
+    hub.large = set(hub.files)
+    return hub
+
+
+def test_the_speedruns_shards_arrive_and_only_what_is_missing_is_fetched_again(
+    speedrun: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = ["data", "download", "fineweb", "--variant", "gpt2", "--repo", "a/golf"]
+    asked += ["--endpoint", speedrun.endpoint, "--shards", "2", "-o", str(out), "--json"]
+    name = "fineweb_train_000002.bin"
+    speedrun.served[name] = speedrun.files[name][:-10]
+    assert worlds.invoke(*asked) == 2
+    assert "run again" in capsys.readouterr().err
+    names = ["fineweb_train_000001.bin", name, "fineweb_val_000000.bin"]
+    assert sorted(path.name for path in out.iterdir()) == [names[0], names[2]]
+    speedrun.served[name] = speedrun.files[name]
+    speedrun.requests.clear()
+    assert worlds.invoke(*asked) == 0
+    assert speedrun.gets() == [name]
+    got = json.loads(capsys.readouterr().out)
+    assert (got["tokenizer"], got["commit"], got["repo"]) == (None, COMMIT, "a/golf")
+    assert load_tokens(out, "train", 50257).tolist() == [50256, *[1] * 99, 50256, *[2] * 99]
+    assert worlds.invoke("data", "info", str(out)) == 0
+    assert all(each in capsys.readouterr().out for each in names[:1])
+
+
+def test_gpt2s_ranks_go_beside_the_shards_and_no_others_do(
+    speedrun: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = tmp_path / "vocab.bpe"
+    ranks.write_text("#version: 0.2\nh e\n")
+    config = DownloadConfig(
+        variant="gpt2", repo="a/golf", endpoint=speedrun.endpoint, tokenizer=ranks
+    )
+    with pytest.raises(TokenizerError, match="not GPT-2's ranks"):
+        download_fineweb(tmp_path / "out", config)
+    monkeypatch.setattr(download, "GPT2_SHA256", load_tokenizer(ranks).sha256)
+    got = download_fineweb(tmp_path / "out", config)
+    assert got.tokenizer is not None
+    assert load_tokenizer(got.tokenizer).sha256 == load_tokenizer(ranks).sha256
+
+
+def test_a_shard_of_another_vocabulary_is_no_speedruns(speedrun: Hub, tmp_path: Path) -> None:
+    name = "fineweb_train_000001.bin"
+    write_shard(tmp_path / name, np.array([50256, 50257]))
+    speedrun.files[name] = speedrun.served[name] = (tmp_path / name).read_bytes()
+    with pytest.raises(DataError, match="token 50257 at 1 is not below the vocabulary's 50257"):
+        fetch(speedrun, tmp_path / "out", variant="gpt2")
+    with pytest.raises(DataError, match="103 train shards of gpt2, fewer than the 104"):
+        fetch(speedrun, tmp_path / "out", shards=104, variant="gpt2")
+
+
+def test_a_variant_knows_where_it_was_published() -> None:
+    assert DownloadConfig().repo == "willdepueoai/parameter-golf"
+    assert DownloadConfig(variant="gpt2").repo == "kjj0/fineweb10B-gpt2"
+    assert DownloadConfig(variant="gpt2", repo="a/b").repo == "a/b"
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"variant": "1024"}, {"shards": -1}, {"endpoint": "hub"}, {"endpoint": "http:// /"}]
+    "wrong",
+    [
+        {"variant": "gpt3"},
+        {"tokenizer": Path("x")},
+        {"variant": "1024"},
+        {"shards": -1},
+        {"endpoint": "hub"},
+        {"endpoint": "http:// /"},
+    ],
 )
 def test_a_senseless_configuration_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

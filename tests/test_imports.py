@@ -17,7 +17,17 @@ import gptpack
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gptpack"
 
-EVERYONE = {"atomic", "errors", "escape", "inputs", "memory", "progress", "values", "version"}
+EVERYONE = {
+    "atomic",
+    "byte_level",
+    "errors",
+    "escape",
+    "inputs",
+    "memory",
+    "progress",
+    "values",
+    "version",
+}
 """What any part may import; these themselves import nothing but each other."""
 
 CONFIGURATIONS = {
@@ -78,7 +88,7 @@ OUTSIDE: dict[str, set[str]] = {
     "codec": {"brotli", "numba", "numpy", "zstandard"},
     "ops": {*NUMERIC, "triton"},
     "ranks": {"torch"},
-    "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "zstandard"},
+    "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "tiktoken", "zstandard"},
     "quant": NUMERIC,
     "families": {*NUMERIC, "gguf", "kernels", "safetensors", "transformers"},
     "training": {*NUMERIC, "safetensors", "zstandard"},

@@ -15,7 +15,7 @@ from kernel_cases import Case, run_both_ways
 from gptpack import ops
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import model_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
@@ -197,11 +197,30 @@ EVERYTHING = {
     "value_embedding_layers": (1,),
     "value_embedding_width": 6,
 }
+SPEEDRUN = {
+    "architecture": "speedrun",
+    "vocab": 60,
+    "layers": 2,
+    "width": 24,
+    "heads": 4,
+    "kv_heads": 4,
+    "mlp_hidden": 40,
+    "context": 8,
+    "tied_embedding": False,
+    "document_mask": True,
+    "rope_dims": 4,
+    "windows": (5,),
+    "short_windows": (3,),
+    "long_window_layers": (1,),
+    "value_tables": 1,
+    "attention_gate_inputs": 6,
+    "window_yarn": True,
+}
 
 
 def trained(config: ModelConfig, device: str, dtype: torch.dtype, kernels: str) -> list:
     """Token losses and gradients of a model none of whose parts is zero or the identity."""
-    model = GPT(config)
+    model = model_of(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -219,10 +238,14 @@ def trained(config: ModelConfig, device: str, dtype: torch.dtype, kernels: str) 
 
 
 @pytest.mark.parametrize(("device", "dtype"), [SETTINGS[0], SETTINGS[2], SETTINGS[4]])
-@pytest.mark.parametrize("activation", ["relu2", "leaky_relu2"])
-def test_a_model_trains_as_accurately_with_kernels_as_without(activation, device, dtype):
+@pytest.mark.parametrize(
+    "settings",
+    [{**EVERYTHING, "activation": "relu2"}, EVERYTHING, SPEEDRUN],
+    ids=["relu2", "leaky_relu2", "speedrun"],
+)
+def test_a_model_trains_as_accurately_with_kernels_as_without(settings, device, dtype):
     larger = {"width": 256, "context": 64, "mlp_hidden": 384} if device == "cuda" else {}
-    config = ModelConfig(**{**EVERYTHING, **larger, "activation": activation})
+    config = ModelConfig(**{**settings, **larger})
     exact = trained(config, device, torch.float64, "off")
     plain = trained(config, device, dtype, "off")
     ours = trained(config, device, dtype, "on")

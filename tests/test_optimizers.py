@@ -102,6 +102,20 @@ def test_coefficients_are_one_polynomial_or_one_for_each_iteration():
     assert quintics("polar-express", 2) == POLAR_EXPRESS[:2]
 
 
+def test_polar_express_is_the_solution_of_its_minimax_problem():
+    np.testing.assert_allclose(reference.polar_express(5), POLAR_EXPRESS, rtol=1e-13)
+
+
+@settings(max_examples=50)
+@given(low=st.floats(0.02, 0.8), shift=st.tuples(*[st.floats(-1e-2, 1e-2)] * 3))
+def test_no_quintic_is_nearer_to_1_than_the_minimax_one(low, shift):
+    values = np.linspace(low, 1, 20_001)
+    best, error = reference.minimax_quintic(low, 1.0)
+    assert np.abs(1 - reference.mapped(values, [best])).max() == pytest.approx(error, rel=1e-5)
+    other = np.add(best, shift)
+    assert np.abs(1 - reference.mapped(values, [other])).max() >= error * (1 - 1e-5)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(6, 4), (4, 6), (5, 5), (1, 7), (7, 1)])
 def test_evening_out_equals_its_twin_and_keeps_the_norm(rows, columns):
     updates = drawn(3, rows, columns).double()

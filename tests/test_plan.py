@@ -1,6 +1,7 @@
 """What `train --plan` says, against counted parameters, torch's own counters and a real pack."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,17 @@ def test_operations_are_six_a_weight_and_those_of_attention(name):
     assert flops.quadratic == 12 * config.layers * config.width
     causal = 6 * config.layers * config.width * config.context
     assert flops_per_token(config) == 6 * matrices + causal
+
+
+def test_a_speedruns_attention_reaches_no_further_than_its_windows():
+    config = load_recipe("speedrun-2025-07").model
+    flops = training_flops(config)
+    tables = (config.value_tables + 1) * config.vocab * config.width
+    assert flops.linear == 6 * (275_742_720 - tables)
+    # 11 layers attend, 3 of them far
+    assert flops.quadratic == 12 * 11 * 768
+    assert flops_per_token(config) == flops.linear + 12 * 768 * (3 * 1792 + 8 * 896)
+    assert flops_per_token(replace(config, context=1024)) == flops.linear + flops.quadratic * 512
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -25,7 +25,8 @@ TINY = {**SMALL, "context": CONTEXT}
 def small_recipe(name: str) -> ModelConfig:
     """The recipe's model with all of its switches and layers, in small."""
     model = load_recipe(name).model
-    few = {"vocab": 40, "width": 8 * model.heads, "mlp_hidden": 20, "context": CONTEXT}
+    few = {"vocab": 40, "width": 8 * model.heads, "mlp_hidden": 20, "context": CONTEXT, "bos": 1}
+    few |= {"windows": (3, 5), "short_windows": (2, 4)} if model.windows else {}
     few |= {"rope_dims": 4 if model.rope_dims else 0}
     few |= {"rope_ntk_context": CONTEXT // 2 if model.rope_ntk_context else 0}
     few |= {"bigram_rows": 11, "bigram_width": 5} if model.bigram_rows else {}

@@ -9,7 +9,7 @@ import pytest
 
 from gptpack.cli import main
 from gptpack.errors import ConfigError
-from gptpack.runs.samples import RunFigure, margin_in_bpb, read_runs
+from gptpack.runs.samples import RunFigure, margin_in_bpb, read_nearest, read_runs
 
 SEEDS = [1.20143417, 1.19945102, 1.20319508]
 
@@ -144,6 +144,52 @@ def test_the_command_says_the_verdict_and_ends_with_it(
     assert found["significant"] is False
     assert found["more_runs"] == 55
     assert "3.2797 is not below 3.28 beyond chance: p = 0.2676" in err
+
+
+def trained(nats: float) -> dict[str, Any]:
+    """What `gptpack train --json` writes, as far as it matters here."""
+    score = result(0.32 * nats, nats=nats)
+    return {"seconds": 171.5, "loss_nats": 3.3, "validation": score}
+
+
+def test_the_speedruns_tests_come_out_of_their_runs_own_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """modded-nanogpt, records of 2025-07-12 and 2025-09-29, with the p that they published."""
+    july = """3.2784 3.2791 3.2819 3.2801 3.2788 3.2794 3.2782 3.277 3.2784 3.2773 3.2803 3.2792
+        3.2792 3.2804 3.2817 3.2805 3.2783 3.2789 3.2779 3.2778"""
+    september = "3.2789 3.2792 3.2796 3.2776 3.2797 3.2787 3.2792"
+    for name, losses, p, margin, more in (
+        ("july", july, "0.0049", 0.003846, 2),
+        ("september", september, "0.0045", 0.002684, 9),
+    ):
+        files = [
+            write(tmp_path / f"{name}{i}.json", trained(float(loss)))
+            for i, loss in enumerate(losses.split())
+        ]
+        status, out, _ = run(capsys, *files, "--below", 3.28, "--json")
+        found = json.loads(out)
+        assert (status, found["metric"], f"{found['p']:.4f}") == (0, "nats", p)
+        assert found["fixed_sigma"] == {
+            "margin": pytest.approx(margin, abs=1e-6), "holds": False, "more_runs": more,
+        }  # fmt: skip
+        _, out, err = run(capsys, *files, "--below", 3.28)
+        assert "which is 0.004 or more" in out
+        assert err == "compared by nats; --metric chooses another figure\n"
+    status, out, _ = run(capsys, *files, "--below", 1.05, "--json")
+    assert json.loads(out)["metric"] == "bpb"
+    assert json.loads(out)["fixed_sigma"] is None
+    status, out, _ = run(capsys, files[0], 171.0, "--below", 180, "--metric", "seconds", "--json")
+    assert json.loads(out)["mean"] == 171.25
+
+
+def test_runs_that_say_one_figure_are_compared_by_it(tmp_path: Path) -> None:
+    log = "step:3/3 val_loss:3.2784 train_time:300ms step_avg:100.00ms\n"
+    runs = [write(tmp_path / "e.txt", log)]
+    assert read_nearest(runs, 1.0)[0] == "nats"
+    assert read_nearest(["1.5", "2.5"], 3.0)[0] == "bpb"
+    with pytest.raises(ConfigError, match="no figure 'bpb'"):
+        read_nearest([write(tmp_path / "x.json", {"sliding": {}})], 1.0)
 
 
 def test_a_margin_may_be_in_nats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

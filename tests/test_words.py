@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import folder
 
+from gptpack.data.byte_pairs import load_tokenizer
 from gptpack.data.tokenizer import Tokenizer
 from gptpack.families.transformers.texts import TextTokenizer
 from gptpack.jobs.words import MOST_HELD, UNFINISHED, OfModel, OfPieces, Telling, Words
@@ -29,6 +30,13 @@ PIECES = {
 @functools.cache
 def words(name: str) -> tuple[Words, int]:
     """Words of the kind `name`, and how many there are."""
+    if name == "ranks":
+        merges = Path(folder("words of ranks")) / "vocab.bpe"
+        merges.write_text(
+            "#version: 0.2\nh e\n\u0120 t\n\u0120t he\n\u00c3 \u00a9\n", encoding="utf-8"
+        )
+        pairs = load_tokenizer(merges)
+        return OfPieces(pairs), pairs.vocab
     if name in PIECES:
         model = io.BytesIO()
         asked = {"model_type": "bpe", "vocab_size": 320, **PIECES[name]}
@@ -76,7 +84,7 @@ def _of(name: str) -> object:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
 
 
-KINDS = [*PIECES, "byte level", "llama", "metaspace", "word pieces", "suffix"]
+KINDS = [*PIECES, "ranks", "byte level", "llama", "metaspace", "word pieces", "suffix"]
 
 
 def anew(words: Words, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:

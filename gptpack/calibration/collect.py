@@ -277,8 +277,8 @@ def _use(ids: Tensor, rows: int) -> npt.NDArray[np.float32]:
 def _rows_looked_up(model: LanguageModel, windows: Tensor) -> dict[str, npt.NDArray[np.float32]]:
     """Times that each row of each of the model's lookups is used, per token, ``[R]``.
 
-    Those of the token embedding are counted in all `windows`; any other's in the first window, as
-    it looks up places, which are the same in each.
+    Those of the token embedding, and of others that tokens are looked up in, are counted in all
+    `windows`; any other's in the first one, as it looks up places, which are the same in each.
     """
     found = {model.embedding_name: _use(windows, model.config.vocab)}
     others = {n: m for n, m in model.lookups().items() if n not in found}
@@ -286,6 +286,7 @@ def _rows_looked_up(model: LanguageModel, windows: Tensor) -> dict[str, npt.NDAr
         return found
 
     def count(name: str, module: nn.Module, ids: Tensor) -> None:
+        ids = windows if torch.equal(ids.cpu(), windows[:1].cpu()) else ids
         found[name] = _use(ids, _weight(module).shape[0])
 
     with torch.no_grad(), ExitStack() as hooks:

@@ -64,7 +64,7 @@ def tokenizer_command(sample: str, as_json: bool, quiet: bool, **settings: Any) 
     show_default="none",
     help="Without --val: about this part, by hash.",
 )
-@click.option("--tokenizer", required=True, type=PATH, help="SentencePiece model.")
+@click.option("--tokenizer", required=True, type=PATH, help="SentencePiece model, or ranks.")
 @OUTPUT
 @setting("name", "First part of the shards' names.")
 @setting("shard_tokens", "Tokens of a shard.")
@@ -93,18 +93,20 @@ def tokenize_command(as_json: bool, quiet: bool, **settings: Any) -> None:
 @setting("variant", "Tokenizer of the shards.")
 @setting("shards", "Train shards of 200 MB each.")
 @OUTPUT
-@setting("repo", "Repository of the Hub.")
-@setting("root", "Folder in it.")
+@click.option("--tokenizer", type=PATH, help="GPT-2's ranks, to go beside the shards of gpt2.")
+@click.option("--repo", default="", show_default="the variant's", help="Repository of the Hub.")
+@setting("root", "Folder in it that has the contest's manifest.")
 @setting("revision", "Branch or commit.")
 @click.option("--endpoint", help="Address of another Hub, such as a mirror.")
 @JSON
 @QUIET
 def download_command(output: Path, as_json: bool, quiet: bool, **settings: Any) -> None:
-    """Fetch the contest's published shards; those that are there already are kept.
+    """Fetch published shards; those that are there already, and whole, are kept.
 
     \b
-    Example:
+    Examples:
       gptpack data download fineweb --variant sp1024 --shards 10 -o fineweb
+      gptpack data download fineweb --variant gpt2 --shards 9 --tokenizer vocab.bpe -o fineweb
 
     Needs the extra: pip install 'gptpack[hub]'.
     """
@@ -113,7 +115,7 @@ def download_command(output: Path, as_json: bool, quiet: bool, **settings: Any) 
     if as_json:
         print_json(got)
         return
-    note(f"{got['directory']}: {settings['repo']} at {got['commit']}")
+    note(f"{got['directory']}: {got['repo']} at {got['commit']}")
     print_found(jobs.describe(output))
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gptpack.cli.console import note, print_table
+from gptpack.jobs.data import GPT2_RANKS
 
 
 def print_found(found: dict[str, Any]) -> None:
@@ -29,6 +30,9 @@ def print_found(found: dict[str, Any]) -> None:
         title=f"{found['directory']}: {found['name']}, {found['tokenizer']['vocab']:,} pieces "
         f"({found['tokenizer']['name']}); {found['split_rule']}",
     )
+    tokenizer = found["tokenizer"]
+    if tokenizer["pattern"] and tokenizer["sha256"] != GPT2_RANKS:
+        note("text was cut by GPT-2's expression, but these ranks are not GPT-2's")
     for name, split in splits.items():
         lines = not any(".jsonl" in source["name"] for source in split["sources"])
         if split["documents"] == 1 and (lines or name == "val"):

@@ -22,7 +22,7 @@ EVAL_OPTIONS = together(
     click.option(
         "--tokenizer",
         type=PATH,
-        help="SentencePiece model, .tiktoken ranks, or .npz or .json byte table.  [default: the "
+        help="SentencePiece model, ranks, or .npz or .json byte table.  [default: the "
         "one in --data]",
     ),
     EVAL_TOKENS,

@@ -56,7 +56,9 @@ PACK_OPTIONS = together(
         help="Tokens of that text.",
     ),
     click.option(
-        "--tokenizer", type=PATH, help="SentencePiece model.  [default: the one in --data]"
+        "--tokenizer",
+        type=PATH,
+        help="SentencePiece model, or ranks.  [default: the one in --data]",
     ),
     heading("How to prove"),
     click.option(

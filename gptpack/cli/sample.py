@@ -35,7 +35,9 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.option("--seed", type=SEED, default=0, help="Seed of the draws.")
 @click.option("--raw", is_flag=True, help="Leave the tokenizer's chat template out.")
 @heading("By what")
-@click.option("--tokenizer", type=PATH, help="SentencePiece model, where FILE brings none.")
+@click.option(
+    "--tokenizer", type=PATH, help="SentencePiece model or ranks, where FILE brings none."
+)
 @click.option("--model", help="Recipe, file or name, whose [model] a bare state dict has.")
 @click.option("--device", type=RUNS_ON, default="auto", help="Device that computes.")
 def command(path: Path, tokens: int, raw: bool, **settings: Any) -> None:

@@ -26,13 +26,15 @@ LEFT_OUT = (
     "gptpack.data.byte_tables",
     "gptpack.data.documents",
     "gptpack.families.golf.flash4",
+    "gptpack.families.golf.speedrun",
+    "gptpack.families.golf.stages",
     "gptpack.families.transformers.folder",
     "gptpack.families.transformers.library",
     "gptpack.families.transformers.texts",
     "gptpack.jobs.sample",
 )
-"""Encoders, modules for tokenizers other than SentencePiece's, a kernel of training, models of
-other families, and sampling: a submission has no use for them."""
+"""Encoders, modules for tokenizers other than SentencePiece's, parts of training, models of other
+families and of speedruns, and sampling: a submission has no use for them."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
     "numba": "numba>=0.61",

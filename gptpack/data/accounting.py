@@ -11,13 +11,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gptpack.data.tokenizer import SPACE, Tokenizer
-from gptpack.errors import AccountingError
+from gptpack.errors import AccountingError, TokenizerError
+from gptpack.inputs import opened
 
 TokenArray = npt.NDArray[np.integer[Any]]
 
@@ -25,7 +27,11 @@ AUDIT_TOKENS = 1 << 20
 """Tokens that the audit decodes at a time, which bounds its memory."""
 SHOWN_CULPRITS = 3
 """Places that the error of a failed audit names."""
+START_BYTES = 1 << 12
+"""First bytes of a tokenizer's file that show its kind; a line of ranks is shorter."""
 BYTE_TABLES = {
+    "merges": re.compile(rb"#version: "),
+    "script": re.compile(rb"(?:export default|module\.exports =) ?\{"),
     "ranks": re.compile(rb"[A-Za-z0-9+/]+={0,2}(?:[ \t].*)?[\r\n]"),
     "npz": re.compile(rb"PK\x03\x04"),
     "json": re.compile(rb"\{"),
@@ -36,6 +42,15 @@ BYTE_TABLES = {
 def table_kind(start: bytes) -> str:
     """Which of `BYTE_TABLES` a file is that begins so; empty where it is none of them."""
     return next((kind for kind, begins in BYTE_TABLES.items() if begins.match(start)), "")
+
+
+def tokenizer_kind(path: Path) -> str:
+    """`table_kind` of a tokenizer's file; raises TokenizerError if it cannot be read."""
+    try:
+        with opened(path) as file:
+            return table_kind(file.read(START_BYTES))
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
 
 
 class TokenBytes(ABC):

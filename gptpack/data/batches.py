@@ -7,12 +7,14 @@ shared out among ranks and made ready ahead of time. To resume at a step its num
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gptpack.data.coprime import Coprime
+from gptpack.data.cut import CutDocuments
 from gptpack.data.orders import (
     BosAligned,
     DataConfig,
@@ -79,12 +81,16 @@ def open_batches(
     """The batches of the configured loader, `sequences` windows of `context` tokens a step.
 
     Args:
-        bos: token that starts each document; only the loader ``bos`` looks for it.
+        bos: token that starts each document; only the loader ``bos``, and one that cuts documents,
+            looks for it.
 
     Raises:
         DataError: the shards hold no window of this loader.
     """
     sizes = {"context": context, "sequences": sequences}
+    if most := config.document_tokens:
+        # a view, which is read like the array that it stands for
+        shards = [cast(Tokens, CutDocuments(shard, bos=bos, most=most)) for shard in shards]
     if config.loader == "bos":
         return Batches(shards, BosAligned(shards, bos=bos, **sizes), context=context)
     if config.loader == "coprime-shards":

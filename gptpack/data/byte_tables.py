@@ -4,7 +4,7 @@ Three kinds. *A sidecar*: files beside the shards that hold, for each token, the
 original text that it stands for (parameter-golf's case-op tokenizers, whose pieces spell a changed
 text). *A metadata table*: bytes, leading space and boundary per token id, as arrays in a ``.npz``
 or ``.json`` (TokenMonster's Scylla vocabulary and others that come without a decoder here). *A
-byte-level BPE*: a file of mergeable ranks as tiktoken has them, base64 and rank per line.
+byte-level BPE*: a file of mergeable ranks (rank_files.py).
 
 None of them can be believed on sight: a published table that charged spaces twice made 1.1289 bits
 per byte look like 0.9485. So the first two are evaluated only together with the text that the
@@ -12,8 +12,6 @@ tokens were made from, document by document. Ranks decode, so their tokens can b
 the bytes they spell even without it.
 """
 
-import base64
-import binascii
 import hashlib
 import io
 import json
@@ -34,6 +32,7 @@ from gptpack.data.accounting import (
     TokenBytes,
     table_kind,
 )
+from gptpack.data.rank_files import RANKS, ranks_file
 from gptpack.data.shards import Shard, Split, Tokens, find_shards, find_sidecars
 from gptpack.errors import AccountingError, ShardError, TokenizerError
 from gptpack.inputs import read_input
@@ -92,6 +91,7 @@ class ByteVocabulary:
 
     path: Path
     sha256: str
+    """SHA-256 of the file, in hex; of ranks as tiktoken's file has them, whatever theirs is."""
     vocab: int
     bos: int
     table: PieceBytes
@@ -123,8 +123,9 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
     kind = table_kind(content)
     if not kind:
         raise TokenizerError(f"{path}: no kind of tokenizer; needed ranks or a table of bytes")
-    if kind == "ranks":
-        pieces = _parse_ranks(path, content)
+    if kind in RANKS:
+        pieces = RANKS[kind](path, content)
+        content = ranks_file(pieces)
         known = len(pieces)
         base = np.array([len(piece) for piece in pieces], np.int32)
         space, boundary = np.zeros(known, np.bool_), np.zeros(known, np.bool_)
@@ -155,25 +156,6 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
         )
     digest = hashlib.sha256(content).hexdigest()
     return ByteVocabulary(path, digest, size, bos, table, pieces)
-
-
-def _parse_ranks(path: Path, content: bytes) -> tuple[bytes, ...]:
-    pieces: dict[int, bytes] = {}
-    count = 0
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            encoded, rank = line.split()
-            pieces[int(rank)] = base64.b64decode(encoded, validate=True)
-            count += 1
-        except (ValueError, binascii.Error) as error:
-            raise TokenizerError(
-                f"{path}: line {number} is not a base64 token and its rank"
-            ) from error
-    if not count or sorted(pieces) != list(range(count)) or not all(pieces.values()):
-        raise TokenizerError(f"{path}: the ranks are not 0 to {max(0, count - 1)}, each once")
-    return tuple(pieces[rank] for rank in range(len(pieces)))
 
 
 def _parse_table(path: Path, kind: str, content: bytes) -> tuple[Any, Any, Any, int | None]:

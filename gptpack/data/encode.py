@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.data.accounting import PieceBytes, audit
+from gptpack.data.byte_pairs import BytePairs, load_tokenizer
+from gptpack.data.byte_tables import audit_pieces
 from gptpack.data.overlap import digest
 from gptpack.data.shards import Tokens, layout_for
 from gptpack.data.tokenizer import Tokenizer
@@ -64,13 +66,17 @@ class _Worker:
 
     current: "_Worker"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | BytePairs) -> None:
         self.tokenizer = tokenizer
-        self.token_bytes = PieceBytes.from_tokenizer(tokenizer)
+        self.token_bytes = (
+            tokenizer.token_bytes
+            if isinstance(tokenizer, BytePairs)
+            else PieceBytes.from_tokenizer(tokenizer)
+        )
 
     @classmethod
     def start(cls, path: Path) -> None:
-        cls.current = cls(Tokenizer.load(path))
+        cls.current = cls(load_tokenizer(path))
 
     @classmethod
     def encode_here(cls, documents: list[Document]) -> Encoded:
@@ -85,7 +91,7 @@ class _Worker:
         tokens = np.fromiter(stream, layout_for(tokenizer.vocab).token, int(lengths.sum()))
         starts = np.cumsum(lengths) - lengths
         try:
-            audit(self.token_bytes, tokenizer, tokens)
+            self._audit(tokens)
         except AccountingError as error:
             raise self._named(documents, np.split(tokens, starts[1:])) from error
         each = self.token_bytes.of(np.concatenate(([tokenizer.bos], tokens[:-1])), tokens)
@@ -111,11 +117,17 @@ class _Worker:
             tuple(each if n > 1 else b"" for each, n in zip(digests, lengths, strict=True)),
         )
 
+    def _audit(self, tokens: Tokens) -> None:
+        if isinstance(self.tokenizer, BytePairs):
+            audit_pieces(self.tokenizer.vocabulary, tokens)
+        else:
+            audit(self.token_bytes, self.tokenizer, tokens)
+
     def _named(self, documents: list[Document], tokens: list[Tokens]) -> AccountingError:
         """The error of the first document that fails its audit."""
         for document, part in zip(documents, tokens, strict=True):
             try:
-                audit(self.token_bytes, self.tokenizer, part)
+                self._audit(part)
             except AccountingError as error:
                 return AccountingError(f"{document.path}: document {document.number}: {error}")
         raise AssertionError("documents fail together, but none fails alone")
@@ -125,7 +137,7 @@ Encode = Callable[[Iterable[list[Document]]], Iterator[tuple[list[Document], Enc
 
 
 @contextmanager
-def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
+def encoder(tokenizer: Tokenizer | BytePairs, workers: int) -> Iterator[Encode]:
     """A function that encodes chunks in their order and holds two of them per worker."""
     workers = workers or _usable_cores()
     pool = _pool(tokenizer, workers)
@@ -143,7 +155,7 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
         pool.shutdown(cancel_futures=True)
 
 
-def _pool(tokenizer: Tokenizer, workers: int) -> Executor | None:
+def _pool(tokenizer: Tokenizer | BytePairs, workers: int) -> Executor | None:
     """Processes that encode; None where one is enough, or the system has no semaphores."""
     if workers == 1:
         return None

@@ -88,6 +88,8 @@ class TokenizerEntry:
     """Name of the original file."""
     vocab: int
     sha256: str
+    pattern: str = ""
+    """Expression that cut the text before ranks merged its bytes; empty for SentencePiece."""
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)

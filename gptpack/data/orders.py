@@ -42,10 +42,12 @@ class DataConfig:
     """The same as `mix_power_end`, in the first step."""
     mix_power_end: float = 0.5
     """From `mix_steps` on a shard is drawn by the number of its blocks left, to this power."""
+    document_tokens: int = 0
+    """Tokens of a document that are trained on, the first ones; 0 takes all."""
 
     def __post_init__(self) -> None:
         check_fields(self, POSITIVE, "mix_shards_start mix_shards_end")
-        check_fields(self, NOT_NEGATIVE, "mix_steps")
+        check_fields(self, NOT_NEGATIVE, "mix_steps document_tokens")
         # higher powers of a large shard's blocks are beyond floats, and mix nothing any more
         few = ("lie in [0, 10]", lambda power: 0 <= power <= 10)
         check_fields(self, few, "mix_power_start mix_power_end")

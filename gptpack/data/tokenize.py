@@ -7,7 +7,6 @@ get their final names at the end, the manifest last.
 import hashlib
 import itertools
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.atomic import staged_directory
+from gptpack.data.byte_pairs import PATTERN, BytePairs
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.encode import COUNTS, Document, Encoded, encoder
 from gptpack.data.manifest import (
@@ -81,7 +81,7 @@ class TokenizeConfig:
 def tokenize_files(
     train_sources: Sequence[str | Path],
     val_sources: Sequence[str | Path],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | BytePairs,
     output_dir: str | Path,
     config: TokenizeConfig | None = None,
     progress: Progress = silent,
@@ -121,7 +121,7 @@ def tokenize_files(
         return _documents(sources[split], split, config, progress)
 
     with staged_directory(output, last=MANIFEST, replaces=REPLACED) as stage:
-        shutil.copyfile(tokenizer.path, stage / TOKENIZER)
+        (stage / TOKENIZER).write_bytes(tokenizer.content())
         if file_sha256(stage / TOKENIZER) != tokenizer.sha256:
             raise DataError(f"{tokenizer.path}: the file has changed since it was loaded")
         val, train = (
@@ -149,6 +149,7 @@ def tokenize_files(
                 name=tokenizer.path.name,
                 vocab=tokenizer.vocab,
                 sha256=tokenizer.sha256,
+                pattern=PATTERN if isinstance(tokenizer, BytePairs) else "",
             ),
             train=train.entry(sources["train"]),
             val=val.entry(sources["val"]),

@@ -76,6 +76,10 @@ class Tokenizer:
         """The tokenizer's identity as checkpoints and packed files record it."""
         return TokenizerIdentity(sha256=self.sha256, vocab=self.vocab, bos=self.bos)
 
+    def content(self) -> bytes:
+        """The model file as it is now."""
+        return read_input(self.path)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS."""
         ids: list[int] = self.processor.encode(text)

@@ -12,7 +12,7 @@ from gptpack.data.accounting import (
     PieceBytes,
     TokenBytes,
     audit,
-    table_kind,
+    tokenizer_kind,
     unknown_tokens,
 )
 from gptpack.data.manifest import TOKENIZER
@@ -26,13 +26,9 @@ from gptpack.errors import (
     MissingDependencyError,
     TokenizerError,
 )
-from gptpack.inputs import opened
 
 if TYPE_CHECKING:
     from gptpack.data.byte_tables import ByteVocabulary
-
-START_BYTES = 1 << 12
-"""First bytes of a tokenizer's file that show its kind; a line of ranks is shorter."""
 
 Accounting = Literal["pieces", "sidecar", "table", "ranks"]
 
@@ -73,7 +69,7 @@ class Text:
 
         Args:
             vocab: that of the model, which is at least the tokenizer's.
-            tokenizer: its file: a SentencePiece model, ``.tiktoken`` ranks, or a ``.npz`` or
+            tokenizer: its file: a SentencePiece model, ranks, or a ``.npz`` or
                 ``.json`` table of bytes. None is ``tokenizer.model`` beside the shards.
             sha256: hash that the tokenizer's file must have; None takes any.
             bos: token that begins a document, where the tokenizer's file does not say it.
@@ -117,7 +113,7 @@ class Text:
             )
         stated: dict[str, int] = {}
         manifest = manifest_beside(directory)
-        if manifest is not None and accounting == "pieces":
+        if manifest is not None and accounting in ("pieces", "ranks"):
             manifest.check_tokenizer(path, loaded.sha256)
             stated = {"text_bytes": manifest.val.text_bytes}
             stated |= {"normalized_bytes": manifest.val.normalized_bytes}
@@ -217,12 +213,7 @@ def read_vocabulary(
         TokenizerError: unreadable, malformed, or more tokens than `vocab`.
         MissingDependencyError: no SentencePiece model, and this runs in a submission's script.
     """
-    try:
-        with opened(path) as file:
-            kind = table_kind(file.read(START_BYTES))
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot read: {error.strerror or error}") from error
-    if not kind:
+    if not tokenizer_kind(path):
         return Tokenizer.load(path)
     found: ByteVocabulary = _byte_tables().load_vocabulary(path, vocab=vocab, bos=bos)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from gptpack.data.byte_pairs import GPT2_SHA256, load_tokenizer
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.download import DownloadConfig, download_fineweb
 from gptpack.data.manifest import TOKENIZER
@@ -14,7 +15,7 @@ from gptpack.data.overlap import overlap_beside
 from gptpack.data.shards import Shard, Split, has_shards
 from gptpack.data.splits import manifest_beside, open_split
 from gptpack.data.tokenize import TokenizeConfig, tokenize_files
-from gptpack.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.errors import DataError
 from gptpack.progress import Progress, silent
 from gptpack.values import MAX_VOCAB, to_dict
@@ -25,6 +26,8 @@ DEFAULTS = {
     **to_dict(DownloadConfig()),
 }
 """Values of the settings that are not given, of all functions here."""
+GPT2_RANKS = GPT2_SHA256
+"""Hash of GPT-2's own tokenizer, as a manifest states it."""
 
 
 def make_tokenizer(
@@ -69,19 +72,20 @@ def tokenize(
     `settings` are fields of `TokenizeConfig`; for errors see `tokenize_files`.
     """
     config = TokenizeConfig(**settings)
-    made = tokenize_files(train, val, Tokenizer.load(tokenizer), output, config, progress)
+    made = tokenize_files(train, val, load_tokenizer(tokenizer), output, config, progress)
     return {"directory": str(output), **to_dict(made)}
 
 
 def download(output: Path, *, progress: Progress = silent, **settings: Any) -> dict[str, Any]:
-    """Fetch published shards; the result has the ``directory``, the ``commit`` and the files.
+    """Fetch published shards; the result has ``directory``, ``repo``, ``commit`` and the files.
 
     `settings` are fields of `DownloadConfig`; for errors see `download_fineweb`.
     """
-    got = download_fineweb(output, DownloadConfig(**settings), progress)
+    config = DownloadConfig(**settings)
+    got = download_fineweb(output, config, progress)
     files = {"val": [str(path) for path in got.val], "train": [str(path) for path in got.train]}
-    where = {"directory": str(got.directory), "commit": got.commit}
-    return {**where, "tokenizer": str(got.tokenizer), **files}
+    where = {"directory": str(got.directory), "repo": config.repo, "commit": got.commit}
+    return {**where, "tokenizer": got.tokenizer and str(got.tokenizer), **files}
 
 
 def describe(directory: Path, *, progress: Progress = silent) -> dict[str, Any]:

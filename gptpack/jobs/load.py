@@ -349,11 +349,11 @@ def _built(
     error: type[GptpackError],
 ) -> "LanguageModel":
     """The model of these weights; what keeps them from being its weights is an `error`."""
-    from gptpack.families.golf.gpt import GPT
+    from gptpack.families.golf.gpt import model_of
     from gptpack.families.language_model import state_problem
 
     _check_room(path, config, weights, error)
-    model = GPT(config, seed=None)
+    model = model_of(config, seed=None)
     if problem := state_problem(model, weights):
         raise error(f"{path}: its tensors are not those of its model: {problem}")
     model.load_state_dict(weights)

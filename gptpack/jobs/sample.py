@@ -58,7 +58,7 @@ def generate(
         top_p: share of probability of the likeliest tokens, of which one is drawn.
         seed: what the draws are made from.
         chat: whether a tokenizer's chat template is put around the prompt, where it has one.
-        tokenizer: a SentencePiece model, for models that do not bring their tokenizer.
+        tokenizer: a SentencePiece model or ranks, for models that do not bring their tokenizer.
         tally: what counts tokens and seconds, as they are spent.
 
     Raises:

@@ -26,6 +26,7 @@ from gptpack.contest.folder import (
 from gptpack.contest.logs import RunRecord, submission_log, training_lines
 from gptpack.contest.script import make_script
 from gptpack.errors import BudgetError, ConfigError, DataError, error_of
+from gptpack.families.golf.config import ModelConfig
 from gptpack.jobs.fresh import alone
 from gptpack.progress import Progress, silent
 from gptpack.runs.gather import CHECKPOINT, METRICS, reports
@@ -167,6 +168,11 @@ def read_run(argument: str) -> RunRecord:
         raise ConfigError(f"{argument}: no {CHECKPOINT} says its seed; write SEED={argument}")
     metrics = folder / METRICS
     header = read_header(artifact)
+    if not isinstance(header.model, ModelConfig) or header.model.architecture != "golf":
+        raise ConfigError(
+            f"{artifact}: not of architecture='golf', the only models that the contest's script "
+            "runs; choose another run"
+        )
     return RunRecord(
         name=folder.resolve().name,
         seed=seed,

@@ -102,6 +102,10 @@ def _check_kind(artifact: Artifact, path: Path) -> None:
     if isinstance(model, ModuleConfig):
         raise ConfigError(f"{path}: holds a module of its author's own code, which no page can run")
     if isinstance(model, ModelConfig):
+        if model.architecture != "golf":
+            raise ConfigError(
+                f"{path}: has architecture={model.architecture}, which the page cannot run"
+            )
         if model.parallel_lanes > 1:
             raise ConfigError(f"{path}: has parallel_lanes=2, which the page cannot run")
     elif model.model_type not in TYPES:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gptpack.data.byte_pairs import BytePairs, load_tokenizer
 from gptpack.data.tokenizer import Tokenizer, check_tokenizer
 from gptpack.errors import ConfigError, TokenizerError
 
@@ -37,9 +38,9 @@ class Words(Protocol):
 
 
 class OfPieces:
-    """A SentencePiece model's tokens; BOS begins a document, and so ends the one before."""
+    """Tokens of a tokenizer's file; BOS begins a document, and so ends the one before."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | BytePairs) -> None:
         self.tokenizer = tokenizer
         self.stops = frozenset({tokenizer.bos})
 
@@ -76,7 +77,7 @@ class OfModel:
 
 
 def words_of(loaded: "Loaded", path: Path | None, *, chat: bool) -> Words:
-    """The words of a model: of the tokenizer that it brings, or of the SentencePiece model `path`.
+    """The words of a model: of the tokenizer that it brings, or of that in the file `path`.
 
     Raises:
         ConfigError: it brings its own, and `path` is given.
@@ -89,7 +90,7 @@ def words_of(loaded: "Loaded", path: Path | None, *, chat: bool) -> Words:
         return OfModel(loaded.tokenizer, config.values.get("eos_token_id"), chat=chat)
     if path is None:
         raise TokenizerError(f"{loaded.path} brings no tokenizer; name its file with --tokenizer")
-    found, known = Tokenizer.load(path), loaded.tokenizer_identity
+    found, known = load_tokenizer(path), loaded.tokenizer_identity
     check_tokenizer(path, found, sha256=None if known is None else known.sha256, vocab=config.vocab)
     return OfPieces(found)
 

@@ -30,7 +30,8 @@ def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[RunFigure]:
     """The figure of each run in `sources`, in order.
 
     Args:
-        sources: numbers, files with a list of numbers, results of ``gptpack eval --json``, or logs.
+        sources: numbers, files with a list of numbers, results of ``gptpack eval --json`` or
+            ``gptpack train --json``, or logs.
         metric: ``bpb`` or ``nats`` of the run's decisive score, ``seconds`` of training (or of the
             whole evaluation), or a dotted path into the JSON such as ``plain.bpb``. Lists of
             numbers are taken as they are.
@@ -58,6 +59,28 @@ def read_runs(sources: Sequence[str], metric: str = "bpb") -> list[RunFigure]:
             "choose one figure with --metric"
         )
     return runs
+
+
+def read_nearest(sources: Sequence[str], threshold: float) -> tuple[str, list[RunFigure]]:
+    """The metric that a threshold is one of, and the figure of each run.
+
+    That is ``nats`` where runs say them and their median is nearer to `threshold`, by ratio, than
+    that of bits per byte: the two are a factor of two to three apart. Raises as `read_runs` does.
+    """
+    found: dict[str, list[RunFigure]] = {}
+    for metric in METRICS:
+        try:
+            found[metric] = read_runs(sources, metric)
+        except ConfigError:
+            if metric == "nats" and not found:
+                return "bpb", read_runs(sources, "bpb")  # which says what is missing
+
+    def distance(metric: str) -> float:
+        middle = statistics.median(run.value for run in found[metric])
+        return abs(math.log(middle / threshold)) if middle > 0 and threshold > 0 else 0.0
+
+    best = min(found, key=distance)
+    return best, found[best]
 
 
 def _read(source: str, metric: str) -> Iterator[tuple[RunFigure, str]]:
@@ -101,12 +124,12 @@ def _numbers(text: str) -> list[float] | None:
 
 def _run(name: str, result: dict[str, Any], metric: str) -> tuple[RunFigure, str]:
     path, kind = _path_of(result, metric)
+    row: Any = None
     value: Any = result
     for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+        row, value = value, value.get(key) if isinstance(value, dict) else None
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ConfigError(f"{name}: no figure '{metric}' ({'.'.join(path)})")
-    row = result.get(path[0]) if len(path) > 1 else None
     return RunFigure(name=name, value=_figure(value), tokens_per_byte=_rate(row)), kind
 
 
@@ -114,12 +137,17 @@ def _path_of(result: dict[str, Any], metric: str) -> tuple[list[str], str]:
     """The path of the figure in a result, and what it measures, in words."""
     if metric == "seconds":
         seconds = result.get("seconds")
-        known = seconds if isinstance(seconds, dict) else {}
-        return ["seconds", "train" if known.get("train") else "total"], ""
+        if not isinstance(seconds, dict):
+            return ["seconds"], ""
+        return ["seconds", "train" if seconds.get("train") else "total"], ""
     if metric not in METRICS:
         return metric.split("."), ""
-    last = result.get("decisive", "plain")
-    path = ["ttt", last] if str(last).startswith("ttt") else [str(last)]
+    # a run of training holds the evaluation that ended it
+    score, within = result, []
+    if isinstance(result.get("validation"), dict):
+        score, within = result["validation"], ["validation"]
+    last = score.get("decisive", "plain")
+    path = [*within, *(["ttt", last] if str(last).startswith("ttt") else [str(last)])]
     row: Any = result
     for key in path:
         row = row.get(key) if isinstance(row, dict) else None
@@ -146,6 +174,11 @@ def _rate(row: Any) -> float | None:
     return rate if 0 < rate < math.inf else None
 
 
+def in_nats(metric: str) -> bool:
+    """Whether figures of a metric are nats per token."""
+    return metric.endswith(("nats", "nats_per_token"))
+
+
 def threshold_below(
     record: float, margin: float, *, unit: str, metric: str, runs: Sequence[RunFigure]
 ) -> float:
@@ -157,7 +190,7 @@ def threshold_below(
     Raises:
         ConfigError: the margin cannot be turned into the unit of the figures.
     """
-    of_bpb, of_nats = metric.endswith("bpb"), metric.endswith(("nats", "nats_per_token"))
+    of_bpb, of_nats = metric.endswith("bpb"), in_nats(metric)
     if (unit == "bpb" and not of_bpb) or (unit == "nats" and not (of_bpb or of_nats)):
         raise ConfigError(
             f"--unit {unit}: a margin in {unit} cannot be taken from a threshold of {metric}; give "

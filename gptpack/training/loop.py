@@ -19,7 +19,8 @@ from gptpack.data.batches import Prefetcher, open_batches
 from gptpack.data.manifest import ShardEntry
 from gptpack.data.shards import Tokens
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import model_of
+from gptpack.families.golf.speedrun import Speedrun
 from gptpack.families.language_model import not_finite, state_problem
 from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
@@ -183,7 +184,7 @@ class Run:
         )
         self.batches = Prefetcher(stream, self.share, ranks.device)
         self.compiled = ranks.device.type == "cuda" if compiled is None else compiled
-        self.model = GPT(recipe.model, seed=recipe.training.seed).to(ranks.device)
+        self.model = model_of(recipe.model, seed=recipe.training.seed).to(ranks.device)
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
         self.dropout = self.model.use_dropout(recipe.training.dropout)
@@ -246,6 +247,8 @@ class Run:
 
     def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
         self.model.looped = looped
+        if isinstance(self.model, Speedrun):
+            self.model.use_stage(now.window_stage)
         part = self.gradients(self.step)
         if self.pressure is not None:
             self.pressure.press(now)

@@ -137,7 +137,7 @@ def _roles(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Paramete
     for name, parameter in parameters.items():
         if name.startswith("blocks.") and name.endswith(".weight"):
             matrices[name] = parameter
-        elif name in EMBEDDINGS:
+        elif name in EMBEDDINGS or name.startswith("value_tables."):
             embeddings[name] = parameter
         elif name == "lm_head.weight":
             head[name] = parameter

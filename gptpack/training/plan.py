@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptpack.errors import BudgetError, ConfigError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.gpt import GPT
+from gptpack.families.golf.gpt import GPT, model_of
 from gptpack.training.loop import Run
 from gptpack.training.recipe import Recipe, TrainingConfig
 
@@ -64,7 +64,7 @@ def training_flops(config: ModelConfig) -> Polynomial:
     computed: the model is on the meta device.
     """
     with torch.device("meta"):
-        model = GPT(config)
+        model = model_of(config)
     model.use_attention("math")
     costs = []
     for length in LENGTHS:
@@ -76,9 +76,18 @@ def training_flops(config: ModelConfig) -> Polynomial:
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Operations of a training step for each token; attention counts half of all pairs (causal)."""
+    """Operations of a training step for each token; attention counts half of all pairs (causal).
+
+    Within a window a position attends to that many; the last stage's windows count.
+    """
     flops = training_flops(config)
-    return flops.linear + flops.quadratic * config.context // 2
+    if not config.windows:
+        return flops.linear + flops.quadratic * config.context // 2
+    layers = {*range(config.layers)} - {*config.attention_free_layers}
+    far = layers & {*config.long_window_layers}
+    seen = [config.windows[-1]] * len(far) + [config.short_windows[-1]] * len(layers - far)
+    pairs = sum(min(config.context // 2, window) for window in seen)
+    return flops.linear + flops.quadratic * pairs // max(1, len(layers))
 
 
 def saved_bytes(model: GPT) -> Polynomial:

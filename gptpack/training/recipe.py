@@ -129,6 +129,12 @@ class TrainingConfig:
     """The rate falls over this last share of the run instead; 0 goes by `warmdown_steps`."""
     lr_floor: float = 0.0
     """The learning rate stays at this share of its peak or above."""
+    lr_final: float = 0.0
+    """Share of its peak to which the learning rate falls linearly, in place of 0."""
+    window_stages: float = 0.0
+    """Stages of a speedrun model's windows in a run, each as long as the others; a number that is
+    not whole cuts the last one short. Windows beyond them are for evaluation; 0 trains with those
+    of the last stage."""
     recurrence_start: float = 0.0
     """Share of the run from which recurrent layers run more than once; at 1 they never do."""
     dropout: float = 0.0
@@ -144,8 +150,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self, POSITIVE, "batch_tokens steps")
         check_fields(self, NOT_NEGATIVE, "micro_batch_tokens seconds reserve_seconds")
-        check_fields(self, NOT_NEGATIVE, "warmdown_steps checkpoint_seconds")
-        check_fields(self, SHARE, "warmdown_fraction lr_floor recurrence_start")
+        check_fields(self, NOT_NEGATIVE, "warmdown_steps checkpoint_seconds window_stages")
+        check_fields(self, SHARE, "warmdown_fraction lr_floor lr_final recurrence_start")
         check_fields(self, BELOW_ONE, "dropout")
         if self.warmdown_fraction and self.warmdown_steps:
             raise ConfigError(
@@ -202,6 +208,13 @@ class Recipe:
                 "training.recurrence_start=1 trains the model without its loops, but packing and "
                 "evaluation run it with them; set model.loops=0"
             )
+        if self.training.window_stages > len(self.model.windows):
+            raise ConfigError(
+                f"training.window_stages={self.training.window_stages:g} of the "
+                f"{len(self.model.windows)} in model.windows; set it to at most that"
+            )
+        if self.model.architecture == "speedrun" and self.training.dropout:
+            raise ConfigError("training.dropout is not of architecture='speedrun'; set it to 0")
 
 
 def recipe_names() -> list[str]:

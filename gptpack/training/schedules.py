@@ -5,6 +5,7 @@ and `seconds` are the limits of both, and 0 seconds is no limit. A resumed run k
 again, so it goes on with the same values.
 """
 
+import math
 from dataclasses import dataclass
 
 from gptpack.training.recipe import OptimizerConfig, TrainingConfig
@@ -21,6 +22,8 @@ class Scheduled:
     weight_decay_multiplier: float
     recurrence: bool
     """Whether the model's recurrent layers run more than once."""
+    window_stage: int
+    """Index of the stage whose windows attention has; -1 is the last."""
 
 
 def scheduled(
@@ -30,10 +33,11 @@ def scheduled(
     steps, seconds = training.steps, training.clock_seconds
     done = share_done(step, steps=steps, elapsed=elapsed, seconds=seconds)
     left = steps_left(step, steps=steps, elapsed=elapsed, seconds=seconds)
+    ends = {"floor": training.lr_floor, "final": training.lr_final}
     if training.warmdown_fraction:
-        rate = warmdown(1 - done, training.warmdown_fraction, floor=training.lr_floor)
+        rate = warmdown(1 - done, training.warmdown_fraction, **ends)
     else:
-        rate = warmdown(left, training.warmdown_steps, floor=training.lr_floor)
+        rate = warmdown(left, training.warmdown_steps, **ends)
     return Scheduled(
         progress=done,
         lr_multiplier=rate,
@@ -49,6 +53,7 @@ def scheduled(
             done, start=optimizer.weight_decay_taper_start, final=optimizer.weight_decay_final
         ),
         recurrence=switch_at(done, training.recurrence_start),
+        window_stage=stage_at(done, training.window_stages),
     )
 
 
@@ -66,13 +71,13 @@ def steps_left(step: int, *, steps: int, elapsed: float, seconds: float) -> floa
     return min(by_step, max(seconds - elapsed, 0.0) * max(step, 1) / elapsed)
 
 
-def warmdown(left: float, window: float, *, floor: float = 0.0) -> float:
-    """1 until `window` is left, then linear to 0, but never below `floor`.
+def warmdown(left: float, window: float, *, floor: float = 0.0, final: float = 0.0) -> float:
+    """1 until `window` is left, then linear to `final`, but never below `floor`.
 
     `left` and `window` are in one unit. parameter-golf has steps as time at the pace so far
-    (baseline) and shares of the run (#1394).
+    (baseline) and shares of the run (#1394); modded-nanogpt ends at a `final` above 0.
     """
-    return max(floor, min(1.0, left / window)) if window else 1.0
+    return max(floor, final + (1 - final) * min(1.0, left / window)) if window else 1.0
 
 
 def momentum(
@@ -97,6 +102,11 @@ def taper(done: float, *, start: float, final: float) -> float:
 def switch_at(done: float, start: float) -> bool:
     """Whether something that begins at the share `start` of a run is on; one of 1 never is."""
     return start < 1 and done >= start
+
+
+def stage_at(done: float, stages: float) -> int:
+    """Stage at the share `done` of a run of so many stages of equal length; -1 without stages."""
+    return min(int(done * stages), math.ceil(stages) - 1)
 
 
 def draw_seed(seed: int, index: int) -> int:

@@ -38,6 +38,14 @@ const GOLF = {
   parallel_layers: 0,
   parallel_lanes: 1,
   document_mask: false,
+  architecture: "golf",
+  value_tables: 0,
+  attention_free_layers: [],
+  mlp_free_layers: [],
+  windows: [],
+  short_windows: [],
+  long_window_layers: [],
+  window_yarn: false,
 };
 const FLOATS = ["rope_base", "qk_gain", "logit_softcap"];
 const LARGEST_INTEGER = 2n ** 63n;
@@ -202,6 +210,7 @@ function sameType(key, value) {
   if (FLOATS.includes(key)) return fits(value);
   if (Array.isArray(normal)) return Array.isArray(value) && value.every(Number.isSafeInteger);
   if (key === "activation") return value === "relu2" || value === "leaky_relu2";
+  if (key === "architecture") return value === "golf" || value === "speedrun";
   return typeof normal === "boolean" ? typeof value === "boolean" : Number.isSafeInteger(value);
 }
 

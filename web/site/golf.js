@@ -10,6 +10,10 @@ export class Golf extends Net {
   constructor(decoded) {
     const c = golfFields(decoded.header.model);
     super(decoded, c.context);
+    if (c.architecture !== "golf")
+      throw new ArtifactError(
+        `the model has architecture=${c.architecture}, which this page cannot run`,
+      );
     if (c.parallel_lanes > 1)
       throw new ArtifactError("the model has parallel_lanes=2, which this page cannot run");
     const head = c.width / c.heads;

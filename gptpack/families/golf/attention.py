@@ -106,8 +106,8 @@ def _fa3_is_here(device: torch.device) -> bool:
 
 
 @cache
-def flash_attention_3() -> Callable[..., Any]:
-    """``flash_attn_func`` of FlashAttention-3; downloads it if it is not in the hub's cache.
+def flash_attention_3(name: str = "flash_attn_func") -> Callable[..., Any]:
+    """A function of FlashAttention-3, which is downloaded if it is not in the hub's cache.
 
     Raises:
         MissingDependencyError: Hugging Face's package `kernels` is missing, or has no build of it
@@ -127,7 +127,7 @@ def flash_attention_3() -> Callable[..., Any]:
         raise MissingDependencyError(
             f"attention backend 'fa3': {FA3_KERNEL} cannot be had: {error}; use auto"
         ) from error
-    found: Callable[..., Any] = module.flash_attn_func
+    found: Callable[..., Any] = getattr(module, name)
     return found
 
 

@@ -9,6 +9,17 @@ from gptpack.values import MAX_CONTEXT, MAX_VOCAB
 MOST_PASSES = 4096
 """Layers that a model may run, each counted as often as it does."""
 Activation = Literal["relu2", "leaky_relu2"]
+Architecture = Literal["golf", "speedrun"]
+SPEEDRUN = (
+    "value_tables",
+    "attention_free_layers",
+    "mlp_free_layers",
+    "windows",
+    "short_windows",
+    "long_window_layers",
+    "window_yarn",
+)
+"""Fields that only a speedrun model has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +93,27 @@ class ModelConfig:
     and add to both."""
     document_mask: bool = False
     """Whether attention ends at the start of each position's document."""
+    architecture: Architecture = "golf"
+    """Which model these settings are of: ``speedrun`` is that of modded-nanogpt's records, where
+    scalars weigh what golf weighs by channel. The keys below are its own; of those above it has the
+    sizes, those of RoPE, queries and logits, `smear_gate`, `skip_gates`, `attention_gate_inputs`
+    and `document_mask`."""
+    value_tables: int = 0
+    """Token embeddings as wide as values; the i-th is for layer i and for the i-th of as many last
+    layers."""
+    attention_free_layers: tuple[int, ...] = ()
+    """Layers without attention."""
+    mlp_free_layers: tuple[int, ...] = ()
+    """Layers without an MLP."""
+    windows: tuple[int, ...] = ()
+    """Tokens that a position attends to at most, itself among them, in `long_window_layers`: a
+    number for each stage of training, of which the last is the model's."""
+    short_windows: tuple[int, ...] = ()
+    """The same in all other layers."""
+    long_window_layers: tuple[int, ...] = ()
+    """Layers with the long window."""
+    window_yarn: bool = False
+    """Whether RoPE's angles are rescaled where the long window grows (YaRN)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "layers", "width", "heads", "kv_heads", "mlp_hidden", "context"):
@@ -109,6 +141,7 @@ class ModelConfig:
             raise ConfigError(f"bos={self.bos} must lie in 0..{self.vocab - 1}")
         self._check_parts()
         self._check_order()
+        self._check_speedrun()
 
     def _check_parts(self) -> None:
         for name in ("bigram_rows", "bigram_width", "value_embedding_width"):
@@ -160,6 +193,12 @@ class ModelConfig:
                 f"before the last parallel_layers={self.parallel_layers}"
             )
 
+    def _check_speedrun(self) -> None:
+        if self.architecture != "golf" or any(getattr(self, name) for name in SPEEDRUN):
+            from gptpack.families.golf.stages import check
+
+            check(self)
+
     def layer_order(self, looped: bool = True) -> tuple[int, ...]:
         """The layers in the order in which they run; without `looped`, each of them once."""
         end = self.loop_start + self.loop_layers
@@ -168,11 +207,21 @@ class ModelConfig:
 
     def least_weights(self) -> int:
         """Least number of weights of a model of this shape: those of its matrices and skips."""
-        per_layer = 2 * self.width * (self.width + self.kv_width + self.mlp_hidden)
+        attention = 2 * self.width * (self.width + self.kv_width)
+        mlp = 2 * self.width * self.mlp_hidden
         bigram = self.bigram_width * (self.bigram_rows + self.width)
         values = self.value_embedding_width * (self.vocab + self.kv_width)
         skips = self.passes // 2 * self.width * (2 if self.skip_gates else 1)
-        return self.layers * per_layer + self.vocab * self.width + bigram + values + skips
+        if self.architecture == "speedrun":
+            skips, values = 0, self.value_tables * self.vocab * self.kv_width
+        return (
+            (self.layers - len(self.attention_free_layers)) * attention
+            + (self.layers - len(self.mlp_free_layers)) * mlp
+            + self.vocab * self.width
+            + bigram
+            + values
+            + skips
+        )
 
     @property
     def passes(self) -> int:

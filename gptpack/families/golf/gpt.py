@@ -54,6 +54,8 @@ class GPT(LanguageModel):
     once; in training they may not do so from the start.
     """
 
+    block_type: type[nn.Module] = Block
+
     def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
@@ -94,7 +96,9 @@ class GPT(LanguageModel):
         self.skip_gates = (
             nn.Parameter(torch.zeros(skips, config.width)) if skips and config.skip_gates else None
         )
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(
+            self.block_type(config, layer) for layer in range(config.layers)
+        )
         self.lm_head = (
             None if config.tied_embedding else Linear(config.width, config.vocab, zero=True)
         )
@@ -186,7 +190,7 @@ class GPT(LanguageModel):
             block.attn.kernels = block.mlp.kernels = self.kernels
         return chosen
 
-    def use_dropout(self, share: float) -> Dropout | None:
+    def use_dropout(self, share: float) -> "Dropout | None":
         """Leave out this share of what layers add, in either mode; returns what draws it.
 
         A share of 0 leaves out nothing, and returns None.
@@ -375,13 +379,22 @@ class GPT(LanguageModel):
         return self.token_losses(inputs, targets).mean()
 
 
+def model_of(config: ModelConfig, *, seed: int | None = 0) -> GPT:
+    """The model of the shape `config`, golf's or a speedrun's; `seed` is as in `GPT`."""
+    if config.architecture == "speedrun":
+        from gptpack.families.golf.speedrun import Speedrun
+
+        return Speedrun(config, seed=seed)
+    return GPT(config, seed=seed)
+
+
 def build(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> GPT:
     """The model of these weights on `device`; tensors that are there already are not copied."""
     with torch.device("meta"):
-        model = GPT(config, seed=None)
+        model = model_of(config, seed=None)
     on_device = {name: value.detach().to(device) for name, value in weights.items()}
     model.load_state_dict(on_device, assign=True)
-    return model
+    return model.to(device)
 
 
 def _table(name: str, rows: int, ids: Callable[[Tensor], Tensor]) -> Table:

@@ -113,11 +113,18 @@ def rotary_tables(length: int, dims: int, *, rope: Rope, like: Tensor, first: in
     frequencies = rope.base**-pairs
     if rope.factors:
         frequencies = frequencies * torch.tensor(rope.factors, device=like.device)
+    return angle_tables(frequencies, length, like=like, first=first, temperature=rope.temperature)
+
+
+def angle_tables(
+    frequencies: Tensor, length: int, *, like: Tensor, first: int = 0, temperature: float = 1.0
+) -> Tables:
+    """The same for `frequencies` ``[dims / 2]``, float32, in radians a position."""
     positions = torch.arange(first, length, dtype=torch.float32, device=like.device)
-    angles = torch.outer(positions, frequencies).view(1, length - first, 1, dims // 2)
+    angles = torch.outer(positions, frequencies).view(1, length - first, 1, -1)
     cos, sin = angles.cos(), angles.sin()
-    if rope.temperature != 1:
-        cos, sin = cos * rope.temperature, sin * rope.temperature
+    if temperature != 1:
+        cos, sin = cos * temperature, sin * temperature
     return cos.to(like.dtype), sin.to(like.dtype)
 
 

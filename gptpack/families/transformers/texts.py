@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.byte_level import byte_level
 from gptpack.errors import AccountingError, TokenizerError
 from gptpack.escape import first_line
 from gptpack.families.transformers.library import quiet
@@ -120,7 +121,7 @@ class TextTokenizer:
         """The bytes that each token spells."""
         if self._pieces is None:
             state = self.backend.to_str()
-            spell = _byte_level() if '"ByteLevel"' in state else None
+            spell = byte_level() if '"ByteLevel"' in state else None
             added = {i for i, _ in self.backend.get_added_tokens_decoder().items()}
             found = [b""] * self.vocab
             for piece, token in self.backend.get_vocab(with_added_tokens=True).items():
@@ -293,15 +294,3 @@ def _spelled(piece: str, byte_of: Mapping[str, int] | None) -> bytes:
     if match := re.fullmatch("<0x([0-9A-F]{2})>", piece):
         return bytes([int(match[1], 16)])
     return piece.replace("\u2581", " ").encode()
-
-
-def _byte_level() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table).
-
-    Printable characters of Latin-1 stand for themselves; the other bytes, in order, for those from
-    U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    found = {chr(byte): byte for byte in printable}
-    rest = (byte for byte in range(256) if byte not in printable)
-    return found | {chr(0x100 + place): byte for place, byte in enumerate(rest)}
