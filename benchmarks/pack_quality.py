@@ -206,24 +206,58 @@ def bound(matrices: list[Matrix], bpb_per_nat: float) -> list[tuple[float, float
     return points
 
 
-def plot(rows: list[Row], limit: list[tuple[float, float]], path: Path) -> None:
+NAMES = {
+    "uniform": "rounding, Hessian and entropy coder",
+    "trellis, 256 states": "gptpack (trellis of 256 states)",
+    "... tuned layer by layer": "gptpack --tune deep",
+    "GPTQ int6, clip search, lzma": "GPTQ in 6 bits, clip search, lzma",
+    "GPTQ int6, 12.85 sigma / 31, lzma": "contest records: GPTQ in 6 bits, lzma",
+}
+"""Methods that the plot shows, and what it calls them."""
+
+
+def plot(rows: list[Row], limit: list[tuple[float, float]], weights: int, path: Path) -> None:
+    """Bytes of `weights` weights against rise, a labelled line or point for each of `NAMES`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for method in dict.fromkeys(row.method for row in rows):
-        points = sorted((r.bits, r.penalty_bpb) for r in rows if r.method == method)
-        axes.plot(*zip(*points, strict=True), marker="o", label=method)
-    shown = [point for point in limit if 1.5 < point[0] < 5]
-    axes.plot(*zip(*shown, strict=True), "k--", label="rate-distortion bound (predicted loss)")
-    axes.set(xlabel="coded bits per matrix weight", ylabel="rise in bits per byte")
-    # tuning towards the text can end below the checkpoint that it began with
-    axes.set_yscale("symlog", linthresh=1e-3)
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    shown = {
+        label: sorted((r.bits, r.penalty_bpb) for r in rows if r.method == method)
+        for method, label in NAMES.items()
+    }
+    shown["what no coder can beat (predicted)"] = [p for p in limit if 2.0 < p[0] < 4.5]
+    for place, (label, points) in enumerate(shown.items()):
+        if not points:
+            continue
+        sizes = [bits * weights / 8e6 for bits, _ in points]
+        rises = [rise for _, rise in points]
+        bound = label.startswith("what")
+        color = "black" if bound else f"C{place}"
+        axes.plot(sizes, rises, "--" if bound else "o-", color=color)
+        # lines are named at their small end, but the bound, which is below all, at its large one;
+        # what is tuned lies left of the lines
+        left = label.endswith("deep")
+        at = sizes.index(max(sizes)) if bound else 0
+        axes.annotate(
+            label,
+            (sizes[at], rises[at]),
+            xytext=(-8 if left else 8, 4),
+            ha="right" if left else "left",
+            textcoords="offset points",
+            color=color,
+        )
+    axes.set(xlabel="coded matrices, MB", ylabel="rise in bits per byte (log)", yscale="log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    largest = max(row.bits for row in rows if row.method in NAMES) * weights / 8e6
+    axes.set_xlim(0.25 * largest, 1.3 * largest)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=2)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -290,7 +324,9 @@ def main() -> None:
             )
             bench.add(full, packed, values(packer, packed), began)
     try:
-        plot(bench.rows, bound(matrices, bench.bpb_per_nat), Path(f"{options.output}.png"))
+        weights = sum(matrix.weight.size for matrix in matrices)
+        limit = bound(matrices, bench.bpb_per_nat)
+        plot(bench.rows, limit, weights, Path(f"{options.output}.png"))
     except ImportError:
         print("no plot: matplotlib is missing (pip install 'gptpack[plot]')")
 

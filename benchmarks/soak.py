@@ -265,7 +265,7 @@ def jobs(tokenizer: Path, place: Path) -> dict[str, Job]:
     train += [word for key, value in recipe.items() for word in ("--set", f"{key}={value}")]
     source = place / "source"
     pack = ["pack", source / "checkpoint.pt", "--budget", "60KB", "--data", data]
-    pack += ["--device", "cpu", "--states", 8, "--calibration-tokens", 2048, "--output"]
+    pack += ["--device", "cpu", "--states", 8, "--calibration-tokens", 2048, "--force", "--output"]
     _run(command(*tokenize, data))
     _run(command(*train, "--output", source))
     file = place / "model.gptpack"

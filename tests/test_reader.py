@@ -170,6 +170,7 @@ def test_a_mask_of_the_last_positions_is_the_end_of_that_of_all():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
 @pytest.mark.parametrize("name", ["baseline", "all", "all of the later parts"])
 def test_a_text_read_token_by_token_is_as_good_in_bfloat16(name):
     config = replace(MODELS[name], width=128, attention_gate_inputs=0, context=64)

@@ -259,6 +259,7 @@ def test_compiled_batches_give_the_same_score() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
 def test_a_compiled_sliding_window_on_a_gpu_scores_as_an_eager_one() -> None:
     wide = {"width": 128, "heads": 4, "kv_heads": 2, "mlp_hidden": 256, "context": 512}
     model = tiny_gpt(torch.float32, config=replace(CONFIG, **wide)).cuda()
