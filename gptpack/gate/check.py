@@ -147,7 +147,7 @@ def _score(
     path: Path, limits: Limits, report: InspectReport, measure: Measure | None
 ) -> tuple[Bpb | None, Outcome | None]:
     """Bits per byte, measured where that can be done, else recorded; or why there are none."""
-    if measure is None or not limits.data:
+    if measure is None or not limits.sample:
         return recorded_bpb(report), None
     try:
         return measure(path, limits), None
@@ -162,7 +162,7 @@ def _bpb(bpb: Bpb | None, limits: Limits) -> Outcome:
         return broken(
             "bpb",
             f"at most {limits.max_bpb} bits per byte are allowed, but the file records none; "
-            "measure it with --bpb and --data, or pack it with --data",
+            "measure it with --bpb and --data or --text, or pack it with text that proves it",
         )
     of = f" over {bpb.tokens:,} tokens" if bpb.tokens else ""
     words = f"{bpb.value:.6f} bits per byte, {bpb.source}{of}"
