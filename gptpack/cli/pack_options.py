@@ -31,7 +31,12 @@ PACK_OPTIONS = together(
         multiple=True,
         help="File whose bytes count into the budget too; repeatable.",
     ),
-    click.option("--plan", is_flag=True, help="Say what would be made, and write nothing."),
+    click.option(
+        "--plan",
+        is_flag=True,
+        help="Pack in memory, prove and write nothing, and say what would be made; takes as long "
+        "as a pack without its proof.",
+    ),
     heading("From what text"),
     click.option(
         "--data", type=PATH, help="Folder of shards: train calibrates and tunes, val proves."
@@ -57,6 +62,13 @@ PACK_OPTIONS = together(
     ),
     click.option(
         "--tokenizer", type=PATH, help="SentencePiece model.  [default: the one in --data]"
+    ),
+    click.option(
+        "--keep/--no-keep",
+        default=True,
+        show_default="keep",
+        help="Keep Hessians beside CHECKPOINT for its next pack, as .gptpack-*.safetensors: hidden "
+        "files, often larger than the result, that may be deleted.",
     ),
     heading("How to prove"),
     click.option(

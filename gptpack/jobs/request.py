@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
+from gptpack.evaluation.plain_text import text_files
 from gptpack.inputs import once
 from gptpack.packing.config import PackConfig
 from gptpack.values import SHARE, Check, check_choice, check_fields, check_idle, parse_size
@@ -79,6 +80,9 @@ class PackRequest:
     model's own."""
     seed: int = 0
     """Seed of the choice of calibration text."""
+    keep: bool = True
+    """Whether Hessians, and text that the model wrote, are kept beside the checkpoint for its next
+    pack, in hidden files that may be deleted. Those that are there are read either way."""
     tune: Tune = "none"
     """What trains against the unpacked model: nothing, what is not coded once all is coded
     (``floats``), or what is not coded yet, layer by layer (``deep``)."""
@@ -161,6 +165,11 @@ class PackRequest:
             ConfigError: one cannot be read.
         """
         return sum(map(_code_size, once(self.code)))
+
+    def check_texts(self) -> None:
+        """Raise the `DataError` of a file of text that cannot be read, or is empty."""
+        text_files("--text", self.text)
+        text_files("--eval-text", self.eval_text)
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""
