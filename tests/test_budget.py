@@ -388,7 +388,7 @@ def test_a_packed_file_is_replaced_by_force_alone(place, tmp_path, capsys):
     words += ["--calibration-tokens", "512", "--output", str(output)]
     said = refused(capsys, place / "c.pt", *words)
     assert said == f"gptpack: {output} exists; give --force (force=True), or another --output"
-    with pytest.raises(ConfigError, match="exists; give --force"):
+    with pytest.raises(ConfigError, match="exists; give force=True"):
         pack(place / "c.pt", delta=0.01, output=output)
     assert output.read_bytes() == MAGIC + b"old"
     run(["pack", str(place / "c.pt"), *words, "--plan"])

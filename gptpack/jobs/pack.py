@@ -150,7 +150,7 @@ def pack(
     if path is not None:
         check_target(path, "packed file", MAGIC)
         if path.exists() and not request.force:
-            raise ConfigError(f"{path} exists; give --force (force=True), or another --output")
+            raise ConfigError(f"{path} exists; give --force, or another --output")
     with prepared(source, request, path, progress) as ready:
         began = time.perf_counter()
         points: tuple[Point, ...] = ()

@@ -21,7 +21,7 @@ from gptpack.calibration.text import (
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
 from gptpack.data.tokenizer import check_tokenizer
-from gptpack.errors import CheckpointError, ConfigError, TokenizerError
+from gptpack.errors import CheckpointError, ConfigError, TokenizerError, spoken
 from gptpack.evaluation.text import read_vocabulary
 from gptpack.families.language_model import LanguageModel
 from gptpack.families.wrapped import Wrapped
@@ -110,8 +110,10 @@ class Prepared:
     def kept_notes(self) -> list[str]:
         """Words about the files that were written for the next pack, once all is done."""
         return [
-            f"{path}: {path.stat().st_size:,} bytes, kept for the next pack of this model; it may "
-            "be deleted, and --no-keep leaves it out"
+            spoken(
+                f"{path}: {path.stat().st_size:,} bytes, kept for the next pack of this model; it "
+                "may be deleted, and --no-keep leaves it out"
+            )
             for path in (self.kept.written if self.kept else ())
             if path.exists()
         ]

@@ -176,10 +176,7 @@ class PackRequest:
         if len(self.sizes) > 1:
             raise ConfigError(f"{' and '.join(self.sizes)} exclude each other; give one of them")
         if not self.sizes:
-            raise ConfigError(
-                "give one of --budget, such as --budget 16MB, --max-rise, --bits and --delta (from "
-                "Python: budget, max_rise, bits, delta), or --curve"
-            )
+            raise ConfigError("give one of --budget, such as 16MB, --max-rise, --bits and --delta")
         if self.max_rise is not None and self.plan:
             raise ConfigError("--max-rise is found by measuring, and --plan measures nothing")
         if self.max_rise is not None and not (self.data or self.eval_text):
