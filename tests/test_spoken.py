@@ -1,6 +1,7 @@
 """Errors name options to whoever types them, and arguments to whoever calls from Python."""
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -28,8 +29,13 @@ TYPED = {"curve", "curve-bits", "json", "metric", "record-loss", "tokens-per-byt
 """Options of commands that are no function of the public surface."""
 
 
-def said() -> Iterator[tuple[str, str]]:
+@functools.cache
+def said() -> tuple[tuple[str, str], ...]:
     """Each text of the library that is no docstring, with its file; f-strings without values."""
+    return tuple(_said())
+
+
+def _said() -> Iterator[tuple[str, str]]:
     for path in PACKAGE.rglob("*.py"):
         if "cli" in path.parts or path.name in OTHERS:
             continue
