@@ -60,7 +60,7 @@ PATH = click.Path(path_type=Path)
     "outputs",
     multiple=True,
     type=PATH,
-    help="Also write a report: .json, .md or .xml (JUnit); repeatable.",
+    help="Also write a report: .json, .md or .xml for JUnit; repeatable.",
 )
 def command(
     paths: tuple[str, ...],

@@ -32,10 +32,7 @@ PACK_OPTIONS = together(
         help="File whose bytes count into the budget too; repeatable.",
     ),
     click.option(
-        "--plan",
-        is_flag=True,
-        help="Pack in memory, prove and write nothing, and say what would be made; takes as long "
-        "as a pack without its proof.",
+        "--plan", is_flag=True, help="Pack in memory, which takes as long; write nothing."
     ),
     heading("From what text"),
     click.option(
@@ -62,13 +59,6 @@ PACK_OPTIONS = together(
     ),
     click.option(
         "--tokenizer", type=PATH, help="SentencePiece model.  [default: the one in --data]"
-    ),
-    click.option(
-        "--keep/--no-keep",
-        default=True,
-        show_default="keep",
-        help="Keep Hessians beside CHECKPOINT for its next pack, as .gptpack-*.safetensors: hidden "
-        "files, often larger than the result, that may be deleted.",
     ),
     heading("How to prove"),
     click.option(
@@ -146,6 +136,12 @@ PACK_OPTIONS = together(
     click.option("--strict", is_flag=True, help="End with an error where a tensor becomes int8."),
     click.option("--model", help="Recipe, file or name, whose [model] a bare state dict has."),
     click.option("--seed", type=SEED, default=0, help="Seed of the choice of calibration text."),
+    click.option(
+        "--keep/--no-keep",
+        default=True,
+        help="Keep Hessians for the next pack, in hidden files beside CHECKPOINT; delete them at "
+        "will.",
+    ),
     click.option("--device", type=DEVICE, default="auto", help="Device that computes."),
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
     renamed("--step", "--delta"),

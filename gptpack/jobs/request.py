@@ -167,9 +167,18 @@ class PackRequest:
         return sum(map(_code_size, once(self.code)))
 
     def check_texts(self) -> None:
-        """Raise the `DataError` of a file of text that cannot be read, or is empty."""
-        text_files("--text", self.text)
-        text_files("--eval-text", self.eval_text)
+        """Raise the error of text that cannot be read or is empty, or that cannot go together."""
+        fitted, proof = (
+            {path.resolve() for path in text_files(option, paths)}
+            for option, paths in (("--text", self.text), ("--eval-text", self.eval_text))
+        )
+        if self.data is not None and (fitted or proof):
+            raise ConfigError("--data and --text: give one of them")
+        if fitted & proof:
+            raise ConfigError(
+                f"{min(fitted & proof)}: --text and --eval-text must be different files, or the "
+                "proof would be made on text that the codes were fitted to"
+            )
 
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""

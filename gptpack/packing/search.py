@@ -35,8 +35,8 @@ FINEST_DELTA = 2e-6
 """Finest delta that is tried; a finer one costs bytes and changes nothing, as this predicts a rise
 of 1e-5 nats per token for a million weights."""
 FINEST = (
-    "the file is smaller than it may be: its grids are the finest there are, and no method would "
-    "use the rest"
+    "the file is smaller than it may be: its grids are the finest there are, and more bytes would "
+    "make it no better"
 )
 """What there is to say of a file at that delta."""
 LARGE = 1 << 26
