@@ -350,7 +350,7 @@ def test_a_table_that_makes_no_sense_is_a_usage_error(tmp_path, text, words):
         (("m", "--max-bpb", "nan"), "'nan' is not a finite number"),
         (("m", "--max-bpb-rise", "-inf"), "'-inf' is not a finite number"),
         (("m", "--max-bpb-rise", "nan"), "'nan' is not a finite number"),
-        (("m", "--max-bpb", "-1"), "max_bpb=-1.0 must be positive"),
+        (("m", "--max-bpb", "-1"), "--max-bpb -1.0 must be positive"),
     ],
 )
 def test_options_that_make_no_sense_end_with_status_2(run, arguments, words):

@@ -118,7 +118,7 @@ def test_a_rise_that_no_file_keeps_leaves_none(checkpoint, monkeypatch):
     ("more", "said"),
     [
         ({}, "measured on text"),
-        ({"data": "d", "plan": True}, "--plan measures nothing"),
+        ({"data": "d", "plan": True}, "plan=True measures nothing"),
         ({"data": "d", "bits": 3.0}, "exclude each other"),
     ],
 )

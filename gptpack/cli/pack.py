@@ -56,7 +56,7 @@ def command(
     if curve is None:
         settings["output"] = settings["output"] or beside(checkpoint)
     request = PackRequest(**settings)
-    if request.plan and main_rank():
+    if request.plan and curve is None and main_rank():
         note(PLANNED)
     with progress_bars(quiet=as_json or not main_rank()) as progress:
         if curve is not None:
