@@ -112,7 +112,7 @@ def make_curve(
         )
     if request.plan:
         raise ConfigError("--plan writes no --curve; give one of them")
-    request.check_texts()
+    request.check_files()
     _check_writes(path, plotted=request.data is not None or bool(request.eval_text))
     notes: list[str] = []
     points: list[Point] = []

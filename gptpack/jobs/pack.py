@@ -143,7 +143,7 @@ def pack(
         raise ConfigError(f"{', '.join(settings)}: set them in the request that is given")
     request = PackRequest(**settings) if request is None else request
     request.check_size()
-    request.check_texts()
+    request.check_files()
     if isinstance(source, str | Path):
         check_unpacked(Path(source))
     path = None if request.output is None or request.plan else Path(request.output)

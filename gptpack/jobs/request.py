@@ -166,7 +166,7 @@ class PackRequest:
         """
         return sum(map(_code_size, once(self.code)))
 
-    def check_texts(self) -> None:
+    def check_files(self) -> None:
         """Raise the error of text that cannot be read or is empty, or that cannot go together."""
         fitted, proof = (
             {path.resolve() for path in text_files(option, paths)}

@@ -242,8 +242,7 @@ def pack_to_budget(
     if found is not None and encoded is not None:
         file = packer.seal(encoded, delta=found.delta, predicted_nats=found.loss_nats)
         rest = goal.limit - goal.measure(encoded)
-        finest = found.delta < 1.001 * FINEST_DELTA or bool(search.refused)
-        if finest and rest > packer.config.tolerance * goal.limit:
+        if found.delta < 1.001 * FINEST_DELTA and rest > packer.config.tolerance * goal.limit:
             file = replace(file, notes=(*file.notes, FINEST))
         return file
     if search.smallest is None:
