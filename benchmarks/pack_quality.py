@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gptpack.calibration.kept import Kept
 from gptpack.calibration.text import calibrate, calibration_text, shard_windows
 from gptpack.data.splits import split_tokens
 from gptpack.evaluation.scoring import score_model
@@ -73,7 +74,7 @@ class Bench:
         tokens = options.calibration_tokens
         windows = calibration_text(self.model, "shards", shards, tokens=tokens)
         self.sensitivities = calibrate(
-            self.model, windows, self.ranks, cache=options.checkpoint.parent
+            self.model, windows, self.ranks, kept=Kept(folder=options.checkpoint.parent)
         ).sensitivities
         print(f"calibration on {windows.numel():,} tokens: {time.perf_counter() - began:.1f} s")
         self.tuning = shard_windows(shards, windows=min(8192, total), context=context, seed=1)

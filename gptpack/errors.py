@@ -2,15 +2,42 @@
 
 An error's message names the thing, what was found, what was needed, and the way out. Anything that
 is not in this family is a bug of ours and keeps its traceback.
+
+Messages are written with options, as one types them. Whoever calls from Python reads the arguments
+of the same names instead, wherever the message is shown.
 """
 
+import re
 from typing import ClassVar
+
+OPTION = re.compile(r"gptpack [a-z][^,;']*|(?<![\w./-])--([a-z][a-z-]*)")
+"""A command to type, which stays as it is, or the name of an option."""
+ARGUMENTS = {
+    "bpb": "prove=True",
+    "codec": "codecs",
+    "delta-factor": "delta_factors",
+    "force": "force=True",
+    "keep-packed": "keep_packed=True",
+    "method": "methods",
+    "no-eval": "validate=False",
+    "no-keep": "keep=False",
+    "plan": "plan=True",
+    "resume": "resume=True",
+    "set": "overrides",
+    "ttt": "adaptations",
+}
+"""The arguments of options whose name says another one, or a flag; of others dashes differ."""
 
 
 class GptpackError(ValueError):
     """Root of the family; `exit_status` is what the process ends with (docs/cli.md)."""
 
     exit_status: ClassVar[int] = 2
+    in_options: ClassVar[bool] = False
+    """Whether messages name options, as while a command runs, or arguments of functions."""
+
+    def __str__(self) -> str:
+        return spoken(super().__str__())
 
 
 class ConfigError(GptpackError):
@@ -81,6 +108,18 @@ class InternalError(GptpackError):
     """A process that we started crashed, which is a bug of ours."""
 
     exit_status = 70
+
+
+def spoken(text: str) -> str:
+    """`text` for whoever reads it here: with options as they are, or with arguments in place."""
+    if GptpackError.in_options:
+        return text
+
+    def argument(found: re.Match[str]) -> str:
+        name = found[1]
+        return found[0] if name is None else ARGUMENTS.get(name, name.replace("-", "_"))
+
+    return OPTION.sub(argument, text)
 
 
 def error_of(status: int) -> type[GptpackError]:

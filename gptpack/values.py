@@ -193,9 +193,9 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return value
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    wanted = (
-        "one of " + ", ".join(map(str, typing.get_args(hint)))
-        if origin is Literal
-        else getattr(hint, "__name__", hint)
-    )
+    wanted = getattr(hint, "__name__", hint)
+    if origin is Literal:
+        wanted = "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if origin is tuple:
+        wanted = "a list"
     raise ConfigError(f"{path}={value!r} must be {wanted}")

@@ -1,15 +1,13 @@
 """The GitHub Action and this repository's workflow, as far as they run without GitHub."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pages import action
 from strategies import MODEL, TOKENIZER, example_tensors, write_artifact
 
 ROOT = Path(__file__).parent.parent
@@ -20,37 +18,10 @@ STEPS = {step.get("id") or step.get("name"): step for step in ACTION["runs"]["st
 
 @pytest.fixture
 def check(tmp_path):
-    """Runs the action's check step with inputs: status, output, and files by name."""
-    binary = tmp_path / "bin"
-    binary.mkdir()
-    python = binary / "python"  # a link would not be of the environment that the tests are in
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    """Runs the action's check step with inputs: status and output."""
 
     def run(**inputs: str) -> tuple[int, str]:
-        defaults = {name: entry["default"] for name, entry in ACTION["inputs"].items()}
-        values = defaults | inputs
-        environment = {
-            name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: values[m[1]], text)
-            for name, text in STEPS["check"]["env"].items()
-        }
-        done = subprocess.run(
-            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS["check"]["run"]],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                **environment,
-                "PATH": f"{binary}{os.pathsep}{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT),
-                "GITHUB_ACTIONS": "true",
-                "GITHUB_OUTPUT": str(tmp_path / "output"),
-                "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = action(tmp_path, **inputs)
         return done.returncode, done.stdout + done.stderr
 
     return run

@@ -110,7 +110,7 @@ def test_progress_goes_to_the_callback_and_nothing_is_printed(place, capfd):
 
 
 def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
-    with pytest.raises(gptpack.GptpackError, match="--budget and --bits exclude"):
+    with pytest.raises(gptpack.GptpackError, match="budget and bits exclude"):
         gptpack.pack(place / "checkpoint.pt", budget="1MB", bits=3)
     with pytest.raises(gptpack.GptpackError, match="a packed file; give the checkpoint"):
         gptpack.pack(place / "model.gptpack", bits=3)

@@ -330,7 +330,7 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--bits", "3", "--code", "absent.py"), 2, "absent.py: no such file"),
         (("--bits", "3", "--codec", "bogus"), 2, "codec 'bogus': there are auto, raw"),
         (("--bits", "3", "--data", "{place}", "--eval-tokens", "31"), 2, "one context of 32"),
-        (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "stride=33 must be 1 to"),
+        (("--bits", "3", "--data", "{place}", "--stride", "33"), 2, "--stride 33 must be 1 to"),
         (("--bits", "3", "-o", "/dev/null"), 2, "/dev/null exists and is not a regular file"),
         (("--bits", "3", "--tune-seconds", "5"), 2, "--tune-seconds does nothing without --tune"),
         (("--bits", "3", "--tune-labels", "0.5"), 2, "--tune-labels does nothing without --tune"),
@@ -387,8 +387,8 @@ def test_a_packed_file_is_replaced_by_force_alone(place, tmp_path, capsys):
     words = ["--delta", "0.01", "--calibration", "random", "--states", "8"]
     words += ["--calibration-tokens", "512", "--output", str(output)]
     said = refused(capsys, place / "c.pt", *words)
-    assert said == f"gptpack: {output} exists; give --force (force=True), or another --output"
-    with pytest.raises(ConfigError, match="exists; give --force"):
+    assert said == f"gptpack: {output} exists; give --force, or another --output"
+    with pytest.raises(ConfigError, match="exists; give force=True"):
         pack(place / "c.pt", delta=0.01, output=output)
     assert output.read_bytes() == MAGIC + b"old"
     run(["pack", str(place / "c.pt"), *words, "--plan"])

@@ -321,7 +321,7 @@ def test_a_sidecar_beside_the_shards_is_used_and_needs_the_text(tmp_path: Path) 
     write_shard(data / "x_val_bytes_000000.bin", np.concatenate(lengths))
     source = tmp_path / "v.txt"
     source.write_text("\n\x1e\n".join(texts))
-    with pytest.raises(ConfigError, match=r"byte sidecars .* give it with --text"):
+    with pytest.raises(ConfigError, match=r"byte sidecars .* give it with text"):
         Text.load(data, vocab=290, tokenizer=tokenizer.path)
     text = Text.load(data, vocab=290, tokenizer=tokenizer.path, source=source)
     assert text.accounting == "sidecar"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from worlds import CPU
 
-from gptpack.calibration import text as calibration_text
+from gptpack.calibration import kept
 from gptpack.calibration import written as writing
 from gptpack.calibration.collect import (
     EMBEDDED,
@@ -20,6 +20,7 @@ from gptpack.calibration.collect import (
     input_moments,
     output_fisher,
 )
+from gptpack.calibration.kept import Kept
 from gptpack.calibration.text import calibrate, random_tokens, shard_windows
 from gptpack.calibration.written import self_generated, written
 from gptpack.errors import CheckpointError, DataError
@@ -408,24 +409,23 @@ def test_text_is_written_in_groups_of_bounded_size(monkeypatch):
 
 
 def test_text_that_the_model_wrote_is_kept_beside_it(tmp_path):
-    def text(seed: int = 0, **more: bool) -> tuple[torch.Tensor, list[str]]:
+    def text(seed: int = 0, writes: bool = True) -> tuple[torch.Tensor, list[str]]:
         phases: list[str] = []
         found = written(
             model_of(),
             windows=3,
             context=8,
             seed=seed,
-            cache=tmp_path,
+            kept=Kept(folder=tmp_path, writes=writes),
             progress=lambda phase, *_: phases.append(phase),
-            **more,
         )
         return found, phases
 
-    first, phases = text(kept=False)
+    first, phases = text(writes=False)
     assert set(phases) == {writing.PHASE}
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(text()[0], first)
-    again, phases = text(kept=False)
+    again, phases = text(writes=False)
     assert phases == ["text to calibrate on (kept from before)"]
     assert torch.equal(again, first)
     assert not torch.equal(text(seed=1)[0], first)
@@ -443,7 +443,7 @@ def calibrated(model: GPT, folder: Path, **settings: int) -> tuple[Calibration, 
         windows_of(),
         CPU,
         **{"fisher_windows": 2, "batch": 2, "seed": 0} | settings,
-        cache=folder,
+        kept=Kept(folder=folder),
         progress=lambda phase, _done, _total: phases.append(phase),
     )
     return found, phases
@@ -518,7 +518,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration_text, "_write", None)
+    monkeypatch.setattr(kept, "_write", None)
     found = calibrate(model_of(), windows_of(), CPU, fisher_windows=2, batch=2, seed=0)
     assert found.hessian_tokens == 56
     assert found.fisher_tokens == 16

@@ -322,6 +322,7 @@ def test_a_wildcard_that_finds_nothing_is_a_missing_file(tmp_path):
         ("[check]\nbudgets = 3\n[[check.artifact]]\npath = 'm'\n", "check.budgets"),
         ("[[check.artifact]]\npath = 'm'\nbudget = 16\n", "check.artifact.budget=16"),
         ("[[check.artifact]]\npath = 'm'\nbudget = '16 MX'\n", "16MB or 16MiB"),
+        ("[[check.artifact]]\npath = 'm'\ntext = 'val.txt'\n", "text='val.txt' must be a list"),
         ("[[check.artifact]]\npath = 'm'\nmax_bpb = nan\n", "must be a finite number"),
         ("[[check.artifact]]\npath = 'm'\neval_tokens = -1\n", "must not be negative"),
         ("[[check.artifact]]\npath='m'\n[[check.artifact]]\npath='m'\n", "two artifacts"),
@@ -342,14 +343,14 @@ def test_a_table_that_makes_no_sense_is_a_usage_error(tmp_path, text, words):
         ((), "gptpack.toml"),
         (("--budget", "1MB"), "--budget is for files that are named"),
         (("m", "--config", "x.toml"), "either FILE or --config"),
-        (("m", "--bpb"), "name a folder of shards with --data"),
+        (("m", "--bpb"), "give --data with shards, or --text"),
         (("m", "--output", "report.pdf"), ".json, .md, .xml"),
         (("m", "m"), "two artifacts are called"),
         (("m", "--max-bpb", "inf"), "'inf' is not a finite number"),
         (("m", "--max-bpb", "nan"), "'nan' is not a finite number"),
         (("m", "--max-bpb-rise", "-inf"), "'-inf' is not a finite number"),
         (("m", "--max-bpb-rise", "nan"), "'nan' is not a finite number"),
-        (("m", "--max-bpb", "-1"), "max_bpb=-1.0 must be positive"),
+        (("m", "--max-bpb", "-1"), "--max-bpb -1.0 must be positive"),
     ],
 )
 def test_options_that_make_no_sense_end_with_status_2(run, arguments, words):
@@ -447,7 +448,7 @@ def test_a_program_checks_paths_or_a_table_by_one_function(tmp_path):
     assert [not row.failures for row in check(table).artifacts] == [True, False]
     with pytest.raises(ConfigError, match="has its own limits"):
         check(table, budget="1MB")
-    with pytest.raises(ConfigError, match="no data to measure bits per byte on"):
+    with pytest.raises(ConfigError, match="no text to measure bits per byte on"):
         check(one, prove=True)
 
 

@@ -95,7 +95,7 @@ def test_a_files_kind_shows_in_its_bytes_whatever_its_name_is(tmp_path, save, na
 
 def test_a_newer_state_dict_has_to_be_told_its_shape(tmp_path):
     torch.save({**state(), "smear.gate": torch.zeros(24)}, tmp_path / "new.pt")
-    with pytest.raises(CheckpointError, match=r"smear.gate does not show .* --model"):
+    with pytest.raises(CheckpointError, match=r"smear.gate does not show .* model"):
         load_checkpoint(tmp_path / "new.pt")
 
 

@@ -5,22 +5,26 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pages import OURS, SIZE, hugging_face, page, run
 from worlds import invoke
 
 from gptpack.jobs import demo_text
 from gptpack.jobs.demo import PROMPTS
 
+PAGE = page("docs/tutorial-web.md")
+
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_file_within_its_budget_and_proves_it(tmp_path, monkeypatch, capsys):
+def test_the_demo_ends_with_a_file_within_its_budget_and_proves_it(tmp_path, monkeypatch, capfd):
     # it tokenizes, trains, packs and proves in three processes; a part of the text is enough
     library = tmp_path / "library"
     (library / "pydoc_data").mkdir(parents=True)
     shutil.copy(demo_text.standard_library() / demo_text.TOPICS, library / demo_text.TOPICS)
     monkeypatch.setattr(demo_text, "standard_library", lambda: library)
-    folder = tmp_path / "demo"
-    assert invoke("demo", "--output", str(folder), "--seconds", "2", "--json") == 0
-    out, err = capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert invoke("demo", "--seconds", "2", "--json") == 0
+    out, err = capfd.readouterr()
+    assert "gzip" not in err  # of a comparison that it does not ask for
     result = json.loads(out)
     packed = Path(result["file"])
     assert packed.stat().st_size == result["bytes"] <= result["budget_bytes"]
@@ -33,7 +37,14 @@ def test_the_demo_ends_with_a_file_within_its_budget_and_proves_it(tmp_path, mon
     for command in ("data tokenizer", "data tokenize", "train", "pack"):
         assert f"$ gptpack {command} " in err
     assert "$ python -m gptpack eval" in err
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    # the tutorial for the web goes on from here, as it is written
+    first = "    gptpack demo\n"
+    assert PAGE.count(first) == 1
+    hugging_face()
+    printed = run(PAGE.replace(first, "").replace(SIZE, OURS), capfd)
+    assert "SmolLM2, 135 M parameters in 50 MB" in Path("site/site.json").read_text()
+    assert Path("site/model.gptpack").read_bytes() == Path("smol.gptpack").read_bytes()
+    assert "-m" in printed  # a visitor came
 
 
 @pytest.mark.parametrize("options", [("--seconds", "many"), ("--budget", "many")])

@@ -111,3 +111,7 @@ def test_a_pack_ends_with_what_it_is_worth_and_commands_that_run(place, monkeypa
     program, flag, code = shlex.split(load)
     assert (program, flag) == ("python", "-c")
     exec(code)
+    # where nothing was proved there is no tokenizer to name, and the file brings none
+    words = ("--budget", "1MB", "--method", "int8", "-o", "c.gptpack")
+    *_, sample, _, _ = run("pack", here / "run" / "checkpoint.pt", *words).splitlines()
+    assert sample == "  gptpack sample c.gptpack --tokenizer TOKENIZER --prompt The"

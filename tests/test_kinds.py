@@ -56,15 +56,30 @@ def test_a_file_or_folder_is_known_by_its_content(place):
 
 
 @pytest.mark.parametrize("name", ["c.pt", "m.safetensors", "m.gguf", "model"])
-@pytest.mark.parametrize("verb", ["inspect", "verify", "web"])
+@pytest.mark.parametrize("verb", ["inspect", "verify", "web", "unpack", "report", "diff"])
 def test_a_model_that_is_not_packed_is_said_to_be_one(place, capsys, verb, name):
-    more = ["--output", "page"] if verb == "web" else []
+    if (verb, name) == ("report", "model"):
+        return  # a folder is a run's, which may hold anything
+    more = ["m.gptpack"] if verb == "diff" else []
+    more += ["--output", "page"] if verb in ("web", "unpack", "report") else []
+    more += ["--to", "safetensors"] if verb == "unpack" else []
     status, line = said(capsys, verb, name, *more)
     assert status == 2
     assert line == (
         f"gptpack: {name}: {FORMS[name]}; pack it first: gptpack pack {name} --budget 16MB, or "
         "another budget"
     )
+
+
+@pytest.mark.parametrize("name", ["c.pt", "m.gguf"])
+def test_a_check_says_the_same_of_it_and_goes_on(place, capsys, name):
+    with pytest.raises(SystemExit) as stopped:
+        run(["check", name, "m.gptpack", "--budget", "1MB", "--json"])
+    first, second = json.loads(capsys.readouterr().out)["artifacts"]
+    (failed,) = [row for row in first["outcomes"] if row["state"] == "fail"]
+    assert stopped.value.code == failed["exit_status"] == 2
+    assert failed["text"].startswith(f"{name}: {FORMS[name]}; pack it first: gptpack pack {name}")
+    assert second["passed"]
 
 
 def test_a_folder_is_no_packed_file(place, capsys):

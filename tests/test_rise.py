@@ -109,7 +109,7 @@ def test_the_smallest_measured_file_within_the_rise_is_made(checkpoint, monkeypa
 def test_a_rise_that_no_file_keeps_leaves_none(checkpoint, monkeypatch):
     proving(monkeypatch, lambda _: 1.0)
     output = checkpoint.with_name("none.gptpack")
-    with pytest.raises(LimitError, match=r"the best costs 1\.00000: give a larger --max-rise"):
+    with pytest.raises(LimitError, match=r"the best costs 1\.00000: give a larger max_rise"):
         pack(checkpoint, max_rise=0.01, data=corpus().data, output=output, **QUICK)
     assert not output.exists()
 
@@ -118,7 +118,7 @@ def test_a_rise_that_no_file_keeps_leaves_none(checkpoint, monkeypatch):
     ("more", "said"),
     [
         ({}, "measured on text"),
-        ({"data": "d", "plan": True}, "--plan measures nothing"),
+        ({"data": "d", "plan": True}, "plan=True measures nothing"),
         ({"data": "d", "bits": 3.0}, "exclude each other"),
     ],
 )

@@ -277,7 +277,7 @@ def test_a_folder_that_is_no_submission_is_never_replaced(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="it is no submission"):
         check_output(tmp_path / "work", force=True)
     (tmp_path / "work" / "submission.json").write_text("{}")
-    with pytest.raises(ConfigError, match="give --force"):
+    with pytest.raises(ConfigError, match="give force=True"):
         check_output(tmp_path / "work", force=False)
     (tmp_path / "m").write_bytes(b"artifact")
     write_folder(tmp_path / "work", {"README.md": "x"}, tmp_path / "m")

@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, every)
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
     train(tiny(), shards(), tmp_path / "run", CPU)
-    with pytest.raises(ConfigError, match=r"exists; continue it with --resume"):
+    with pytest.raises(ConfigError, match=r"exists; continue it with resume=True"):
         train(tiny(), shards(), tmp_path / "run", CPU)
 
 
@@ -392,7 +392,7 @@ def test_the_recurrence_begins_where_the_recipe_says(tmp_path):
 
 def test_resuming_a_run_that_was_killed_before_its_first_checkpoint_begins_it(tmp_path):
     whole = train(tiny(), shards(), tmp_path / "whole", CPU)
-    with pytest.raises(CheckpointError, match="no run to resume; begin it without --resume"):
+    with pytest.raises(CheckpointError, match="no run to resume; begin it without resume=True"):
         train(tiny(), shards(), tmp_path / "run", CPU, resume=True)
     begun = tmp_path / "run"
     begun.mkdir()

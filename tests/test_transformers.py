@@ -419,6 +419,30 @@ def test_diff_report_and_check_take_such_files(hf, tmp_path):
     assert {setting.name for setting in found.settings} >= {"pack.delta"}
 
 
+def test_check_and_diff_measure_such_files_on_plain_text(hf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("val.txt").write_text(SAID * 4, encoding="utf-8")
+    Path("table").mkdir()
+    for name, delta in (("a", 1e-3), ("b", 0.05)):
+        packed(hf, "llama", delta=delta, output=f"{name}.gptpack")
+    scores = [gptpack.evaluate(f"{name}.gptpack", text="val.txt").plain.bpb for name in "ab"]
+    assert invoke("check", "a.gptpack", "b.gptpack", "--bpb", "--text", "val.txt", "--json") == 0
+    found = [row["bpb"] for row in json.loads(capsys.readouterr().out)["artifacts"]]
+    assert [row["value"] for row in found] == pytest.approx(scores)
+    assert {row["source"] for row in found} == {"measured"}
+    assert found[0]["text_sha256"] == found[1]["text_sha256"]
+    assert invoke("diff", "a.gptpack", "b.gptpack", "--bpb", "--text", "val.txt", "--json") == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["after"]["bpb"] - measured["before"]["bpb"] == pytest.approx(
+        scores[1] - scores[0]
+    )
+    # text of an artifact's own, beside a folder of shards for the others
+    table = "[check]\ndata = 'shards'\n[[check.artifact]]\npath = '../a.gptpack'\n"
+    Path("table/gptpack.toml").write_text(f"{table}text = ['../val.txt']\nmax_bpb = 1e-9\n")
+    assert invoke("check", "--bpb", "--config", "table/gptpack.toml") == 1
+    assert "above the limit of 1e-09" in capsys.readouterr().out
+
+
 def test_agreement_is_that_of_the_two_models_own_predictions(hf, tmp_path):
     text = tmp_path / "val.txt"
     text.write_text(SAID * 4, encoding="utf-8")

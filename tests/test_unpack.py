@@ -397,7 +397,7 @@ def test_what_stands_there_stays_unless_it_is_of_the_kind_and_force_is_given(pac
     assert mine.read_text() == "mine"
     for to in ("transformers", "gguf", "safetensors"):
         gptpack.unpack(file, tmp_path / to, to=to)
-        with pytest.raises(ConfigError, match="exists; give --force"):
+        with pytest.raises(ConfigError, match="exists; give force=True"):
             gptpack.unpack(file, tmp_path / to, to=to)
         gptpack.unpack(file, tmp_path / to, to=to, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -432,7 +432,7 @@ def test_values_beyond_a_type_are_refused(tmp_path):
     model.save_pretrained(folder)
     gptpack.pack(folder, delta=1e-3, output=tmp_path / "m.gptpack", **FAST)
     for to in ("transformers", "gguf"):
-        with pytest.raises(ConfigError, match="take --dtype bfloat16"):
+        with pytest.raises(ConfigError, match="take dtype bfloat16"):
             gptpack.unpack(tmp_path / "m.gptpack", tmp_path / "out", to=to, dtype="float16")
     assert not (tmp_path / "out").exists()
 

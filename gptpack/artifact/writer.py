@@ -61,6 +61,24 @@ class EncodedFiles:
     sections: tuple[SectionEntry, ...] = ()
     data: tuple[bytes, ...] = ()
 
+    @property
+    def stored_bytes(self) -> int:
+        return sum(len(stored) for stored in self.data)
+
+    @property
+    def named(self) -> str:
+        """The largest file's name, and how many others there are, in words."""
+        return named_files({file.name: file.raw_bytes for file in self.files})
+
+
+def named_files(raw_bytes: Mapping[str, int]) -> str:
+    """The name of the largest of some files by their sizes, and how many others there are."""
+    if not raw_bytes:
+        return "files"
+    others = len(raw_bytes) - 1
+    more = f" and {others} other file{'s' if others > 1 else ''}" if others else ""
+    return f"{max(raw_bytes, key=raw_bytes.__getitem__)}{more}"
+
 
 def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:
     """All `files` in one section, in the order of their names, by the codec that is smallest.

@@ -5,7 +5,6 @@ never read: codes would fit the very text that proves the file.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptpack.calibration.collect import Calibration, collect
-from gptpack.calibration.kept import Array, keep, kept_path, read_kept
+from gptpack.calibration.kept import Array, Kept, read_kept
 from gptpack.calibration.written import written
 from gptpack.data.shards import Tokens
 from gptpack.errors import DataError
@@ -70,8 +69,7 @@ def calibration_text(
     tokens: int = 0,
     seed: int = 0,
     start: Sequence[int] = (),
-    cache: Path | None = None,
-    kept: bool = True,
+    kept: Kept | None = None,
     progress: Progress = silent,
 ) -> Tensor:
     """Windows ``[N, T]`` of the model's context from `source`, about `tokens` in all.
@@ -81,7 +79,7 @@ def calibration_text(
         start: tokens that a text of the model's own begins with; none is BOS.
         tokens: 0 takes `TOKENS` of the model's device, `WRITTEN_TOKENS` of text of its own, or what
             there is of shards.
-        cache: folder of the model's own text; `kept` says whether it is written there.
+        kept: where the model's own text is kept; None keeps none.
 
     Raises:
         DataError: the shards hold fewer.
@@ -102,7 +100,6 @@ def calibration_text(
             context=context,
             seed=seed,
             start=start,
-            cache=cache,
             kept=kept,
             progress=progress,
         )
@@ -117,20 +114,16 @@ def calibrate(
     fisher_windows: int | None = None,
     batch: int | None = None,
     seed: int = 0,
-    cache: Path | None = None,
-    kept: bool = True,
-    background: Executor | None = None,
+    kept: Kept | None = None,
     progress: Progress = silent,
 ) -> Calibration:
-    """Sensitivities by `collect`, or from `cache` after a call with the same weights and tokens.
+    """Sensitivities by `collect`, or those `kept` by a call with the same weights and tokens.
 
     Args:
         fisher_windows: windows of the Fisher pass, the first ones; None takes a quarter of them.
         batch: windows that go through the model at once; None chooses by device.
-        cache: folder of the cached file, whose name is a hash of everything that matters; None
-            keeps no file. Only the main rank writes.
-        kept: whether a file is written there if there was none.
-        background: executor that writes the file; None makes the caller wait for it.
+        kept: where they are kept, in a file whose name is a hash of everything that matters; None
+            keeps none.
 
     Raises:
         CheckpointError: see `collect`.
@@ -140,9 +133,9 @@ def calibrate(
     if batch is None:
         batch = max(1, BATCH_TOKENS[ranks.device.type] // windows.shape[1])
     path = None
-    if cache is not None:
+    if kept is not None:
         said = f"3 {fisher_windows} {seed} {ranks.device.type} {ranks.world}"
-        path = kept_path(cache, "hessians", model, said, windows)
+        path = kept.path("hessians", model, said, windows)
         if (found := _read(path)) is not None:
             progress("hessians (cached)", 1, 1)
             return found
@@ -155,22 +148,19 @@ def calibrate(
         seed=seed,
         progress=progress,
     )
-    if path is not None and kept and ranks.main:
-        if background is None:
-            _write(path, found)
-        else:
-            background.submit(_write, path, found)
+    if kept is not None and path is not None:
+        kept.keep(path, lambda: _arrays(found))
     return found
 
 
-def _write(path: Path, calibration: Calibration) -> None:
+def _arrays(calibration: Calibration) -> dict[str, Array]:
     arrays: dict[str, Array] = {
         "tokens": np.array([calibration.hessian_tokens, calibration.fisher_tokens])
     }
     for name, sensitivity in calibration.sensitivities.items():
         arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
         arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
-    keep(path, arrays)
+    return arrays
 
 
 def _read(path: Path) -> Calibration | None:

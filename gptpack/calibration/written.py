@@ -1,13 +1,12 @@
 """A model -> text that it writes itself, as tokens; kept beside it for the next time."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gptpack.calibration.collect import finite
-from gptpack.calibration.kept import keep, kept_path, read_kept
+from gptpack.calibration.kept import Kept, read_kept
 from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent
 
@@ -60,25 +59,20 @@ def written(
     context: int,
     seed: int,
     start: Sequence[int] = (),
-    cache: Path | None = None,
-    kept: bool = True,
+    kept: Kept | None = None,
     progress: Progress = silent,
 ) -> Tensor:
-    """`self_generated`, or the same text from a file in the folder `cache`, ``[N, T]``.
-
-    Args:
-        kept: whether text that had to be written is kept there.
-    """
+    """`self_generated`, or the same text from a file that is `kept`, ``[N, T]``."""
     path = None
-    if cache is not None:
+    if kept is not None:
         said = f"1 {windows} {context} {seed} {list(start)} {model.device.type}"
-        path = kept_path(cache, "text", model, said)
+        path = kept.path("text", model, said)
         if (found := read_kept(path)) is not None and "tokens" in found:
             progress("text to calibrate on (kept from before)", 1, 1)
             return torch.from_numpy(found["tokens"])
     text = self_generated(
         model, windows=windows, context=context, seed=seed, start=start, progress=progress
     )
-    if path is not None and kept:
-        keep(path, {"tokens": text.numpy()})
+    if kept is not None and path is not None:
+        kept.keep(path, lambda: {"tokens": text.numpy()})
     return text

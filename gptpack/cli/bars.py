@@ -72,7 +72,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
     )
     tasks: dict[str, TaskID] = {}
     phases: dict[str, _Phase] = {}
-    latest = [_Phase("start", time.monotonic())]
+    latest = [_Phase("getting ready", time.monotonic())]
     ended = threading.Event()
 
     def report(phase: str, done: float, total: float) -> None:

@@ -9,7 +9,7 @@ from gptpack.cli.bars import progress_bars
 from gptpack.cli.check_report import print_result, write_reports
 from gptpack.cli.console import reader_may_go
 from gptpack.cli.help import Choice, Command, heading
-from gptpack.cli.options import FINITE, renamed
+from gptpack.cli.options import FINITE, TEXT, renamed
 from gptpack.errors import ArtifactError, ConfigError, LimitError, MissingDependencyError
 from gptpack.escape import plain
 from gptpack.gate import formats
@@ -36,6 +36,7 @@ PATH = click.Path(path_type=Path)
 @heading("How to prove")
 @click.option("--bpb", "prove", is_flag=True, help="Measure the bits per byte; needs torch.")
 @click.option("--data", help="Folder of validation shards for --bpb.")
+@TEXT
 @click.option("--tokenizer", help="SentencePiece model. [default: that in --data]")
 @click.option(
     "--eval-tokens",
@@ -59,7 +60,7 @@ PATH = click.Path(path_type=Path)
     "outputs",
     multiple=True,
     type=PATH,
-    help="Also write a report: .json, .md or .xml (JUnit); repeatable.",
+    help="Also write a report: .json, .md or .xml for JUnit; repeatable.",
 )
 def command(
     paths: tuple[str, ...],
@@ -80,12 +81,13 @@ def command(
       gptpack check --output main.json          on the main branch
       gptpack check --baseline main.json        on a pull request
       gptpack check model.gptpack --bpb --data shards/ --max-bpb 1.21
+      gptpack check smol.gptpack --bpb --text val.txt --max-bpb 0.95
 
     Without FILE, the table [check] of gptpack.toml says what is checked; with FILE, the options
     do. Existence, every checksum, the format, and the size to the byte are checked without torch,
     in under a second. --max-bpb is held against what the packer recorded in the file; with --bpb
-    against what a process of its own measures on the first --eval-tokens targets of --data, on the
-    CPU.
+    against what a process of its own measures on the first --eval-tokens targets of --data or
+    --text, on the CPU.
 
     Nothing is sent or fetched. Where GITHUB_STEP_SUMMARY is set, the report is appended to it;
     where GITHUB_ACTIONS is true, failures become annotations.

@@ -9,7 +9,7 @@ import click
 from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import note, print_json, print_table, say
 from gptpack.cli.help import Command, heading
-from gptpack.cli.options import DEVICE, renamed
+from gptpack.cli.options import DEVICE, TEXT, renamed
 from gptpack.errors import ConfigError
 from gptpack.escape import plain
 from gptpack.inspection.compare import RELATIVE, WeightErrors
@@ -28,9 +28,10 @@ PATH = click.Path(path_type=Path)
 @heading("What to compare besides headers")
 @click.option("--weights", is_flag=True, help="Decode both and show how far weights are apart.")
 @click.option("--checkpoint", type=PATH, help="Show both files' errors against this checkpoint.")
-@click.option("--bpb", is_flag=True, help="Measure both files' bits per byte; needs --data.")
+@click.option("--bpb", is_flag=True, help="Measure both files' bits per byte.")
 @heading("How to prove")
 @click.option("--data", type=PATH, help="Folder of validation shards for --bpb.")
+@TEXT
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
 @click.option(
     "--stride", type=click.IntRange(min=1), help="With --bpb, score a sliding window as well."
@@ -50,7 +51,6 @@ def command(
     weights: bool,
     checkpoint: Path | None,
     bpb: bool,
-    data: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -62,21 +62,21 @@ def command(
       gptpack diff main.gptpack branch.gptpack
       gptpack diff a.gptpack b.gptpack --checkpoint runs/a/checkpoint.pt
       gptpack diff a.gptpack b.gptpack --bpb --data shards/ --json
+      gptpack diff a.gptpack b.gptpack --bpb --text val.txt
 
     Only headers are read, in under a second and without torch, unless --weights, --checkpoint or
     --bpb ask for more. Where files are decoded, the bytes of a group are what its codes cost, else
     a share of its section in proportion to raw bytes. Changes are B minus A. The exit status is 0
     whether they differ or not.
     """
-    if bpb and data is None:
-        raise ConfigError("--bpb needs a folder of validation shards; name it with --data")
-    idle = {"data": data, "eval_tokens": settings["eval_tokens"], "stride": settings["stride"]}
-    check_idle("without --bpb", not bpb, **idle, tokenizer=settings["tokenizer"])
-    compared: dict[str, Any] = {"weights": weights, "checkpoint": checkpoint, "data": data}
+    if bpb and not settings["data"] and not settings["text"]:
+        raise ConfigError("--bpb needs text: --data with shards, or --text for Hugging Face models")
+    check_idle("without --bpb", not bpb, **{k: v for k, v in settings.items() if k != "device"})
+    settings |= {"weights": weights, "checkpoint": checkpoint}
     # processes that score draw bars of their own
     with progress_bars(quiet=as_json or bpb or not (weights or checkpoint)) as progress:
         progress("decode and compare", 0, 0)
-        report = diff(before, after, **compared, quiet=as_json, **settings)
+        report = diff(before, after, quiet=as_json, **settings)
     for errors in report.errors or ():
         if errors.caution:
             note(errors.caution)

@@ -63,5 +63,7 @@ def command(
             **settings,
         )
     if main_rank():
-        report(found, as_json=as_json, output=output, quiet=quiet)
+        report(
+            found, as_json=as_json, output=output, quiet=quiet, compressors=settings["compressors"]
+        )
     found.check(max_bpb)

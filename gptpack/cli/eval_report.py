@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from gptpack import Evaluation
 
 
-def report(found: "Evaluation", *, as_json: bool, output: Path | None, quiet: bool) -> None:
+def report(
+    found: "Evaluation", *, as_json: bool, output: Path | None, quiet: bool, compressors: bool
+) -> None:
     """Print the result, and write it where asked."""
     result = found.to_dict()
     scores = found.scores
@@ -51,7 +53,8 @@ def report(found: "Evaluation", *, as_json: bool, output: Path | None, quiet: bo
             for score in scores.values()
         ],
     )
-    _print_compressors(found)
+    if compressors:
+        _print_compressors(found)
     _print_adaptations(found)
     if found.agreement is not None:
         _print_agreement(found.agreement)

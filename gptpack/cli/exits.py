@@ -58,6 +58,7 @@ def exit_statuses() -> Iterator[None]:
     """End the process with the status of what is raised inside."""
     if hasattr(sys.stdout, "reconfigure"):  # a name is shown in whatever letters a terminal has
         sys.stdout.reconfigure(errors="backslashreplace")
+    GptpackError.in_options = True
     try:
         with _terminable():
             yield
@@ -95,6 +96,7 @@ def exit_statuses() -> Iterator[None]:
             sys.exit(MissingDependencyError.exit_status)
         _crash(error)
     finally:
+        GptpackError.in_options = False
         with reader_may_go():
             sys.stdout.flush()
             sys.stderr.flush()

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from gptpack.errors import GptpackError
 from gptpack.values import nearest
 
 Decorator = Callable[[Any], Any]
@@ -47,7 +49,21 @@ def together(*decorators: Decorator) -> Decorator:
 
 
 class Command(click.Command):
-    """A command whose help shows its options under the headings that stand above them."""
+    """A command whose help shows its options under the headings that stand above them, and whose
+    errors name the options that were typed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command; ``states=7`` in an error reads ``--states 7`` if that was typed."""
+        try:
+            return super().invoke(ctx)
+        except GptpackError as error:
+            said = str(error)
+            for option in self.params:
+                typed = ctx.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
+                if isinstance(option, click.Option) and typed:
+                    said = re.sub(rf"(?<![\w.]){option.name}=", f"{option.opts[0]} ", said)
+            error.args = (said,)
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         titles: Mapping[str | None, str] = getattr(self.callback, "headings", {})

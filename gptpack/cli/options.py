@@ -39,6 +39,12 @@ EVAL_TOKENS = click.option(
     help="Score the first so many targets.",
 )
 
+TEXT = click.option(
+    "--text",
+    multiple=True,
+    help="Text file for --bpb in place of shards, of a Hugging Face model; repeatable.",
+)
+
 
 def beside(source: Path) -> Path:
     """The name of a packed file where none is given: the folder's, or the checkpoint's, beside it.

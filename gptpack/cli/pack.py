@@ -14,6 +14,10 @@ from gptpack.cli.pack_report import print_curve, print_report
 from gptpack.values import check_idle
 
 PATH = click.Path(path_type=Path)
+PLANNED = (
+    "--plan packs in memory: it takes as long as the pack itself, but for the proof, and writes "
+    "nothing"
+)
 
 
 @click.command(cls=Command)
@@ -37,8 +41,8 @@ def command(
 
     With --data the file is reloaded in a fresh process and its bits per byte are measured, beside
     those of the checkpoint, before it gets its name. Files given by --code count into the budget.
-    Hessians are kept beside the checkpoint and used again. Runs under torchrun as well:
-    calibration and tuning are shared among the ranks.
+    Hessians are kept beside the checkpoint and used again, unless --no-keep is given. Runs under
+    torchrun as well: calibration and tuning are shared among the ranks.
     """
     from gptpack.jobs.curve import make_curve, parse_bits
     from gptpack.jobs.pack import pack
@@ -52,6 +56,8 @@ def command(
     if curve is None:
         settings["output"] = settings["output"] or beside(checkpoint)
     request = PackRequest(**settings)
+    if request.plan and curve is None and main_rank():
+        note(PLANNED)
     with progress_bars(quiet=as_json or not main_rank()) as progress:
         if curve is not None:
             found = make_curve(checkpoint, request, curve, points, progress=progress)

@@ -31,7 +31,9 @@ PACK_OPTIONS = together(
         multiple=True,
         help="File whose bytes count into the budget too; repeatable.",
     ),
-    click.option("--plan", is_flag=True, help="Say what would be made, and write nothing."),
+    click.option(
+        "--plan", is_flag=True, help="Pack in memory, which takes as long; write nothing."
+    ),
     heading("From what text"),
     click.option(
         "--data", type=PATH, help="Folder of shards: train calibrates and tunes, val proves."
@@ -136,6 +138,12 @@ PACK_OPTIONS = together(
     click.option("--strict", is_flag=True, help="End with an error where a tensor becomes int8."),
     click.option("--model", help="Recipe, file or name, whose [model] a bare state dict has."),
     click.option("--seed", type=SEED, default=0, help="Seed of the choice of calibration text."),
+    click.option(
+        "--keep/--no-keep",
+        default=True,
+        help="Keep Hessians for the next pack, in hidden files beside CHECKPOINT; delete them at "
+        "will.",
+    ),
     click.option("--device", type=DEVICE, default="auto", help="Device that computes."),
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
     renamed("--step", "--delta"),

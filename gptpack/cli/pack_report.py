@@ -39,8 +39,8 @@ def print_report(packed: "Packed") -> None:
         rows += [
             ["bpb before packing", f"{before['bpb']:.5f}"],
             ["bpb of the reloaded file", f"{after['bpb']:.5f}"],
-            ["rise", f"{after['bpb'] - before['bpb']:+.5f}"],
-            ["rise, nats per token", f"{rise:+.5f}"],
+            ["rise", change(after["bpb"] - before["bpb"])],
+            ["rise, nats per token", change(rise)],
         ]
         if sliding := report["after"]["sliding"]:
             rows.append([f"sliding bpb, stride {sliding['stride']}", f"{sliding['bpb']:.5f}"])
@@ -60,6 +60,11 @@ def print_report(packed: "Packed") -> None:
     say("", verdict(report), "", *following(report))
 
 
+def change(value: float) -> str:
+    """A difference with its sign; one that rounds to nothing has no minus."""
+    return f"{round(value, 5) + 0.0:+.5f}"
+
+
 def verdict(report: dict[str, Any]) -> str:
     """The size, the rise, and what it was measured on, in a sentence."""
     said = f"{report['file']} has {report['bytes']:,} bytes"
@@ -70,9 +75,9 @@ def verdict(report: dict[str, Any]) -> str:
     before, after = (report[when]["plain"] for when in ("before", "after"))
     files = [shard["file"] for shard in report["after"]["shards"]]
     more = f" and {len(files) - 1} more" if files[1:] else ""
-    rise = after["bpb"] - before["bpb"]
+    rise = change(after["bpb"] - before["bpb"])
     return (
-        f"{said}, and a rise of {rise:+.5f} bits per byte ({before['bpb']:.5f} "
+        f"{said}, and a rise of {rise} bits per byte ({before['bpb']:.5f} "
         f"before, {after['bpb']:.5f} after), measured in a fresh process on {after['tokens']:,} "
         f"tokens ({after['bytes']:,} bytes) of {files[0]}{more}"
     )
@@ -86,8 +91,9 @@ def following(report: dict[str, Any]) -> list[str]:
     if proved:  # rounded up, so that this file passes
         limit += f" --max-bpb {math.ceil(1e4 * proved['plain']['bpb']) / 1e4:.4f}"
     tokenizer = ""
-    if proved and proved["accounting"]["kind"] != "text":
-        tokenizer = f" --tokenizer {shlex.quote(proved['tokenizer']['path'])}"
+    if "files" not in report["sections"]:  # the file brings none
+        path = proved["tokenizer"]["path"] if proved else "TOKENIZER"
+        tokenizer = f" --tokenizer {shlex.quote(path)}"
     code = f"import gptpack; gptpack.load({json.dumps(report['file'])})"
     return [
         "Next:",
@@ -113,4 +119,4 @@ def _figures(point: "Point") -> list[str]:
     measured, rise = point.bpb_measured, point.rise
     if measured is None or rise is None:
         return ["", ""]
-    return [f"{measured:.5f}", f"{rise:+.5f}"]
+    return [f"{measured:.5f}", change(rise)]

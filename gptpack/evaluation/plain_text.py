@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gptpack.data.accounting import TokenBytes
 from gptpack.data.documents import iterate_documents
 from gptpack.errors import AccountingError, DataError
+from gptpack.inputs import opened
 
 BETWEEN = "\n\n"
 """Text between two documents."""
@@ -92,6 +93,24 @@ class PlainText:
     def audited_bytes(self, targets: Iterable[int]) -> dict[int, int]:
         """Bytes of the first n targets for each n of `targets`."""
         return {n: self.token_bytes.charged(self.tokens, 0, n) for n in targets}
+
+
+def text_files(option: str, paths: Iterable[str | Path]) -> tuple[Path, ...]:
+    """The paths of files of text, asked for before long work: each has something to read.
+
+    Raises:
+        DataError: one cannot be read, or is empty; names `option` too.
+    """
+    found = tuple(map(Path, paths))
+    for path in found:
+        try:
+            with opened(path) as file:
+                if file.read(1):
+                    continue
+        except OSError as error:
+            raise DataError(f"{option} {path}: cannot read: {error.strerror}") from error
+        raise DataError(f"{option} {path}: the file is empty; it needs text")
+    return found
 
 
 def joined(paths: Sequence[Path]) -> str:

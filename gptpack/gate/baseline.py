@@ -106,7 +106,7 @@ def _bpb_rise(now: Bpb | None, past: Bpb | None, most: float) -> tuple[float | N
     rule = "bpb rise"
     if now is None or past is None:
         which = "this file" if now is None else "the baseline"
-        text = f"{which} has no bits per byte; measure both with --bpb and --data"
+        text = f"{which} has no bits per byte; measure both with --bpb"
         return None, broken(rule, text)
     if different := now.unlike(past):
         return None, broken(rule, f"not comparable: {different}; write the baseline again")

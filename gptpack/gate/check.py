@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gptpack.artifact.layout import LFS_POINTER
 from gptpack.artifact.reader import verify_sections
+from gptpack.artifact.writer import named_files
 from gptpack.errors import ArtifactError, GptpackError, InternalError
 from gptpack.gate.baseline import compared, load_baseline
 from gptpack.gate.limits import CheckConfig, Limits, expanded, files
@@ -63,7 +64,7 @@ def _check(folder: Path, limits: Limits, measure: Measure | None) -> Checked:
     try:
         report = report_on(verify_sections(path), str(path))
     except ArtifactError as error:
-        outcomes.append(broken("format", str(error), 3))
+        outcomes.append(broken("format", str(error), error.exit_status))
         checked = replace(checked, file_bytes=size, code_bytes=code_bytes)
         if limits.budget:
             checked = replace(checked, budget_bytes=parse_size(limits.budget))
@@ -131,9 +132,7 @@ def _budget(checked: Checked, report: InspectReport | None) -> Outcome:
     if headroom >= 0:
         return held("budget", f"{total:,} of {budget:,} bytes{code}{source}; headroom {headroom:,}")
     share = f"{-headroom / budget:.2%}" if budget else "all of it"
-    known = report.groups if report and report.exact else ()
-    groups = sorted(known, key=lambda group: -group.stored_bytes)
-    largest = ", ".join(f"{g.name} {g.stored_bytes:,}" for g in groups[:LARGEST_SHOWN])
+    largest = ", ".join(f"{name} {size:,}" for size, name in _largest(report))
     advice = max(0, budget - checked.code_bytes)
     return broken(
         "budget",
@@ -143,11 +142,22 @@ def _budget(checked: Checked, report: InspectReport | None) -> Outcome:
     )
 
 
+def _largest(report: InspectReport | None) -> list[tuple[int, str]]:
+    """Bytes and name of what takes most of a file that says it: groups of tensors, and the files
+    that go with the model."""
+    if report is None or not report.exact:
+        return []
+    parts = [(group.stored_bytes, group.name) for group in report.groups]
+    if report.files:
+        parts.append((report.files_bytes, named_files(report.files)))
+    return sorted(parts, reverse=True)[:LARGEST_SHOWN]
+
+
 def _score(
     path: Path, limits: Limits, report: InspectReport, measure: Measure | None
 ) -> tuple[Bpb | None, Outcome | None]:
     """Bits per byte, measured where that can be done, else recorded; or why there are none."""
-    if measure is None or not limits.data:
+    if measure is None or not limits.sample:
         return recorded_bpb(report), None
     try:
         return measure(path, limits), None
@@ -162,7 +172,7 @@ def _bpb(bpb: Bpb | None, limits: Limits) -> Outcome:
         return broken(
             "bpb",
             f"at most {limits.max_bpb} bits per byte are allowed, but the file records none; "
-            "measure it with --bpb and --data, or pack it with --data",
+            "measure it with --bpb and --data or --text, or pack it with text that proves it",
         )
     of = f" over {bpb.tokens:,} tokens" if bpb.tokens else ""
     words = f"{bpb.value:.6f} bits per byte, {bpb.source}{of}"

@@ -44,6 +44,9 @@ class Limits:
     """Most bytes (file and code) above the baseline, such as ``10KB``."""
     data: str = ""
     """Folder of validation shards to measure the bits per byte on."""
+    text: tuple[str, ...] = ()
+    """Text files to measure on instead, of a model that brings its tokenizer; beside `data`, the
+    one that its tokens were made from."""
     tokenizer: str = ""
     """SentencePiece model; by default the one in `data`."""
     eval_tokens: int = SAMPLE_TOKENS
@@ -73,6 +76,11 @@ class Limits:
     def label(self) -> str:
         """What reports call the file."""
         return self.name or self.path
+
+    @property
+    def sample(self) -> str:
+        """Where the text is that bits per byte are measured on; empty where none is named."""
+        return self.data or ", ".join(self.text)
 
 
 DEFAULTS = {field.name for field in dataclasses.fields(Limits)} - {"path", "name"}
@@ -132,6 +140,8 @@ def load_check(path: Path) -> CheckConfig:
 def _limits(path: Path, defaults: Mapping[str, Any], row: Any) -> Limits:
     if not isinstance(row, dict) or "path" not in row:
         raise ConfigError(f"{path}: each [[check.artifact]] needs a path")
+    if row.keys() & {"data", "text"}:  # text of its own takes the place of all that others have
+        defaults = {key: defaults[key] for key in defaults.keys() - {"data", "text"}}
     try:
         return from_dict(Limits, {**defaults, **row}, "check.artifact")
     except ConfigError as error:

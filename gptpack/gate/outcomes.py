@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from gptpack.errors import spoken
 from gptpack.gate.limits import Limits
 from gptpack.inspection.inspect import InspectReport
 
@@ -35,7 +36,7 @@ def held(rule: str, text: str) -> Outcome:
 
 def broken(rule: str, text: str, exit_status: int = 1) -> Outcome:
     """The outcome of a rule that did not hold."""
-    return Outcome(rule=rule, state="fail", text=text, exit_status=exit_status)
+    return Outcome(rule=rule, state="fail", text=spoken(text), exit_status=exit_status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

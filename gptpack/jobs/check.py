@@ -29,6 +29,7 @@ def check(
     baseline: str | Path | None = None,
     prove: bool = False,
     data: str | Path = "",
+    text: str | Path | Sequence[str | Path] = (),
     tokenizer: str | Path = "",
     eval_tokens: int = SAMPLE_TOKENS,
     stride: int = 0,
@@ -52,8 +53,10 @@ def check(
         max_bpb_rise: most bits per byte above the baseline.
         max_bytes_rise: most bytes above the baseline, such as ``10KB``.
         baseline: report (JSON) of an earlier check, or a packed file.
-        prove: measure bits per byte in a fresh process on the CPU, for which there must be `data`.
+        prove: measure bits per byte in a fresh process on the CPU, for which there must be `data`
+            or `text`.
         data: folder of validation shards.
+        text: files of text, of models that bring their tokenizer; see `evaluate`.
         tokenizer: SentencePiece model; by default the one in `data`.
         eval_tokens: targets to score, the first ones; 0 scores all.
         stride: tokens by which a sliding window moves; 0 scores whole contexts.
@@ -67,11 +70,12 @@ def check(
     """
     limits: dict[str, Any] = {
         "budget": str(budget or ""),
-        "code": tuple(map(str, [code] if isinstance(code, str | Path) else code)),
+        "code": _names(code),
         "max_bpb": max_bpb,
         "max_bpb_rise": max_bpb_rise,
         "max_bytes_rise": str(max_bytes_rise or ""),
         "data": str(data or ""),
+        "text": _names(text),
         "tokenizer": str(tokenizer or ""),
         "eval_tokens": eval_tokens,
         "stride": stride,
@@ -81,7 +85,7 @@ def check(
         if Limits(path="*", **limits) != Limits(path="*"):
             raise ConfigError("check: a CheckConfig has its own limits; set them there")
     else:
-        scored = {"data": data, "tokenizer": tokenizer, "stride": stride}
+        scored = {"data": data, "text": text, "tokenizer": tokenizer, "stride": stride}
         check_idle("without --bpb", not prove, **scored, eval_tokens=eval_tokens != SAMPLE_TOKENS)
         paths = [files] if isinstance(files, str | Path) else files
         config = CheckConfig(artifacts=tuple(Limits(path=str(path), **limits) for path in paths))
@@ -92,12 +96,16 @@ def check(
     )
 
 
+def _names(paths: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    return tuple(map(str, [paths] if isinstance(paths, str | Path) else paths))
+
+
 def _measure(config: CheckConfig, progress: Progress) -> Measure:
     """A function that measures one file's bits per byte in a process of its own, on the CPU."""
-    if without := [limits.label for limits in expanded(config) if not limits.data]:
+    if without := [limits.label for limits in expanded(config) if not limits.sample]:
         raise ConfigError(
-            f"{without[0]}: no data to measure bits per byte on; name a folder of shards with "
-            "--data, or data in the table of limits"
+            f"{without[0]}: no text to measure bits per byte on; give --data with shards, or "
+            "--text for a Hugging Face model; in the table of limits data or text"
         )
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError(
@@ -108,11 +116,12 @@ def _measure(config: CheckConfig, progress: Progress) -> Measure:
 
     def measure(path: Path, limits: Limits) -> Bpb:
         tokens = f"{limits.eval_tokens:,}" if limits.eval_tokens else "all"
-        progress(plain(f"{limits.label}: scoring {tokens} tokens of {limits.data}"), 0, 0)
+        progress(plain(f"{limits.label}: scoring {tokens} tokens of {limits.sample}"), 0, 0)
         return _bpb(
             evaluate_in_fresh_process(
                 path,
-                config.folder / limits.data,
+                config.folder / limits.data if limits.data else None,
+                text=[config.folder / name for name in limits.text],
                 tokenizer=config.folder / limits.tokenizer if limits.tokenizer else None,
                 stride=limits.stride or None,
                 eval_tokens=limits.eval_tokens,

@@ -112,6 +112,7 @@ def make_curve(
         )
     if request.plan:
         raise ConfigError("--plan writes no --curve; give one of them")
+    request.check_files()
     _check_writes(path, plotted=request.data is not None or bool(request.eval_text))
     notes: list[str] = []
     points: list[Point] = []
@@ -135,6 +136,7 @@ def make_curve(
             points.append(point_of(coded, len(file), scores))
         plot = _write(points, path, notes) if ready.ranks.main else None
         assumed = ready.packer.record.assumed or ()
+    notes += ready.kept_notes()
     return Curve(points=tuple(points), path=path, plot=plot, notes=tuple(notes), assumed=assumed)
 
 

@@ -1,5 +1,6 @@
 """Two packed files -> what differs between them, by their headers unless more is asked for."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ def diff(
     weights: bool = False,
     checkpoint: str | Path | None = None,
     data: str | Path | None = None,
+    text: Sequence[str | Path] = (),
     **settings: Any,
 ) -> DiffReport:
     """Show what differs between two packed files.
@@ -31,6 +33,7 @@ def diff(
         weights: decode both files and measure how far their weights are apart.
         checkpoint: decode both files and measure their errors against this checkpoint.
         data: folder of validation shards to score both files on, each in a fresh process.
+        text: files of text to score them on, of models that bring their tokenizer.
         settings: settings of `gptpack.jobs.fresh.fresh_evaluation`.
 
     Raises:
@@ -47,10 +50,11 @@ def diff(
         if checkpoint is not None:
             errors = checkpoint_errors([first, second], Path(checkpoint))
             report = replace(report, errors=(errors[0], errors[1]))
-    if data is not None:
+    if data is not None or text:
         from gptpack.jobs.fresh import evaluate_in_fresh_process
 
         paths = (Path(before), Path(after))
-        scores = [evaluate_in_fresh_process(p, Path(data), **settings).best for p in paths]
+        settings |= {"data": None if data is None else Path(data), "text": text}
+        scores = [evaluate_in_fresh_process(path, **settings).best for path in paths]
         report = replace(report, measured=(scores[0], scores[1]))
     return report

@@ -101,7 +101,7 @@ def evaluate(
         (True, True)
     """
     from gptpack.evaluation.clock import Clock, process_age
-    from gptpack.evaluation.plain_text import PlainText
+    from gptpack.evaluation.plain_text import PlainText, text_files
     from gptpack.evaluation.text import Text
     from gptpack.jobs.scored_text import documents_of, plain_text
     from gptpack.ranks import ranks
@@ -112,7 +112,7 @@ def evaluate(
     if isinstance(source, Loaded) and model is not None:
         raise ConfigError("model is for bare state dicts by path; what is loaded has its own")
     settings = named_settings(adaptations)
-    texts = tuple(map(Path, (text,) if isinstance(text, str | Path) else text or ()))
+    texts = text_files("--text", (text,) if isinstance(text, str | Path) else text or ())
     if data is None and not texts:
         raise ConfigError("nothing to score: give --data with val shards, or --text with files")
     if data is not None and len(texts) > 1:

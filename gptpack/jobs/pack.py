@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gptpack.evaluation.result import Evaluation
 from gptpack.families.language_model import LanguageModel
 from gptpack.jobs.curve import Point
 from gptpack.jobs.load import Loaded
-from gptpack.jobs.prepare import prepared
+from gptpack.jobs.prepare import check_unpacked, prepared
 from gptpack.jobs.request import PackRequest
 from gptpack.jobs.rise import smallest
 from gptpack.memory import give_back
@@ -104,8 +104,8 @@ def pack(
 
     With `data` that has validation shards, the file is reloaded in a fresh process and its bits per
     byte are measured, beside those of the unpacked model, before it gets its name. Hessians are
-    kept beside a checkpoint and used again. Under torchrun every rank calls this: calibration and
-    tuning are shared, and rank 0 alone writes, proves, and has scores.
+    kept beside a checkpoint and used again, which the notes say. Under torchrun every rank calls
+    this: calibration and tuning are shared, and rank 0 alone writes, proves, and has scores.
 
     Args:
         source: a checkpoint's path, what `load` made of one, or a model in memory. Its weights stay
@@ -119,7 +119,7 @@ def pack(
             of shards), or `text` and `eval_text` (files of text), `tokenizer`, `model` (recipe of a
             bare state dict), `code` (files that count too). How: `methods`, `delta_factors`,
             `states`, `codecs`, `strict`. Calibrated on: `calibration`, `calibration_tokens`,
-            `seed`. Tuned: `tune` (``"none"``, ``"floats"``, ``"deep"``), `tune_labels`,
+            `seed`, `keep`. Tuned: `tune` (``"none"``, ``"floats"``, ``"deep"``), `tune_labels`,
             `tune_seconds`. Proved on: `eval_tokens`, `stride`. And `device`, and `plan`, which
             writes and proves nothing.
 
@@ -143,11 +143,14 @@ def pack(
         raise ConfigError(f"{', '.join(settings)}: set them in the request that is given")
     request = PackRequest(**settings) if request is None else request
     request.check_size()
+    request.check_files()
+    if isinstance(source, str | Path):
+        check_unpacked(Path(source))
     path = None if request.output is None or request.plan else Path(request.output)
     if path is not None:
         check_target(path, "packed file", MAGIC)
         if path.exists() and not request.force:
-            raise ConfigError(f"{path} exists; give --force (force=True), or another --output")
+            raise ConfigError(f"{path} exists; give --force, or another --output")
     with prepared(source, request, path, progress) as ready:
         began = time.perf_counter()
         points: tuple[Point, ...] = ()
@@ -167,6 +170,7 @@ def pack(
             data = coded.assemble(quality(*scores))
     if path is not None:
         write_atomic(path, data)
+    coded = replace(coded, notes=(*coded.notes, *ready.kept_notes()))
     before, after = scores or (None, None)
     return Packed(
         data=data,

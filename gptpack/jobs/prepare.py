@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from gptpack.artifact.record import PackRecord
+from gptpack.artifact.writer import encode_files
+from gptpack.calibration.kept import Kept
 from gptpack.calibration.text import (
     TextSource,
     calibrate,
@@ -19,10 +21,11 @@ from gptpack.calibration.text import (
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
 from gptpack.data.tokenizer import check_tokenizer
-from gptpack.errors import CheckpointError, ConfigError, TokenizerError
+from gptpack.errors import CheckpointError, ConfigError, TokenizerError, spoken
 from gptpack.evaluation.text import read_vocabulary
 from gptpack.families.language_model import LanguageModel
 from gptpack.families.wrapped import Wrapped
+from gptpack.inputs import kind_of
 from gptpack.jobs.data import check_scorable
 from gptpack.jobs.load import Loaded, load
 from gptpack.jobs.proof import Proof
@@ -31,7 +34,7 @@ from gptpack.jobs.scored_text import check_text
 from gptpack.jobs.training_text import check_texts, training_tokens
 from gptpack.memory import give_back
 from gptpack.packing.again import pack_again
-from gptpack.packing.apart import take_apart
+from gptpack.packing.apart import check_files_fit, take_apart
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
@@ -39,6 +42,8 @@ from gptpack.progress import Progress
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks, ranks
 from gptpack.values import TokenizerIdentity
+
+PACKED_ALREADY = "already a packed file; give the checkpoint or folder that it was made of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,8 @@ class Prepared:
     seconds: dict[str, float]
     preparing_seconds: float
     """Wall-clock seconds of taking the model apart."""
+    kept: Kept | None
+    """Where Hessians are kept; None where there is no place beside the model."""
 
     def fit(self, *, delta: float | None = None, bits: float | None = None) -> CodedFile:
         """The file at `delta`, of at most `bits` a weight, or within the budget, tuned as asked.
@@ -100,6 +107,17 @@ class Prepared:
             progress=self.progress,
         )
 
+    def kept_notes(self) -> list[str]:
+        """Words about the files that were written for the next pack, once all is done."""
+        return [
+            spoken(
+                f"{path}: {path.stat().st_size:,} bytes, kept for the next pack of this model; it "
+                "may be deleted, and --no-keep leaves it out"
+            )
+            for path in (self.kept.written if self.kept else ())
+            if path.exists()
+        ]
+
 
 @contextmanager
 def prepared(
@@ -127,6 +145,8 @@ def prepared(
         loaded = _opened(source, request, here)
         model = loaded.runnable()
         config.check_names(model.weights())
+        files = encode_files(loaded.files)
+        check_files_fit(model, config, files, budget_bytes=budget, code_bytes=code_bytes)
         check_texts(loaded, request)
         if data is not None and not request.plan:
             check_scorable(
@@ -158,10 +178,14 @@ def prepared(
             )
             training = training_tokens(loaded, request, config)
             sensitivities: Mapping[str, Sensitivity] = {}
+            kept = None
             if config.calibrated:
-                cache = loaded.path.parent if loaded.path else None
+                if loaded.path is not None:
+                    writes = request.keep and not request.plan and here.main
+                    folder = loaded.path.parent
+                    kept = Kept(folder=folder, writes=writes, background=background)
                 record, sensitivities = _calibrated(
-                    loaded, request, training, here, record, cache, background, progress
+                    loaded, request, training, here, record, kept, progress
                 )
                 give_back()
                 seconds["calibrate"] = time.perf_counter() - began
@@ -171,7 +195,7 @@ def prepared(
                 identity,
                 config,
                 sensitivities,
-                files=loaded.files,
+                files=files,
                 budget_bytes=UNLIMITED if budget is None else budget,
                 code_bytes=code_bytes,
                 record=record,
@@ -189,7 +213,14 @@ def prepared(
                 progress=progress,
                 seconds=seconds,
                 preparing_seconds=time.perf_counter() - began,
+                kept=kept,
             )
+
+
+def check_unpacked(path: Path) -> None:
+    """Raise the `CheckpointError` of a packed file that is to be packed."""
+    if kind_of(path) == "a packed file":
+        raise CheckpointError(f"{path}: {PACKED_ALREADY}")
 
 
 def _opened(
@@ -207,9 +238,7 @@ def _opened(
             "gptpack.load made of one, or a gptpack LanguageModel"
         )
     if loaded.kind != "checkpoint":
-        raise CheckpointError(
-            f"{loaded.path}: a packed file; give the checkpoint that it was made of"
-        )
+        raise CheckpointError(f"{loaded.path}: {PACKED_ALREADY}")
     model = loaded.runnable().to(here.device).eval()
     if halves := {v.dtype for v in model.weights().values()} & {torch.bfloat16, torch.float16}:
         raise ConfigError(
@@ -227,15 +256,10 @@ def _calibrated(
     training: Sequence[Tokens],
     here: Ranks,
     record: PackRecord,
-    cache: Path | None,
-    background: Executor,
+    kept: Kept | None,
     progress: Progress,
 ) -> tuple[PackRecord, Mapping[str, Sensitivity]]:
-    """The sensitivities, and the record with what they are from.
-
-    Args:
-        background: writes Hessians, for which nobody waits.
-    """
+    """The sensitivities, and the record with what they are from."""
     model = loaded.runnable()
     model.use_attention("auto")
     there: TextSource = "text" if request.text else "shards"
@@ -255,8 +279,7 @@ def _calibrated(
         tokens=request.calibration_tokens,
         seed=request.seed,
         start=start or (),
-        cache=cache,
-        kept=not request.plan and here.main,
+        kept=kept,
         progress=progress,
     )
     found = calibrate(
@@ -264,9 +287,7 @@ def _calibrated(
         windows,
         here,
         seed=request.seed,
-        cache=cache,
-        kept=not request.plan,
-        background=background,
+        kept=kept,
         progress=progress,
     )
     record = replace(record, calibration=source, calibration_tokens=found.hessian_tokens)

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError
+from gptpack.evaluation.plain_text import text_files
 from gptpack.inputs import once
 from gptpack.packing.config import PackConfig
 from gptpack.values import SHARE, Check, check_choice, check_fields, check_idle, parse_size
@@ -79,6 +80,9 @@ class PackRequest:
     model's own."""
     seed: int = 0
     """Seed of the choice of calibration text."""
+    keep: bool = True
+    """Whether Hessians, and text that the model wrote, are kept beside the checkpoint for its next
+    pack, in hidden files that may be deleted. Those that are there are read either way."""
     tune: Tune = "none"
     """What trains against the unpacked model: nothing, what is not coded once all is coded
     (``floats``), or what is not coded yet, layer by layer (``deep``)."""
@@ -162,15 +166,26 @@ class PackRequest:
         """
         return sum(map(_code_size, once(self.code)))
 
+    def check_files(self) -> None:
+        """Raise the error of text that cannot be read or is empty, or that cannot go together."""
+        fitted, proof = (
+            {path.resolve() for path in text_files(option, paths)}
+            for option, paths in (("--text", self.text), ("--eval-text", self.eval_text))
+        )
+        if self.data is not None and (fitted or proof):
+            raise ConfigError("--data and --text: give one of them")
+        if fitted & proof:
+            raise ConfigError(
+                f"{min(fitted & proof)}: --text and --eval-text must be different files, or the "
+                "proof would be made on text that the codes were fitted to"
+            )
+
     def check_size(self) -> None:
         """Raise the `ConfigError` of a request that does not say once how large the file is."""
         if len(self.sizes) > 1:
             raise ConfigError(f"{' and '.join(self.sizes)} exclude each other; give one of them")
         if not self.sizes:
-            raise ConfigError(
-                "give one of --budget, such as --budget 16MB, --max-rise, --bits and --delta (from "
-                "Python: budget, max_rise, bits, delta), or --curve"
-            )
+            raise ConfigError("give one of --budget, such as 16MB, --max-rise, --bits and --delta")
         if self.max_rise is not None and self.plan:
             raise ConfigError("--max-rise is found by measuring, and --plan measures nothing")
         if self.max_rise is not None and not (self.data or self.eval_text):

@@ -190,9 +190,7 @@ def _check_validation(settings: Recipe, data: Path, tokens: int) -> None:
             data, vocab=model.vocab, bos=model.bos, context=model.context, limit_tokens=tokens
         )
     except GptpackError as error:
-        raise type(error)(
-            f"validation after training: {error}; or pass --no-eval (validate=False)"
-        ) from error
+        raise type(error)(f"validation after training: {error}; or pass --no-eval") from error
 
 
 def packer_foresight(

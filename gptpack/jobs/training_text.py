@@ -22,7 +22,7 @@ TUNING_TOKENS = 1 << 24
 
 
 def check_texts(loaded: Loaded, request: PackRequest) -> None:
-    """Refuse text where it has no use, and the same file for both of its uses."""
+    """Refuse text where it has no use."""
     model = loaded.runnable()
     if isinstance(model, Module):
         if request.data is not None or request.eval_text or request.text:
@@ -37,20 +37,10 @@ def check_texts(loaded: Loaded, request: PackRequest) -> None:
             )
     if not (request.text or request.eval_text):
         return
-    if request.data is not None:
-        raise ConfigError("--data and --text: give one of them")
     if loaded.tokenizer is None:
         raise ConfigError(
             "--text and --eval-text are for models that bring their tokenizer, as Hugging Face's "
             "do; give --data with shards"
-        )
-    both = {Path(p).resolve() for p in request.text} & {
-        Path(p).resolve() for p in request.eval_text
-    }
-    if both:
-        raise ConfigError(
-            f"{min(both)}: --text and --eval-text must be different files, or the proof would be "
-            "made on text that the codes were fitted to"
         )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.artifact.record import PackRecord
-from gptpack.artifact.writer import encode_files
-from gptpack.errors import CheckpointError, QuantError
+from gptpack.artifact.writer import NO_FILES, EncodedFiles
+from gptpack.errors import BudgetError, CheckpointError, QuantError
 from gptpack.families.language_model import LanguageModel, not_finite
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.packing.packer import UNLIMITED, Packer
@@ -27,6 +27,8 @@ LEAST_CODED = 4096
 """Least weights of a matrix that is coded; of smaller ones, tables and scales would cost more."""
 NOTABLE = 1 << 16
 """Least weights of a tensor in floats that is named to a person."""
+MOST_HEADER = 1 << 16
+"""Bytes that are granted to a header where nothing is coded yet."""
 SMALLEST_FLOAT16 = 2.0**-17
 """Least magnitude at which float16, whose smallest values are 2^-24 apart, has eight bits."""
 Float32 = npt.NDArray[np.float32]
@@ -38,7 +40,7 @@ def take_apart(
     config: PackConfig,
     sensitivities: Mapping[str, Sensitivity],
     *,
-    files: Mapping[str, bytes] | None = None,
+    files: EncodedFiles = NO_FILES,
     budget_bytes: int = UNLIMITED,
     code_bytes: int = 0,
     record: PackRecord = PackRecord(),  # noqa: B008, frozen
@@ -50,7 +52,7 @@ def take_apart(
     Args:
         sensitivities: by weight name. A matrix that needs one and has none falls back to int8 rows,
             with a note, or raises where `config` is strict.
-        files: name and content of files that go with the model.
+        files: the files that go with the model.
         code_bytes: bytes of code that count towards the same budget.
         record: provenance for the header, such as the checkpoint's hash.
         proved: whether the file will be scored, so that its header needs room for the figures.
@@ -68,7 +70,7 @@ def take_apart(
         config=config,
         order=list(weights),
         transposed=model.transposed,
-        files=encode_files(files or {}),
+        files=files,
         budget_bytes=budget_bytes,
         code_bytes=code_bytes,
         record=replace(
@@ -114,6 +116,33 @@ def take_apart(
             packer.fixed[name] = result
     progress("factor", len(calibrated), len(calibrated))
     return packer
+
+
+def check_files_fit(
+    model: LanguageModel,
+    config: PackConfig,
+    files: EncodedFiles,
+    *,
+    budget_bytes: int | None,
+    code_bytes: int,
+) -> None:
+    """Check, before anything is calibrated, that files and code leave room for the weights.
+
+    Raises:
+        BudgetError: they take the budget by themselves; names one that is enough.
+    """
+    taken = files.stored_bytes + code_bytes
+    if budget_bytes is None or taken < budget_bytes:
+        return
+    enough = taken + MOST_HEADER
+    for name, value in model.weights().items():
+        coded = on_grid(name, value.shape) and config.method_of(name) != "float16"
+        enough += value.numel() + 8 * value.shape[0] if coded else 4 * value.numel()
+    code = f" and {code_bytes:,} of code" if code_bytes else ""
+    raise BudgetError(
+        f"{files.stored_bytes:,} bytes of {files.named}{code} leave nothing of the budget of "
+        f"{budget_bytes:,} for the weights; {enough:,} bytes are enough, and fewer may be"
+    )
 
 
 def finite_weights(model: LanguageModel) -> dict[str, Float32]:

@@ -92,11 +92,16 @@ class CodedFile:
 
 
 def check_budget(
-    file_bytes: int, budget_bytes: int, code_bytes: int, enough: int | None = None
+    file_bytes: int,
+    budget_bytes: int,
+    code_bytes: int,
+    enough: int | None = None,
+    files: EncodedFiles = NO_FILES,
 ) -> None:
     """Check that a file and the code beside it are within their budget.
 
     Args:
+        files: what of the file goes with the model, to be named.
         enough: the budget to name where they are not; None names the bytes of both.
 
     Raises:
@@ -104,9 +109,10 @@ def check_budget(
     """
     needed = file_bytes + code_bytes
     if needed > budget_bytes:
+        beside = f" ({files.stored_bytes:,} of {files.named})" if files.files else ""
         code = f" and {code_bytes:,} bytes of code" if code_bytes else ""
         raise BudgetError(
-            f"the smallest file found has {file_bytes:,} bytes{code}, over the budget of "
+            f"the smallest file found has {file_bytes:,} bytes{beside}{code}, over the budget of "
             f"{budget_bytes:,}; {enough or needed:,} bytes are enough"
         )
 
@@ -217,7 +223,7 @@ class Packer:
         Raises:
             BudgetError: the file does not fit its budget.
         """
-        check_budget(self.size(encoded), self.budget_bytes, self.code_bytes)
+        check_budget(self.size(encoded), self.budget_bytes, self.code_bytes, files=self.files)
         return self._coded(encoded, delta, predicted_nats)
 
     def seal_smallest(
@@ -243,7 +249,8 @@ class Packer:
         # the budget is in the header, whose bytes its digits change
         start = needed(needed(self.budget_bytes)) - PROOF_BYTES
         enough = next(budget for budget in count(start) if needed(budget) <= budget)
-        check_budget(needed(enough) - self.code_bytes, self.budget_bytes, self.code_bytes, enough)
+        least = needed(enough) - self.code_bytes
+        check_budget(least, self.budget_bytes, self.code_bytes, enough, self.files)
         return coded  # where figures of some length would fit, and those of another would not
 
     def _coded(

@@ -111,7 +111,7 @@ def pack_progressively(
     first = pack_to_budget(packer, delta=delta, bits=bits, progress=progress)
     search = delta is None
     delta = first.delta
-    packer = replace(packer, fixed=dict(packer.fixed))
+    packer = replace(packer, fixed=dict(packer.fixed), notes=list(first.notes))
     student = copy.deepcopy(teacher)
     held = _hold(packer, student)
     names = [matrix.name for matrix in packer.matrices]

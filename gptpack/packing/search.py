@@ -34,6 +34,11 @@ right to a few percent."""
 FINEST_DELTA = 2e-6
 """Finest delta that is tried; a finer one costs bytes and changes nothing, as this predicts a rise
 of 1e-5 nats per token for a million weights."""
+FINEST = (
+    "the file is smaller than it may be: its grids are the finest there are, and more bytes would "
+    "make it no better"
+)
+"""What there is to say of a file at that delta."""
 LARGE = 1 << 26
 """Weights from which a search begins with a sample of rows: coding them all takes minutes."""
 SAMPLE = 8
@@ -235,7 +240,11 @@ def pack_to_budget(
         found = search.run(COARSEST_DELTA if found is None else found.delta, octave_bits)
         encoded = None if found is None else packer.encode(found.coded)
     if found is not None and encoded is not None:
-        return packer.seal(encoded, delta=found.delta, predicted_nats=found.loss_nats)
+        file = packer.seal(encoded, delta=found.delta, predicted_nats=found.loss_nats)
+        rest = goal.limit - goal.measure(encoded)
+        if found.delta < 1.001 * FINEST_DELTA and rest > packer.config.tolerance * goal.limit:
+            file = replace(file, notes=(*file.notes, FINEST))
+        return file
     if search.smallest is None:
         raise search.refused[0]
     smallest = packer.encode(search.smallest.coded)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.errors import ConfigError, DataError
-from gptpack.inputs import file_sha256, opened, read_text
+from gptpack.inputs import MODELS, file_sha256, kind_of, opened, read_text
 from gptpack.inspection.inspect import InspectReport, inspect
 from gptpack.runs.metrics import read_metrics
 
@@ -95,6 +95,8 @@ def _source(path: Path, name: str) -> Source:
         raise ConfigError(
             f"{path}: cannot read it: {error.strerror}; give a run's folder or a packed file"
         ) from error
+    if kind_of(path) in MODELS:  # whatever its first bytes look like
+        return Source(name=name, packed=(_packed(path, name, ()),))
     if start.startswith(b"{"):
         return Source(name=name, metrics=tuple(read_metrics(path)))
     if b"," in start and start.isascii():
