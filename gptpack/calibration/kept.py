@@ -1,6 +1,8 @@
 """Arrays that took long to make <-> a file beside the model, named by a hash of what matters."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,19 +10,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from gptpack.atomic import replacing
 from gptpack.errors import GptpackError
 from gptpack.families.language_model import LanguageModel
 from gptpack.inputs import opened
+from gptpack.shelf import Held, Shelved, Store, raw_bytes
 
 Array = npt.NDArray[Any]
 
 DIGEST = "sha256"
 """Name, in a file, of the digest of its arrays."""
+TYPES = {"F32": "<f4", "I64": "<i8", "U8": "|u1"}
+"""Types of arrays by their names in safetensors."""
 
 
 def kept_path(folder: Path, what: str, model: LanguageModel, said: str, *given: Tensor) -> Path:
@@ -28,32 +31,73 @@ def kept_path(folder: Path, what: str, model: LanguageModel, said: str, *given: 
     key = hashlib.sha256(f"{said} {model.config}".encode())
     for name, value in model.weights().items():
         key.update(name.encode())
-        key.update(value.cpu().numpy().tobytes())
+        key.update(raw_bytes(value.cpu().numpy()))
     for tensor in given:
-        key.update(tensor.numpy().tobytes())
+        key.update(raw_bytes(tensor.numpy()))
     return folder / f".gptpack-{what}-{key.hexdigest()[:24]}.safetensors"
 
 
-def read_kept(path: Path) -> dict[str, Array] | None:
-    """The arrays of a kept file by name; None if there is no file, or it has changed."""
+def read_kept(path: Path) -> dict[str, Held] | None:
+    """The arrays of a kept file by name, left in it; None if there is no file, or it has changed.
+
+    Each is read when it is asked for, and all of them once here.
+    """
     try:
-        with opened(path):
-            arrays = load_file(path)
-        return arrays if np.array_equal(arrays.pop(DIGEST), _digest(arrays)) else None
-    except (OSError, SafetensorError, KeyError, ValueError):
+        arrays = _left_in(path)
+        said = np.asarray(arrays.pop(DIGEST))
+        state = hashlib.sha256()
+        for name in sorted(arrays):
+            _add(state, name, np.asarray(arrays[name]))
+    except (OSError, LookupError, TypeError, ValueError):
         return None
+    return arrays if said.tobytes() == state.digest() else None
 
 
-def keep(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write `arrays` to `path`; where a folder takes no file, the next run makes them again."""
-    with suppress(GptpackError), replacing(path) as file:
-        file.write(save({**arrays, DIGEST: _digest(arrays)}))
+def keep(path: Path, arrays: Mapping[str, Held]) -> None:
+    """Write `arrays` to `path`; where a folder takes no file, the next run makes them again.
 
-
-def _digest(arrays: Mapping[str, Array]) -> Array:
-    """SHA-256 of names, shapes and values, as safetensors has no checksum of its own."""
-    found = hashlib.sha256()
+    The file is one of safetensors, and its last tensor the digest of the others.
+    """
+    names = {np.dtype(dtype): name for name, dtype in TYPES.items()}
+    state, header, end = hashlib.sha256(), {}, 0
     for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].shape} ".encode())
-        found.update(arrays[name].tobytes())
-    return np.frombuffer(found.digest(), np.uint8)
+        start, end = end, end + arrays[name].size * arrays[name].dtype.itemsize
+        header[name] = {
+            "dtype": names[arrays[name].dtype],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [start, end],
+        }
+    size = state.digest_size
+    header[DIGEST] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+    said = json.dumps(header).encode()
+    said += b" " * (-len(said) % 8)
+    with suppress(GptpackError), replacing(path) as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            _add(state, name, array)
+            file.write(raw_bytes(array))
+        file.write(state.digest())
+
+
+def _left_in(path: Path) -> dict[str, Held]:
+    """All arrays of a safetensors file, none of them read."""
+    with opened(path) as file:
+        store, most = Store(file), os.fstat(file.fileno()).st_size
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(size, most)))
+    header.pop("__metadata__", None)
+    arrays: dict[str, Held] = {}
+    for name, said in header.items():
+        start, dtype = 8 + size + said["data_offsets"][0], np.dtype(TYPES[said["dtype"]])
+        array = Shelved(store, start, (*said["shape"],), dtype)
+        if start + array.size * dtype.itemsize > most:
+            raise ValueError(f"{path}: {name} ends beyond the file")
+        arrays[name] = array
+    return arrays
+
+
+def _add(state: "hashlib._Hash", name: str, array: Array) -> None:
+    """Add name, shape and values to a digest, as safetensors has no checksum of its own."""
+    state.update(f"{name} {array.shape} ".encode())
+    state.update(raw_bytes(array))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptpack.calibration.collect import Calibration, collect
-from gptpack.calibration.kept import Array, keep, kept_path, read_kept
+from gptpack.calibration.kept import keep, kept_path, read_kept
 from gptpack.calibration.written import written
 from gptpack.data.shards import Tokens
 from gptpack.errors import DataError
@@ -22,6 +22,7 @@ from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
+from gptpack.shelf import Held
 
 TextSource = Literal["shards", "text", "given", "self", "random"]
 
@@ -164,12 +165,12 @@ def calibrate(
 
 
 def _write(path: Path, calibration: Calibration) -> None:
-    arrays: dict[str, Array] = {
+    arrays: dict[str, Held] = {
         "tokens": np.array([calibration.hessian_tokens, calibration.fisher_tokens])
     }
     for name, sensitivity in calibration.sensitivities.items():
-        arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
-        arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
+        arrays[f"hessian {name}"] = sensitivity.hessian
+        arrays[f"rows {name}"] = sensitivity.row_weight
     keep(path, arrays)
 
 
@@ -178,11 +179,13 @@ def _read(path: Path) -> Calibration | None:
     arrays = read_kept(path)
     if arrays is None or "tokens" not in arrays:
         return None
-    hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()
+    hessian_tokens, fisher_tokens = np.asarray(arrays.pop("tokens")).tolist()
     names = [key.removeprefix("rows ") for key in arrays if key.startswith("rows ")]
     return Calibration(
         sensitivities={
-            name: Sensitivity(hessian=arrays[f"hessian {name}"], row_weight=arrays[f"rows {name}"])
+            name: Sensitivity(
+                hessian=arrays[f"hessian {name}"], row_weight=np.asarray(arrays[f"rows {name}"])
+            )
             for name in names
         },
         hessian_tokens=hessian_tokens,

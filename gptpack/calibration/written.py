@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def written(
         path = kept_path(cache, "text", model, said)
         if (found := read_kept(path)) is not None and "tokens" in found:
             progress("text to calibrate on (kept from before)", 1, 1)
-            return torch.from_numpy(found["tokens"])
+            return torch.from_numpy(np.asarray(found["tokens"]))
     text = self_generated(
         model, windows=windows, context=context, seed=seed, start=start, progress=progress
     )

@@ -33,6 +33,7 @@ from gptpack.quant.types import (
     values_of_points,
 )
 from gptpack.quant.workers import side_by_side
+from gptpack.shelf import Held
 
 Array = npt.NDArray[Any]
 
@@ -59,7 +60,7 @@ measured while its unit hardly ever fired, and enough noise makes it fire (docs/
 class Sensitivity:
     """The cost of errors e, nats per token: ``1/2 sum_r row_weight[r] e_r hessian e_r^T``."""
 
-    hessian: Array
+    hessian: Held
     """Second moment of the inputs, ``[C, C]``."""
     row_weight: Array
     """Fisher information of the outputs, ``[R]``."""
@@ -70,9 +71,9 @@ class Matrix:
     """A matrix ready to be quantized at any delta."""
 
     name: str
-    weight: npt.NDArray[np.float32]
+    weight: Held
     factor: Factor
-    hessian: Array
+    hessian: Held
     row_weight: npt.NDArray[np.float64]
     """Fisher information of the rows, raised to `LEAST_ROW_SHARE` where it is less, ``[R]``."""
     row_mean: float
@@ -111,13 +112,13 @@ def prepare_matrix(
     row_weight = sensitivity.row_weight.astype(np.float64)
     if not np.isfinite(row_weight).all() or (row_weight < 0).any() or not row_weight.any():
         raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
-    hessian = np.ascontiguousarray(sensitivity.hessian, np.float32)
-    felt_RC = (torch.from_numpy(weight) @ torch.from_numpy(hessian)).numpy()
+    hessian = np.asarray(sensitivity.hessian)
+    felt_RC = _felt(weight, hessian)
     raised_R = np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean())
     return Matrix(
         name=name,
         weight=weight,
-        factor=factorize(sensitivity.hessian, damp=damp, max_damp=max_damp, name=name),
+        factor=factorize(hessian, damp=damp, max_damp=max_damp, name=name),
         hessian=sensitivity.hessian,
         row_weight=raised_R,
         row_mean=float(raised_R.mean()),
@@ -171,8 +172,9 @@ def quantize_matrices(
     def quantized(matrix: Matrix) -> QuantizedMatrix:
         own = delta if isinstance(delta, float) else delta[matrix.name]
         rows, columns = grid_indexes(matrix, own, row_power=row_power)
+        weight = np.asarray(matrix.weight)
         rounding = quantize_on_grid(
-            matrix.weight,
+            weight,
             matrix.factor,
             *grid_scales(rows, columns),
             states=states,
@@ -188,7 +190,7 @@ def quantize_matrices(
         tensor = _tensor(matrix, symbols, (rows, columns), states)
         loss = float(matrix.row_weight @ rounding.row_loss) / 2
         if rescale:
-            tensor, loss = _rescaled(matrix, tensor, rounding.points, loss)
+            tensor, loss = _rescaled(matrix, weight, tensor, rounding.points, loss)
         return QuantizedMatrix(tensor=tensor, loss_nats=loss)
 
     return side_by_side(
@@ -219,7 +221,7 @@ def _tensor(matrix: Matrix, symbols: Array, grid: tuple[Array, Array], states: i
 
 
 def _rescaled(
-    matrix: Matrix, tensor: PackedTensor, points_RC: Array, loss: float
+    matrix: Matrix, weight_RC: Array, tensor: PackedTensor, points_RC: Array, loss: float
 ) -> tuple[PackedTensor, float]:
     """`tensor` with the row scales that fit its codes best, in rows that gain `LEAST_GAIN` by it.
 
@@ -227,12 +229,11 @@ def _rescaled(
     gives g and the loss that is left: with e = v - w, ``g v - w = e - (1 - g) v``.
     """
     value_RC = values_of_points(tensor, points_RC)
-    error_RC = value_RC - matrix.weight
-    hessian_CC = np.ascontiguousarray(matrix.hessian, np.float32)
-    felt_RC = (torch.from_numpy(error_RC) @ torch.from_numpy(hessian_CC)).numpy()
+    error_RC = value_RC - weight_RC
+    felt_RC = _felt(error_RC, matrix.hessian)
     own_R = _row_dots(felt_RC, error_RC)
     with_value_R = _row_dots(felt_RC, value_RC)
-    with_weight_R = _row_dots(felt_RC, matrix.weight)
+    with_weight_R = _row_dots(felt_RC, weight_RC)
     value_R = np.maximum(matrix.energy + 2 * with_weight_R + own_R, 0.0)
     gain_R = 1 - np.divide(with_value_R, value_R, out=np.zeros_like(value_R), where=value_R > 0)
     shift_R = np.rint(np.log2(np.clip(gain_R, 0.5, 2.0)) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
@@ -245,6 +246,13 @@ def _rescaled(
     if better >= loss:
         return tensor, loss
     return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), better
+
+
+def _felt(a_RC: Array, hessian: Held) -> Array:
+    """``a H``, float32, ``[R, C]``."""
+    hessian_CC = np.ascontiguousarray(hessian, np.float32)
+    found: Array = (torch.from_numpy(a_RC) @ torch.from_numpy(hessian_CC)).numpy()
+    return found
 
 
 def _row_dots(a_RC: Array, b_RC: Array) -> npt.NDArray[np.float64]:
