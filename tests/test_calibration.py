@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from worlds import CPU
 
+from gptpack.calibration import collect as collecting
 from gptpack.calibration import text as calibration_text
 from gptpack.calibration import written as writing
 from gptpack.calibration.collect import (
@@ -138,6 +139,32 @@ def test_the_size_of_a_batch_does_not_matter():
         assert first.keys() == other.keys()
         for name in first:
             torch.testing.assert_close(first[name], other[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["everything", "recurrent"])
+def test_sums_in_several_rounds_and_blocks_made_again_change_no_bit(variant, monkeypatch):
+    model, windows = model_of(variant), windows_of()
+    once = moments(model, windows, batch=3), output_fisher(model, windows, batch=2, seed=0)
+    seen: list[int] = []
+    monkeypatch.setattr(collecting, "MOST_SUMS", 0.1)
+    monkeypatch.setattr(collecting, "KEPT_OF_OUTPUTS", 1e9)
+    monkeypatch.setattr(collecting, "checkpoint", counted(collecting.checkpoint, seen))
+    assert len(collecting._rounds(model)) > 1
+    again = moments(model, windows, batch=3), output_fisher(model, windows, batch=2, seed=0)
+    assert len(seen) >= 4 * model.config.layers
+    for before, after in zip(once, again, strict=True):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    # nothing of it stays
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def counted(function, seen):
+    def call(*arguments, **settings):
+        seen.append(1)
+        return function(*arguments, **settings)
+
+    return call
 
 
 def test_the_model_is_left_as_it_was():

@@ -11,12 +11,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptpack.errors import CheckpointError
 from gptpack.families.language_model import LanguageModel, most_logits
@@ -53,8 +55,10 @@ MOST_SUMS = 1.75
 """Most numbers of Hessians that are summed at once, as a multiple of the model's weights."""
 BANDS = 4
 """Bands of rows in which a symmetric sum is made, each from the diagonal on: 5/8 of the work."""
-PART_LOGITS = 1 << 24
+PART_LOGITS = 1 << 22
 """Logits from which labels are drawn at once."""
+KEPT_OF_OUTPUTS = 2.5
+"""Numbers that a pass back keeps of a layer for each of its outputs, about."""
 EMBEDDED = "embedded tokens"
 """Key of the Fisher information of the token embedding's output."""
 
@@ -174,6 +178,30 @@ def _fixed_weights(model: LanguageModel) -> Iterator[None]:
             parameter.requires_grad_()
 
 
+@contextmanager
+def _recomputed(model: LanguageModel, tokens: int) -> Iterator[None]:
+    """What blocks of layers make inside is made again in a pass back, not kept, if that is much.
+
+    Keeping it for so many tokens at once would take more than the weights do. Blocks are the items
+    of the outermost lists of modules.
+    """
+    outputs = sum(_weight(layer.module).shape[0] for layer in model.layers().values())
+    kept = KEPT_OF_OUTPUTS * outputs * tokens
+    if model.device.type != "cpu" or kept < sum(w.numel() for w in model.weights().values()):
+        yield
+        return
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    inner = {n for n in lists for outer in lists if n.startswith(f"{outer}.")}
+    blocks = [block for n in lists.keys() - inner for block in lists[n]]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
 def _shorter(windows: Tensor, most: int) -> Tensor:
     """The windows ``[N, T]``, each in equal parts of at most `most` tokens where it has more."""
     parts = -(-windows.shape[1] // max(1, most))
@@ -230,6 +258,7 @@ def output_fisher(
         hooks.enter_context(_fixed_weights(model))
         windows = model.window(_shorter(windows, most_logits(device) // (2 * vocab)))
         batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
+        hooks.enter_context(_recomputed(model, batch * windows.shape[1]))
         rows = max(1, PART_LOGITS // vocab)
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)

@@ -160,7 +160,8 @@ class Workspace:
         Raises:
             QuantError: a target passes `LIMIT`.
         """
-        reach = float(np.abs(self.targets).max(initial=0.0))
+        highest, lowest = self.targets.max(initial=0.0), self.targets.min(initial=0.0)
+        reach = float(np.maximum(highest, -lowest))
         if not reach < LIMIT:
             raise QuantError(
                 f"{factor.name}: the grid is too fine, codes would reach {reach:.3g} "
