@@ -163,12 +163,11 @@ def finite(logits: Tensor) -> Tensor:
 
 @contextmanager
 def _fixed_weights(model: LanguageModel) -> Iterator[None]:
-    """No gradients are made of any weight but those that are looked up, which gradients begin at.
+    """No gradients are made of any weight: they begin at what is looked up.
 
     Nor are the inputs of layers kept, which only their weights' gradients need.
     """
-    begin = {id(_weight(module)) for module in model.lookups().values()}
-    moving = [p for p in model.parameters() if p.requires_grad and id(p) not in begin]
+    moving = [p for p in model.parameters() if p.requires_grad]
     for parameter in moving:
         parameter.requires_grad_(False)
     try:
@@ -192,7 +191,7 @@ def _recomputed(model: LanguageModel, tokens: int) -> Iterator[None]:
         return
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     inner = {n for n in lists for outer in lists if n.startswith(f"{outer}.")}
-    blocks = [block for n in lists.keys() - inner for block in lists[n]]
+    blocks = [b for n in lists.keys() - inner for b in lists[n] if "forward" not in vars(b)]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
@@ -242,7 +241,7 @@ def output_fisher(
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             if not output.requires_grad:
-                output.requires_grad_()  # its table is coded and must not move (tuning.py)
+                output.requires_grad_()
             output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
             )
@@ -275,7 +274,6 @@ def output_fisher(
                     slope_part.scatter_add_(1, labels, slope_part.new_full(labels.shape, -1.0))
             logits.backward(slope)  # type: ignore[no-untyped-call]
             progress("fisher", min(start + batch, len(windows)), len(windows))
-    model.zero_grad(set_to_none=True)
     return sums
 
 

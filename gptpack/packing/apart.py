@@ -105,6 +105,8 @@ def take_apart(
         lambda name: _calibrated(name, weights[name], sensitivities.get(name), config, shelf),
         calibrated,
         cost=lambda name: float(weights[name].shape[1]) ** 3,
+        takes=lambda name: 40.0 * weights[name].shape[1] ** 2,  # five copies in float64
+        weights=sum(values.size for values in weights.values()),
     )
     for name, (result, notes) in zip(calibrated, made, strict=True):
         packer.notes.extend(notes)

@@ -193,6 +193,9 @@ def quantize_matrices(
         matrices,
         cost=lambda matrix: matrix.weight.size * len(matrix.hessian),
         threads=threads,
+        # weights, targets, errors and points twice; the Hessian and the feedback twice
+        takes=lambda matrix: 4.0 * (5 * matrix.weight.size + 3 * len(matrix.hessian) ** 2),
+        weights=sum(matrix.weight.size for matrix in matrices),
     )
 
 
