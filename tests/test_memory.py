@@ -14,6 +14,7 @@ from torch import nn
 import gptpack
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
+from gptpack.shelf import Shelf, Shelved, Store
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 from gptpack.values import TokenizerIdentity
 
@@ -81,5 +82,41 @@ def test_packing_holds_three_times_the_weights_at_most(family, tmp_path, monkeyp
     tracemalloc.stop()
     assert {"hessians", "fisher", "factor", "search delta"} <= watch.most.keys()
     weights = sum(tensor.numel for tensor in packed.coded.encoded.tensors)
-    print({phase: round(most / 4 / weights, 2) for phase, most in watch.most.items()})
     assert max(watch.most.values()) <= PROMISE * 4 * weights
+
+
+def test_what_is_put_on_a_shelf_comes_back_as_it_was():
+    shelf = Shelf()
+    given = [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.arange(12, dtype=np.int64).reshape(3, 4).T,
+        np.zeros((0, 5), np.float32),
+    ]
+    held = [shelf.put(array) for array in given]
+    del shelf
+    for array, waiting in zip(given, held, strict=True):
+        assert isinstance(waiting, Shelved)
+        found = np.asarray(waiting)
+        assert (found.dtype, waiting.size, len(waiting)) == (array.dtype, array.size, len(array))
+        assert np.array_equal(found, array)
+        found[:] = 7  # a copy: what waits stays
+        assert np.array_equal(np.asarray(waiting), array)
+        assert np.asarray(waiting, np.float64).dtype == np.float64
+
+
+def test_where_no_file_can_be_written_arrays_stay_in_memory(monkeypatch):
+    def refuse(*_arguments, **_settings):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("gptpack.shelf.tempfile.TemporaryFile", refuse)
+    array = np.ones(3)
+    assert Shelf().put(array) is array
+
+
+def test_a_file_that_was_cut_short_is_an_error(tmp_path):
+    path = tmp_path / "arrays"
+    path.write_bytes(bytes(16))
+    with path.open("rb") as file:
+        waiting = Shelved(Store(file), 8, (4,), "<f4")
+    with pytest.raises(OSError, match="cut short"):
+        np.asarray(waiting)
