@@ -48,7 +48,7 @@ def read_kept(path: Path) -> dict[str, Held] | None:
         state = hashlib.sha256()
         for name in sorted(arrays):
             _add(state, name, np.asarray(arrays[name]))
-    except (OSError, LookupError, TypeError, ValueError):
+    except (OSError, LookupError, TypeError, ValueError, RecursionError):
         return None
     return arrays if said.tobytes() == state.digest() else None
 
@@ -85,14 +85,14 @@ def _left_in(path: Path) -> dict[str, Held]:
     with opened(path) as file:
         store, most = Store(file), os.fstat(file.fileno()).st_size
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(size, most)))
+        header = dict(json.loads(file.read(min(size, most))))
     header.pop("__metadata__", None)
     arrays: dict[str, Held] = {}
     for name, said in header.items():
         start, dtype = 8 + size + said["data_offsets"][0], np.dtype(TYPES[said["dtype"]])
         array = Shelved(store, start, (*said["shape"],), dtype)
-        if start + array.size * dtype.itemsize > most:
-            raise ValueError(f"{path}: {name} ends beyond the file")
+        if not 0 <= start <= most - array.size * dtype.itemsize:
+            raise ValueError(f"{path}: {name} does not lie in the file")
         arrays[name] = array
     return arrays
 
