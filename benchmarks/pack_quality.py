@@ -195,7 +195,7 @@ def bound(matrices: list[Matrix], bpb_per_nat: float) -> list[tuple[float, float
     """(bits, bpb) of the rate-distortion function: Gaussian rows, reverse water-filling."""
     variances = []
     for matrix in matrices:
-        eigenvalues = np.linalg.eigvalsh(matrix.hessian.astype(np.float64)).clip(1e-12)
+        eigenvalues = np.linalg.eigvalsh(np.asarray(matrix.hessian, np.float64)).clip(1e-12)
         power_R = matrix.row_weight * np.mean(matrix.weight.astype(np.float64) ** 2, axis=1)
         variances.append(np.outer(power_R, eigenvalues).astype(np.float32).ravel())
     every = np.concatenate(variances)

@@ -92,8 +92,10 @@ def test_a_script_packs_its_module_and_gets_its_state_back(tmp_path, tied):
     assert 0 < (after - before).square().mean() < 0.02 * before.var()
     with pytest.raises(ConfigError, match="not how to run it"):
         found.model.eval()
+    said = tmp_path / "t.txt"
+    said.write_text("The mill stood still.")
     with pytest.raises(ConfigError, match="not how to run it"):
-        gptpack.evaluate(target, text=tmp_path / "t.txt")
+        gptpack.evaluate(target, text=said)
 
 
 def test_its_layers_are_those_that_it_calls_and_share_what_comes_in():

@@ -389,7 +389,7 @@ def test_what_the_file_holds_is_what_was_predicted():
             continue
         error_RC = dequantize(tensor).astype(np.float64)
         error_RC -= weights_of(case())[tensor.name].numpy()
-        hessian = case().sensitivities[tensor.name].hessian.astype(np.float64)
+        hessian = np.asarray(case().sensitivities[tensor.name].hessian, np.float64)
         row_loss_R = np.einsum("rc,cd,rd->r", error_RC, hessian, error_RC)
         loss += row_weights[tensor.name] @ row_loss_R / 2
     assert packed.predicted_nats == pytest.approx(loss, rel=1e-3)
@@ -441,7 +441,7 @@ def test_int6_codes_stay_within_their_range_and_have_a_record():
         assert tensor.method == "int8"
         assert np.abs(tensor.arrays["codes"]).max() <= 31
         error_RC = dequantize(tensor) - weights_of(case())[tensor.name].numpy()
-        hessian = case().sensitivities[tensor.name].hessian
+        hessian = np.asarray(case().sensitivities[tensor.name].hessian)
         rows = case().sensitivities[tensor.name].row_weight
         loss = float(rows @ np.einsum("rc,cd,rd->r", error_RC, hessian, error_RC)) / 2
         assert tensor.record["loss_nats"] == pytest.approx(loss, rel=0.02)
@@ -514,7 +514,7 @@ def test_a_fallback_is_recorded_and_noted_and_everything_else_is_not_touched(wha
     if what == "nan":
         sensitivities[name] = dataclasses.replace(good, row_weight=good.row_weight * np.nan)
     if what == "singular shape":
-        sensitivities[name] = dataclasses.replace(good, hessian=good.hessian[:3, :3])
+        sensitivities[name] = dataclasses.replace(good, hessian=np.asarray(good.hessian)[:3, :3])
     packed = case().pack(delta=1e-4, sensitivities=sensitivities)
     fallen = [tensor for tensor in packed.encoded.tensors if "fallback" in tensor.record]
     assert [tensor.name for tensor in fallen] == [name]

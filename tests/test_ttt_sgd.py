@@ -113,10 +113,9 @@ def test_compiled_training_learns_the_same() -> None:
     compiled: list[tuple[bool, torch.Size]] = []
 
     def compiler(function: Any, **_: Any) -> Any:
-        def run(*inputs: Any, **named: Any) -> Any:
-            if function.__name__ == "begin":
-                compiled.append((torch.is_grad_enabled(), inputs[1].shape))
-            return function(*inputs, **named)
+        def run(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            compiled.append((torch.is_grad_enabled(), inputs.shape))
+            return function(inputs, targets)
 
         return run
 

@@ -127,9 +127,9 @@ def test_what_cannot_be_shown_is_refused_and_leaves_nothing(golf, llama, tmp_pat
     shutil.copy(words, wrong)
     wrong.write_bytes(words.read_bytes() + b"\x22\x00")  # an empty message of self-tests
     for arguments, kind, said in (
-        ({"path": path}, TokenizerError, "--tokenizer"),
+        ({"path": path}, TokenizerError, "with tokenizer"),
         ({"path": path, "tokenizer": wrong}, TokenizerError, "was trained with"),
-        ({"path": llama, "tokenizer": words}, ConfigError, "leave --tokenizer out"),
+        ({"path": llama, "tokenizer": words}, ConfigError, "leave tokenizer out"),
         ({"path": broken, "tokenizer": words}, ArtifactError, "the preamble says"),
         ({"path": module}, ConfigError, "no page can run"),
         ({"path": path, "tokenizer": words, "licence": strange}, DataError, "cannot read"),

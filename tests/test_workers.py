@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from gptpack.quant import workers
 from gptpack.quant.workers import side_by_side
 
 
@@ -54,3 +55,25 @@ def test_torch_computes_alone_in_each_thread_and_as_before_afterwards():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_items_that_need_more_than_there_is_room_for_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(workers, "LEAST_ROOM", 10)
+    lock, inside, most = threading.Lock(), [], []
+
+    def enter(item):
+        with lock:
+            inside.append(item)
+            most.append(sum(inside))
+        time.sleep(0.005)
+        with lock:
+            inside.remove(item)
+        return item
+
+    # one alone may need more than there is
+    sizes = [4, 3, 25, 7, 2, 6, 5, 1]
+    found = workers.side_by_side(
+        enter, sizes, cost=lambda item: item, threads=8, takes=lambda item: item
+    )
+    assert found == sizes
+    assert sorted(total for total in most if total > 10) == [25]

@@ -11,18 +11,21 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptpack.errors import CheckpointError
 from gptpack.families.language_model import LanguageModel, most_logits
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
+from gptpack.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +51,14 @@ def _exact_products(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+MOST_SUMS = 1.75
+"""Most numbers of Hessians that are summed at once, as a multiple of the model's weights."""
 BANDS = 4
 """Bands of rows in which a symmetric sum is made, each from the diagonal on: 5/8 of the work."""
-PART_LOGITS = 1 << 24
+PART_LOGITS = 1 << 22
 """Logits from which labels are drawn at once."""
+KEPT_OF_OUTPUTS = 2.5
+"""Numbers that a pass back keeps of a layer for each of its outputs, about."""
 EMBEDDED = "embedded tokens"
 """Key of the Fisher information of the token embedding's output."""
 
@@ -76,40 +83,68 @@ def _weight(module: nn.Module) -> Tensor:
     return weight
 
 
+def _rounds(model: LanguageModel) -> list[dict[str, int]]:
+    """The matrices whose moments are summed, and their inputs, in rounds that fit into memory.
+
+    Where the embedding is the output layer, its input is the hidden state.
+    """
+    head, layers = model.head_name, model.layers()
+    sizes = {
+        name: _weight(layer.module).shape[1]
+        for name, layer in layers.items()
+        if layer.shares_input_of == name != head
+    }
+    sizes[head] = _weight(model.embedding).shape[1]
+    most = MOST_SUMS * sum(weight.numel() for weight in model.weights().values())
+    rounds: list[dict[str, int]] = [{}]
+    held = 0
+    for name, size in sizes.items():
+        held += size**2
+        if held > most and rounds[-1]:
+            rounds.append({})
+            held = size**2
+        rounds[-1][name] = size
+    return rounds
+
+
 def input_moments(
     model: LanguageModel,
     windows: Tensor,
+    ranks: Ranks,
     *,
     batch: int,
     progress: Progress = silent,
-) -> dict[str, Tensor]:
-    """Sums of ``x x^T`` over all tokens of `windows` ``[N, T]``, for each matrix of the model.
+) -> Iterator[tuple[str, Tensor]]:
+    """Sums of ``x x^T`` over all tokens of the ranks' `windows` ``[N, T]``, matrix by matrix.
 
-    Where the embedding is the output layer, x is the hidden state. Layers that share a weight add
-    up. Sums are float32 and stay on the model's device.
+    Layers that share a weight add up. Sums are float32, on the model's device; where all of them
+    take more than `MOST_SUMS` times the weights, the windows go through the model several times.
     """
     device, layers, head = model.device, model.layers(), model.head_name
-    sources = {n: layer.module for n, layer in layers.items() if layer.shares_input_of == n != head}
-    sizes = {name: _weight(module).shape[1] for name, module in sources.items()}
-    sizes[head] = _weight(model.embedding).shape[1]
-    # zeros where a rank has no window: ranks add up the same names in the same order
-    sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
+    rounds = _rounds(model)
+    total = len(rounds) * len(windows)
+    for index, sizes in enumerate(rounds):
+        # zeros where a rank has no window: ranks add up the same names in the same order
+        sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
 
-    def add(name: str, x: Tensor) -> None:
-        _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
+        def add(name: str, x: Tensor, sums: Mapping[str, Tensor] = sums) -> None:
+            if name in sums:
+                _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
 
-    with torch.no_grad(), _exact_products(device), ExitStack() as hooks:
-        for name, module in sources.items():
-            hook = module.register_forward_pre_hook(
-                lambda _module, inputs, name=name: add(name, inputs[0])
-            )
-            hooks.callback(hook.remove)
-        for start in range(0, len(windows), batch):
-            tokens = windows[start : start + batch].to(device)
-            hidden = model.hidden(tokens)
-            add(head, hidden)
-            progress("hessians", min(start + batch, len(windows)), len(windows))
-    return {name: _mirrored(found) for name, found in sums.items()}
+        with torch.no_grad(), _exact_products(device), ExitStack() as hooks:
+            for name in sizes.keys() - {head}:
+                hook = layers[name].module.register_forward_pre_hook(
+                    lambda _module, inputs, name=name, add=add: add(name, inputs[0])
+                )
+                hooks.callback(hook.remove)
+            for start in range(0, len(windows), batch):
+                tokens = windows[start : start + batch].to(device)
+                add(head, model.hidden(tokens))
+                done = index * len(windows) + min(start + batch, len(windows))
+                progress("hessians", done, total)
+        ranks.sum([*sums.values()])
+        for name in sizes:
+            yield name, _mirrored(sums.pop(name))
 
 
 def finite(logits: Tensor) -> Tensor:
@@ -128,12 +163,11 @@ def finite(logits: Tensor) -> Tensor:
 
 @contextmanager
 def _fixed_weights(model: LanguageModel) -> Iterator[None]:
-    """No gradients are made of any weight but those that are looked up, which gradients begin at.
+    """No gradients are made of any weight: they begin at what is looked up.
 
     Nor are the inputs of layers kept, which only their weights' gradients need.
     """
-    begin = {id(_weight(module)) for module in model.lookups().values()}
-    moving = [p for p in model.parameters() if p.requires_grad and id(p) not in begin]
+    moving = [p for p in model.parameters() if p.requires_grad]
     for parameter in moving:
         parameter.requires_grad_(False)
     try:
@@ -141,6 +175,30 @@ def _fixed_weights(model: LanguageModel) -> Iterator[None]:
     finally:
         for parameter in moving:
             parameter.requires_grad_()
+
+
+@contextmanager
+def _recomputed(model: LanguageModel, tokens: int) -> Iterator[None]:
+    """What blocks of layers make inside is made again in a pass back, not kept, if that is much.
+
+    Keeping it for so many tokens at once would take more than the weights do. Blocks are the items
+    of the outermost lists of modules.
+    """
+    outputs = sum(_weight(layer.module).shape[0] for layer in model.layers().values())
+    kept = KEPT_OF_OUTPUTS * outputs * tokens
+    if model.device.type != "cpu" or kept < sum(w.numel() for w in model.weights().values()):
+        yield
+        return
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    inner = {n for n in lists for outer in lists if n.startswith(f"{outer}.")}
+    blocks = [b for n in lists.keys() - inner for b in lists[n] if "forward" not in vars(b)]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _shorter(windows: Tensor, most: int) -> Tensor:
@@ -183,7 +241,7 @@ def output_fisher(
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             if not output.requires_grad:
-                output.requires_grad_()  # its table is coded and must not move (tuning.py)
+                output.requires_grad_()
             output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
             )
@@ -199,6 +257,7 @@ def output_fisher(
         hooks.enter_context(_fixed_weights(model))
         windows = model.window(_shorter(windows, most_logits(device) // (2 * vocab)))
         batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
+        hooks.enter_context(_recomputed(model, batch * windows.shape[1]))
         rows = max(1, PART_LOGITS // vocab)
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
@@ -215,7 +274,6 @@ def output_fisher(
                     slope_part.scatter_add_(1, labels, slope_part.new_full(labels.shape, -1.0))
             logits.backward(slope)  # type: ignore[no-untyped-call]
             progress("fisher", min(start + batch, len(windows)), len(windows))
-    model.zero_grad(set_to_none=True)
     return sums
 
 
@@ -243,12 +301,15 @@ def collect(
     share = ranks.share(len(windows))
     few = ranks.share(min(fisher_windows, len(windows)))
     mine, mine_few = windows[share.start : share.stop], windows[few.start : few.stop]
-    moments = input_moments(model, mine, batch=batch, progress=progress)
-    fisher = output_fisher(model, mine_few, batch=batch, seed=seed + ranks.rank, progress=progress)
-    ranks.sum([*moments.values(), *fisher.values()])
     tokens = windows.numel()
     fisher_tokens = min(fisher_windows, len(windows)) * windows.shape[1]
-    moment = {name: (found / tokens).cpu().numpy() for name, found in moments.items()}
+    shelf = Shelf()
+    moment = {
+        name: shelf.put((total / tokens).cpu().numpy())
+        for name, total in input_moments(model, mine, ranks, batch=batch, progress=progress)
+    }
+    fisher = output_fisher(model, mine_few, batch=batch, seed=seed + ranks.rank, progress=progress)
+    ranks.sum([*fisher.values()])
     rows = {name: (found / fisher_tokens).cpu().numpy() for name, found in fisher.items()}
     found = {
         name: Sensitivity(hessian=moment[layer.shares_input_of], row_weight=rows[name])
@@ -327,8 +388,9 @@ def _together(a: Sensitivity, b: Sensitivity) -> Sensitivity:
 
     Their traces are those of the sum of the two parts, which have rows and columns of their own.
     """
-    hessian = a.row_weight.mean() * a.hessian + b.row_weight.mean() * b.hessian
-    rows = a.row_weight * np.trace(a.hessian) + b.row_weight * np.trace(b.hessian)
+    a_CC, b_CC = np.asarray(a.hessian), np.asarray(b.hessian)
+    hessian = a.row_weight.mean() * a_CC + b.row_weight.mean() * b_CC
+    rows = a.row_weight * np.trace(a_CC) + b.row_weight * np.trace(b_CC)
     trace = np.trace(hessian)
     if not 0 < trace < np.inf:
         # nothing depends on the table, or its moments are beyond float32

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptpack.calibration.collect import Calibration, collect
-from gptpack.calibration.kept import Array, Kept, read_kept
+from gptpack.calibration.kept import Kept, read_kept
 from gptpack.calibration.written import written
 from gptpack.data.shards import Tokens
 from gptpack.errors import DataError
@@ -21,6 +21,7 @@ from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
+from gptpack.shelf import Held
 
 TextSource = Literal["shards", "text", "given", "self", "random"]
 
@@ -153,13 +154,13 @@ def calibrate(
     return found
 
 
-def _arrays(calibration: Calibration) -> dict[str, Array]:
-    arrays: dict[str, Array] = {
+def _arrays(calibration: Calibration) -> dict[str, Held]:
+    arrays: dict[str, Held] = {
         "tokens": np.array([calibration.hessian_tokens, calibration.fisher_tokens])
     }
     for name, sensitivity in calibration.sensitivities.items():
-        arrays[f"hessian {name}"] = np.ascontiguousarray(sensitivity.hessian, np.float32)
-        arrays[f"rows {name}"] = np.ascontiguousarray(sensitivity.row_weight, np.float32)
+        arrays[f"hessian {name}"] = sensitivity.hessian
+        arrays[f"rows {name}"] = sensitivity.row_weight
     return arrays
 
 
@@ -168,11 +169,13 @@ def _read(path: Path) -> Calibration | None:
     arrays = read_kept(path)
     if arrays is None or "tokens" not in arrays:
         return None
-    hessian_tokens, fisher_tokens = arrays.pop("tokens").tolist()
+    hessian_tokens, fisher_tokens = np.asarray(arrays.pop("tokens")).tolist()
     names = [key.removeprefix("rows ") for key in arrays if key.startswith("rows ")]
     return Calibration(
         sensitivities={
-            name: Sensitivity(hessian=arrays[f"hessian {name}"], row_weight=arrays[f"rows {name}"])
+            name: Sensitivity(
+                hessian=arrays[f"hessian {name}"], row_weight=np.asarray(arrays[f"rows {name}"])
+            )
             for name in names
         },
         hessian_tokens=hessian_tokens,

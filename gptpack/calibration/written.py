@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def written(
         path = kept.path("text", model, said)
         if (found := read_kept(path)) is not None and "tokens" in found:
             progress("text to calibrate on (kept from before)", 1, 1)
-            return torch.from_numpy(found["tokens"])
+            return torch.from_numpy(np.asarray(found["tokens"]))
     text = self_generated(
         model, windows=windows, context=context, seed=seed, start=start, progress=progress
     )

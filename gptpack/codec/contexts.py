@@ -44,7 +44,7 @@ def fit_scales(codes_RC: Codes) -> Scales:
     no order of summation, and no number of threads, changes the result.
     """
     rows, columns = codes_RC.shape if codes_RC.size else (0, 0)
-    squares_RC = codes_RC.astype(np.float64)
+    squares_RC = codes_RC.astype(np.float32)  # which holds squares up to 2^24 exactly
     np.clip(squares_RC, -_CLIP, _CLIP, out=squares_RC)
     np.square(squares_RC, out=squares_RC)
     column_C = np.zeros(columns, dtype=np.int64)
@@ -55,7 +55,7 @@ def fit_scales(codes_RC: Codes) -> Scales:
     return Scales(row_R, column_C)
 
 
-def _pick(squares_NM: npt.NDArray[np.float64], other_M: Ints) -> Ints:
+def _pick(squares_NM: npt.NDArray[np.float32], other_M: Ints) -> Ints:
     """Indexes of N lines whose M codes each have the scales `other_M`."""
     size = other_M.size
     middle = int(np.sort(other_M)[size // 2])

@@ -9,6 +9,9 @@ from gptpack.codec.range import PLAIN, TRELLIS, Preface
 from gptpack.codec.stepper import Codes, Parity
 from gptpack.codec.stream import Reader, escape_bits
 
+_BLOCK = 1 << 20
+"""Codes whose bits are looked up at once, which takes some 50 bytes each."""
+
 
 def matrix_bits(
     data: bytes, codes: Sequence[Codes], *, parities: Sequence[Parity] | None = None
@@ -28,23 +31,26 @@ def matrix_bits(
     bits_BP = np.zeros((len(preface.book.tables), width))
     for index, table in enumerate(preface.book.tables):
         bits_BP[index, : table.size + 1] = table.bits
-    return [
-        _bits(matrix, preface, index, bits_BP, None if parities is None else parities[index])
-        for index, matrix in enumerate(codes)
-    ]
+    found = []
+    for index, matrix in enumerate(codes):
+        height, total = max(1, _BLOCK // max(1, matrix.shape[1])), 0.0
+        for start in range(0, len(matrix), height):
+            rows = slice(start, start + height)
+            books_BC = preface.books(index, rows)
+            if parities is not None:
+                books_BC += parities[index][rows]
+            total += _bits(matrix[rows], books_BC, preface, bits_BP)
+        found.append(total)
+    return found
 
 
 def _bits(
-    codes: Codes,
+    codes_BC: Codes,
+    books_BC: npt.NDArray[np.int32],
     preface: Preface,
-    matrix: int,
     bits_BP: npt.NDArray[np.float64],
-    parity: Parity | None,
 ) -> float:
-    values = codes.astype(np.int64).ravel()
-    books = preface.books(matrix, slice(None)).ravel()
-    if parity is not None:
-        books += parity.ravel()
+    values, books = codes_BC.astype(np.int64).ravel(), books_BC.ravel()
     tables = preface.book.joined
     offsets, sizes = values - tables.lows[books], tables.sizes[books].astype(np.int64)
     inside = (offsets >= 0) & (offsets < sizes)

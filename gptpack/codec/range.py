@@ -232,7 +232,7 @@ class Preface:
             groups=self._first,
         )
 
-    def books(self, matrix: int, rows: slice) -> npt.NDArray[np.int32]:
+    def books(self, matrix: int, rows: slice | Ints) -> npt.NDArray[np.int32]:
         """The table of each code in these rows of a matrix, parities left out."""
         scales = self.scales[matrix]
         class_BC = scales.rows[rows, None] + (scales.columns - self.lowest)
@@ -331,9 +331,10 @@ def _beyond_bits(codes: Codes, preface: Preface, matrix: int, parity: Parity | N
     """Bits of the lengths of the codes beyond `REACH_MAX`."""
     if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
         return 0.0
-    book_RC = preface.books(matrix, slice(None))
+    rows = np.flatnonzero(((codes > REACH_MAX) | (codes < -REACH_MAX)).any(1))
+    codes, book_RC = codes[rows], preface.books(matrix, rows)
     if parity is not None:
-        book_RC += parity
+        book_RC += parity[rows]
     beyond_RC = np.abs(codes.astype(np.int64)) > REACH_MAX
     values, books = codes[beyond_RC].astype(np.int64), book_RC[beyond_RC]
     below = preface.book.joined.lows[books] - 1 - values

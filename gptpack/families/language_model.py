@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
         `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
         """
 
-    def compiled_losses(self, compiler: Callable[..., Any] = torch.compile) -> Losses:
+    def compiled_losses(self, compiler: Callable[..., Any]) -> Losses:
         """`token_losses`, compiled for fixed shapes by `compiler`, torch's or a test's stand-in."""
         found: Losses = compiler(self.token_losses, fullgraph=True, dynamic=False)
         return found

@@ -81,7 +81,8 @@ class Wrapped(LanguageModel):
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         hidden = self.hidden(self.window(inputs), last=targets.shape[1])
         flat, wanted = hidden.flatten(0, 1), targets.flatten()
-        rows = max(1, most_logits(self.device) // self.config.vocab)
+        # cross entropy holds logits, their logarithms and a copy at once
+        rows = max(1, most_logits(self.device) // (4 * self.config.vocab))
         losses = [
             F.cross_entropy(self.logits(part), labels, reduction="none")
             for part, labels in zip(torch.split(flat, rows), torch.split(wanted, rows), strict=True)

@@ -41,6 +41,7 @@ from gptpack.packing.search import pack_to_budget
 from gptpack.progress import Progress
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks, ranks
+from gptpack.shelf import Shelf
 from gptpack.values import TokenizerIdentity
 
 PACKED_ALREADY = "already a packed file; give the checkpoint or folder that it was made of"
@@ -50,7 +51,8 @@ PACKED_ALREADY = "already a packed file; give the checkpoint or folder that it w
 class Prepared:
     """A model that was calibrated and taken apart: it can be fitted to one size after another."""
 
-    model: LanguageModel
+    model: LanguageModel | None
+    """The model; None where it is not needed any more and a path can give it again."""
     request: PackRequest
     packer: Packer
     sensitivities: Mapping[str, Sensitivity]
@@ -77,6 +79,7 @@ class Prepared:
             if delta is None and bits is None:
                 return pack_again(self.packer, progress=self.progress)
             return pack_to_budget(self.packer, delta=delta, bits=bits, progress=self.progress)
+        assert model is not None
         if not self.packer.matrices:
             raise ConfigError("--tune needs a gptq-trellis or gptq-uniform method")
         if not self.training:
@@ -168,7 +171,8 @@ def prepared(
         identity = identity_of(loaded, request)
         # what a caller hands over may be no longer, or never have been, what the file says
         same = loaded is not source and loaded.told == request.model
-        own = loaded if same else replace(loaded, path=None)
+        by_path = same and loaded.path is not None
+        own = replace(loaded, language_model=None) if by_path else replace(loaded, path=None)
         proof = Proof(own, request, target, here.device)
         with proof if here.main else nullcontext():
             record = PackRecord(
@@ -202,8 +206,13 @@ def prepared(
                 proved=data is not None or bool(request.eval_text),
                 progress=progress,
             )
+            needed = None if by_path and request.tune == "none" else model
+            if needed is None:
+                packer.put_away(Shelf())
+                del loaded, model
+                give_back()
             yield Prepared(
-                model=model,
+                model=needed,
                 request=request,
                 packer=packer,
                 sensitivities=sensitivities,

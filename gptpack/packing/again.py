@@ -7,6 +7,8 @@ file, bit for bit, and what they take fits the budget, they are coded as they we
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from gptpack.errors import BudgetError
 from gptpack.packing.packer import CodedFile, Packer
 from gptpack.packing.search import pack_to_budget
@@ -41,7 +43,9 @@ def pack_again(packer: Packer, *, progress: Progress = silent) -> CodedFile:
 def _kept(packer: Packer) -> Mapping[str, PackedTensor]:
     """The matrices that lie on a grid already, by name."""
     found = side_by_side(
-        lambda matrix: recovered(matrix.name, matrix.weight, packer.states[matrix.name]),
+        lambda matrix: recovered(
+            matrix.name, np.asarray(matrix.weight), packer.states[matrix.name]
+        ),
         packer.matrices,
         cost=lambda matrix: matrix.weight.size,
         threads=packer.threads,

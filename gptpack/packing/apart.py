@@ -20,6 +20,7 @@ from gptpack.quant.gptq import quantize_clipped
 from gptpack.quant.int8 import keep_float, quantize_int8_rows, quantize_reference
 from gptpack.quant.types import PackedTensor
 from gptpack.quant.workers import side_by_side
+from gptpack.shelf import Shelf
 from gptpack.values import TokenizerIdentity
 from gptpack.version import VERSION
 
@@ -101,10 +102,13 @@ def take_apart(
         else:
             calibrated.append(name)
     progress("factor", 0, len(calibrated))
+    shelf = Shelf()
     made = side_by_side(
-        lambda name: _calibrated(name, weights[name], sensitivities.get(name), config),
+        lambda name: _calibrated(name, weights[name], sensitivities.get(name), config, shelf),
         calibrated,
         cost=lambda name: float(weights[name].shape[1]) ** 3,
+        takes=lambda name: 40.0 * weights[name].shape[1] ** 2,  # five copies in float64
+        weights=sum(values.size for values in weights.values()),
     )
     for name, (result, notes) in zip(calibrated, made, strict=True):
         packer.notes.extend(notes)
@@ -177,7 +181,11 @@ def keep_smallest_float(name: str, values: Float32) -> PackedTensor:
 
 
 def _calibrated(
-    name: str, values: Float32, sensitivity: Sensitivity | None, config: PackConfig
+    name: str,
+    values: Float32,
+    sensitivity: Sensitivity | None,
+    config: PackConfig,
+    shelf: Shelf,
 ) -> tuple[Matrix | PackedTensor, tuple[str, ...]]:
     """A matrix for a grid, or a tensor that is coded already; and notes about it.
 
@@ -197,7 +205,8 @@ def _calibrated(
         return _with_record(tensor, {"fallback": method}), (note,)
     notes = matrix.factor.notes
     if method in GRIDS:
-        return matrix, notes
+        factor = replace(matrix.factor, feedback=shelf.put(np.asarray(matrix.factor.feedback)))
+        return replace(matrix, factor=factor), notes
     bits = int(method.removeprefix("gptq-int"))
     rounding, scales = quantize_clipped(values, matrix.factor, bits)
     tensor = PackedTensor(

@@ -111,7 +111,7 @@ def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
     """Grid steps of a matrix, from its codes."""
     row_R, column_C = grid_scales(coded.arrays["row_scales"], coded.arrays["column_scales"])
     scale_RC = row_R[:, None] * column_C
-    before_C = np.square(matrix.weight / scale_RC).mean(0)
+    before_C = np.square(np.asarray(matrix.weight) / scale_RC).mean(0)
     after_C = np.square(dequantize(coded) / scale_RC).mean(0)
     more_C = after_C - before_C - 1 / 12
     return Steps(row=row_R, column=column_C, noise=np.maximum(more_C, 0).astype(np.float32))

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+import numpy as np
+
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.artifact.shares import with_coded_bytes
 from gptpack.artifact.tables import TRANSPOSED
@@ -24,6 +26,7 @@ from gptpack.families.family import FamilyConfig
 from gptpack.packing.config import PackConfig
 from gptpack.quant.allocation import Matrix, quantize_matrices
 from gptpack.quant.types import PackedTensor
+from gptpack.shelf import Shelf
 from gptpack.values import TokenizerIdentity
 
 MARGIN_BYTES = 32
@@ -163,6 +166,12 @@ class Packer:
     def weights(self) -> int:
         """Number of weights that are on grids."""
         return sum(matrix.weight.size for matrix in self.matrices)
+
+    def put_away(self, shelf: Shelf) -> None:
+        """Put the weights of all matrices on a shelf: the model's memory can then be freed."""
+        self.matrices = [
+            replace(matrix, weight=shelf.put(np.asarray(matrix.weight))) for matrix in self.matrices
+        ]
 
     def size(self, encoded: EncodedSections) -> int:
         """Bytes of the file, with room for figures that are measured later."""

@@ -89,7 +89,8 @@ class Search:
     finest: Tried | None = None
     """The codes of the finest delta whose size is within the goal."""
     smallest: Tried | None = None
-    """The codes of the smallest size seen; the coarsest delta need not have the fewest bytes."""
+    """The codes of the smallest size seen, where none is within the goal; the coarsest delta need
+    not have the fewest bytes."""
     refused: list[QuantError] = field(default_factory=list)
     """Errors of deltas that are too fine."""
     sizes: int = 0
@@ -106,9 +107,12 @@ class Search:
         encoded = packer.draft(coded) if self.draft else packer.encode(coded)
         size = self.goal.measure(encoded)
         tried = Tried(delta, coded, loss_nats, size)
-        if size <= self.goal.limit and (self.finest is None or delta < self.finest.delta):
-            self.finest = tried
-        if self.smallest is None or size < self.smallest.size:
+        if size <= self.goal.limit:
+            # one set of codes is kept: they take half of what the weights do
+            self.smallest = None
+            if self.finest is None or delta < self.finest.delta:
+                self.finest = tried
+        elif self.finest is None and (self.smallest is None or size < self.smallest.size):
             self.smallest = tried
         self.sizes += 1
         self.progress("search delta", self.sizes, 0)
@@ -165,7 +169,7 @@ def sampled(packer: Packer) -> Packer:
         matrices=[
             replace(
                 matrix,
-                weight=np.ascontiguousarray(matrix.weight[::SAMPLE]),
+                weight=np.ascontiguousarray(np.asarray(matrix.weight)[::SAMPLE]),
                 row_weight=matrix.row_weight[::SAMPLE],
                 energy=matrix.energy[::SAMPLE],
             )

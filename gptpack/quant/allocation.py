@@ -13,7 +13,7 @@ https://arxiv.org/abs/2603.04956). One delta serves all matrices.
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from gptpack.errors import QuantError
+from gptpack.quant.columns import Rounding
 from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.grids import quantize_scale
 from gptpack.quant.trellis import quantize_on_grid
@@ -33,6 +34,7 @@ from gptpack.quant.types import (
     values_of_points,
 )
 from gptpack.quant.workers import side_by_side
+from gptpack.shelf import Held
 
 Array = npt.NDArray[Any]
 
@@ -49,6 +51,8 @@ every row a little, which the loss to second order does not feel but the confide
 does (docs/log.md, 2026-11-25)."""
 MUCH_NOISE = 2.0
 """Noise of a row, as a multiple of its own power, from which on its scale grows more slowly."""
+BAND = 1 << 20
+"""Numbers of a matrix that are multiplied by a Hessian at once."""
 BEYOND = 0.125
 """Power of delta with which such a row's scale grows, little as the row seems to matter: that was
 measured while its unit hardly ever fired, and enough noise makes it fire (docs/log.md,
@@ -59,7 +63,7 @@ measured while its unit hardly ever fired, and enough noise makes it fire (docs/
 class Sensitivity:
     """The cost of errors e, nats per token: ``1/2 sum_r row_weight[r] e_r hessian e_r^T``."""
 
-    hessian: Array
+    hessian: Held
     """Second moment of the inputs, ``[C, C]``."""
     row_weight: Array
     """Fisher information of the outputs, ``[R]``."""
@@ -70,9 +74,9 @@ class Matrix:
     """A matrix ready to be quantized at any delta."""
 
     name: str
-    weight: npt.NDArray[np.float32]
+    weight: Held
     factor: Factor
-    hessian: Array
+    hessian: Held
     row_weight: npt.NDArray[np.float64]
     """Fisher information of the rows, raised to `LEAST_ROW_SHARE` where it is less, ``[R]``."""
     row_mean: float
@@ -111,17 +115,17 @@ def prepare_matrix(
     row_weight = sensitivity.row_weight.astype(np.float64)
     if not np.isfinite(row_weight).all() or (row_weight < 0).any() or not row_weight.any():
         raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
-    hessian = np.ascontiguousarray(sensitivity.hessian, np.float32)
-    felt_RC = (torch.from_numpy(weight) @ torch.from_numpy(hessian)).numpy()
+    hessian = np.asarray(sensitivity.hessian)
+    energy_R = [_row_dots(_felt(weight[rows], hessian), weight[rows]) for rows in _bands(weight)]
     raised_R = np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean())
     return Matrix(
         name=name,
         weight=weight,
-        factor=factorize(sensitivity.hessian, damp=damp, max_damp=max_damp, name=name),
+        factor=factorize(hessian, damp=damp, max_damp=max_damp, name=name),
         hessian=sensitivity.hessian,
         row_weight=raised_R,
         row_mean=float(raised_R.mean()),
-        energy=np.maximum(_row_dots(felt_RC, weight), 0.0),
+        energy=np.maximum(np.concatenate(energy_R), 0.0),
     )
 
 
@@ -178,14 +182,7 @@ def quantize_matrices(
             states=states,
             row_weight=matrix.row_weight,
         )
-        symbols = rounding.symbols
-        reach = int(np.abs(symbols).max(initial=0))
-        if reach > LARGEST_CODE:
-            raise QuantError(
-                f"{matrix.name}: codes reach {reach:,}, {LARGEST_CODE:,} at most can be stored; "
-                "use a larger delta or a smaller budget"
-            )
-        tensor = _tensor(matrix, symbols, (rows, columns), states)
+        tensor = _tensor(matrix, rounding, (rows, columns))
         loss = float(matrix.row_weight @ rounding.row_loss) / 2
         if rescale:
             tensor, loss = _rescaled(matrix, tensor, rounding.points, loss)
@@ -196,11 +193,20 @@ def quantize_matrices(
         matrices,
         cost=lambda matrix: matrix.weight.size * len(matrix.hessian),
         threads=threads,
+        # weights, targets, errors and points twice; the Hessian and the feedback twice
+        takes=lambda matrix: 4.0 * (5 * matrix.weight.size + 3 * len(matrix.hessian) ** 2),
+        weights=sum(matrix.weight.size for matrix in matrices),
     )
 
 
-def _tensor(matrix: Matrix, symbols: Array, grid: tuple[Array, Array], states: int) -> PackedTensor:
-    factor = matrix.factor
+def _tensor(matrix: Matrix, rounding: Rounding, grid: tuple[Array, Array]) -> PackedTensor:
+    symbols, states, factor = rounding.symbols, rounding.states, matrix.factor
+    reach = int(max(symbols.max(initial=0), -symbols.min(initial=0)))
+    if reach > LARGEST_CODE:
+        raise QuantError(
+            f"{matrix.name}: codes reach {reach:,}, {LARGEST_CODE:,} at most can be stored; "
+            "use a larger delta or a smaller budget"
+        )
     record: dict[str, Any] = {"damp": float(f"{factor.damp:.3g}")}
     if factor.dead_columns:
         record["dead_columns"] = len(factor.dead_columns)
@@ -226,13 +232,16 @@ def _rescaled(
     Values v fit weights w best when multiplied by ``g = w H v^T / v H v^T``. One product with H
     gives g and the loss that is left: with e = v - w, ``g v - w = e - (1 - g) v``.
     """
-    value_RC = values_of_points(tensor, points_RC)
-    error_RC = value_RC - matrix.weight
-    hessian_CC = np.ascontiguousarray(matrix.hessian, np.float32)
-    felt_RC = (torch.from_numpy(error_RC) @ torch.from_numpy(hessian_CC)).numpy()
-    own_R = _row_dots(felt_RC, error_RC)
-    with_value_R = _row_dots(felt_RC, value_RC)
-    with_weight_R = _row_dots(felt_RC, matrix.weight)
+    weight_RC, hessian_CC = np.asarray(matrix.weight), np.asarray(matrix.hessian)
+    own_R, with_value_R, with_weight_R = np.empty((3, len(weight_RC)))
+    for rows in _bands(weight_RC):
+        scales = {**tensor.arrays, "row_scales": tensor.arrays["row_scales"][rows]}
+        value_BC = values_of_points(replace(tensor, arrays=scales), points_RC[rows])
+        error_BC = value_BC - weight_RC[rows]
+        felt_BC = _felt(error_BC, hessian_CC)
+        own_R[rows] = _row_dots(felt_BC, error_BC)
+        with_value_R[rows] = _row_dots(felt_BC, value_BC)
+        with_weight_R[rows] = _row_dots(felt_BC, weight_RC[rows])
     value_R = np.maximum(matrix.energy + 2 * with_weight_R + own_R, 0.0)
     gain_R = 1 - np.divide(with_value_R, value_R, out=np.zeros_like(value_R), where=value_R > 0)
     shift_R = np.rint(np.log2(np.clip(gain_R, 0.5, 2.0)) * ROW_SCALES_PER_OCTAVE).astype(np.int16)
@@ -245,6 +254,19 @@ def _rescaled(
     if better >= loss:
         return tensor, loss
     return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), better
+
+
+def _bands(matrix_RC: Array) -> Iterator[slice]:
+    """Rows of a matrix, some `BAND` numbers at a time: a table's products take room otherwise."""
+    height = max(64, BAND // matrix_RC.shape[1] // 64 * 64)
+    return (slice(start, start + height) for start in range(0, len(matrix_RC), height))
+
+
+def _felt(a_RC: Array, hessian_CC: Array) -> Array:
+    """``a H``, float32, ``[R, C]``."""
+    right_CC = torch.from_numpy(np.ascontiguousarray(hessian_CC, np.float32))
+    found: Array = (torch.from_numpy(a_RC) @ right_CC).numpy()
+    return found
 
 
 def _row_dots(a_RC: Array, b_RC: Array) -> npt.NDArray[np.float64]:

@@ -160,7 +160,8 @@ class Workspace:
         Raises:
             QuantError: a target passes `LIMIT`.
         """
-        reach = float(np.abs(self.targets).max(initial=0.0))
+        highest, lowest = self.targets.max(initial=0.0), self.targets.min(initial=0.0)
+        reach = float(np.maximum(highest, -lowest))
         if not reach < LIMIT:
             raise QuantError(
                 f"{factor.name}: the grid is too fine, codes would reach {reach:.3g} "
@@ -215,7 +216,7 @@ def prepare(
     inverse_R, inverse_P = reciprocals(row_scale_R, dtype), reciprocals(scale_P, dtype)
     _pack(weight_RC, order_P, inverse_R, inverse_P, target_PR)
     # an error of column i is in units of i's grid, what column c takes from it in units of c's
-    feedback_PP = factor.feedback * scale_P.astype(dtype)
+    feedback_PP = np.asarray(factor.feedback) * scale_P.astype(dtype)
     feedback_PP *= inverse_P[:, None]
     live_P = ~factor.dead[order_P]
     cost_P2 = np.stack([(factor.pivots[order_P] * scale_P) ** 2, factor.damping * scale_P**2], 1)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from gptpack.errors import QuantError
+from gptpack.shelf import Held
 
 Array = npt.NDArray[Any]
 Order = Literal["activation", "natural"]
@@ -40,7 +41,7 @@ class Factor:
     """Name of the tensor, for messages."""
     order: npt.NDArray[np.int64]
     """`order[p]` is the column that is decided p-th."""
-    feedback: Array
+    feedback: Held
     """Row c holds ``U[i, c] / U[c, c]`` for i < c: what column c takes from earlier errors. It is
     float32 or float64, and so is the arithmetic of the quantizers that use it."""
     pivots: npt.NDArray[np.float64]

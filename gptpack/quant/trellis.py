@@ -159,6 +159,7 @@ def quantize_trellis(
     if block < 1:
         raise QuantError(f"{factor.name}: block={block}; it must be positive")
     work = prepare(weight_RC, factor, row_R / 2, column_C)
+    del weight_RC  # which may be a copy of its own, read for this
     _kernel(states)(
         work.targets,
         work.errors,

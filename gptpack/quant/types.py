@@ -131,9 +131,9 @@ def values_of_points(tensor: PackedTensor, points_RC: Array) -> npt.NDArray[np.f
     row_R, column_C = grid_scales(tensor.arrays["row_scales"], tensor.arrays["column_scales"])
     if states > 1:
         row_R = row_R * np.float32(0.5)
-    values: npt.NDArray[np.float32] = (
-        points_RC.astype(np.float32) * row_R[:, None] * column_C[None, :]
-    )
+    values: npt.NDArray[np.float32] = points_RC.astype(np.float32)
+    values *= row_R[:, None]
+    values *= column_C
     return values
 
 

@@ -188,7 +188,9 @@ class Run:
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
         self.dropout = self.model.use_dropout(recipe.training.dropout)
-        self.losses = self.model.compiled_losses() if self.compiled else self.model.token_losses
+        self.losses = self.model.token_losses
+        if self.compiled:
+            self.losses = self.model.compiled_losses(torch.compile)
         self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
         self.average = Average(self.model, recipe.optimizer)
         self.pressure: Pressure | None = None

@@ -359,7 +359,7 @@ class GPT(LanguageModel):
         """The losses of `token_losses`."""
         return parts.end(self, self._through(inputs, last=targets.shape[1], parts=parts), targets)
 
-    def compiled_losses(self, compiler: Callable[..., Any] = torch.compile) -> Losses:
+    def compiled_losses(self, compiler: Callable[..., Any]) -> Losses:
         # without recurrence the whole is as quick to compile, and its steps are 3 % faster; blocks
         # of a mask are made in the graph that uses them
         if self.config.document_mask or not self.config.loops:
