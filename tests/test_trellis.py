@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gptpack.codec.trellis import POLYNOMIALS, decode_trellis, next_states
 from gptpack.errors import QuantError
+from gptpack.quant import trellis
 from gptpack.quant.factor import factorize
 from gptpack.quant.gptq import quantize_uniform
 from gptpack.quant.trellis import quantize_on_grid, quantize_trellis
@@ -163,6 +164,25 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
         for ours, theirs in zip(first, other, strict=True):
             assert np.array_equal(ours.points, theirs.points)
             assert np.array_equal(ours.row_loss, theirs.row_loss)
+
+
+@pytest.mark.parametrize("states", [8, 256])
+def test_bands_of_rows_go_on_one_path_whatever_threads_there_are(monkeypatch, states):
+    weight_RC, hessian_CC, row_R, column_C, weight_R = problem(700, 70)
+    factor = factorize(hessian_CC)
+
+    def quantized(rows, threads=1):
+        monkeypatch.setattr(trellis, "BAND_ROWS", rows)
+        of = (weight_RC, factor, row_R, column_C)
+        return quantize_trellis(*of, states=states, row_weight=weight_R, threads=threads)
+
+    whole, first, *others = quantized(700), *(quantized(150, threads) for threads in (1, 2, 5))
+    for other in others:
+        assert np.array_equal(first.points, other.points)
+        assert np.array_equal(first.row_loss, other.row_loss)
+    assert np.array_equal(decode_trellis(first.symbols, states), first.points)
+    assert not np.array_equal(first.points, whole.points)
+    assert weight_R @ first.row_loss < 1.1 * (weight_R @ whole.row_loss)
 
 
 def test_more_states_lose_less_and_all_less_than_rounding_on_many_weights():

@@ -78,17 +78,16 @@ def _unpack(points_PR: Array, order_P: Array, out_RC: Array) -> None:  # pragma:
 
 @compiled(fastmath={"contract"})
 def add_feedback(
-    target_PR: Array, error_PR: Array, feedback_PP: Array, sources: Any, sinks: Any
+    target_PR: Array, error_PR: Array, feedback_PP: Array, sources: Any, sinks: Any, rows: Any
 ) -> None:  # pragma: no cover
     """``target[c] += sum of feedback[c, i] * error[i]``, i of `sources` and c of `sinks`.
 
-    Both are half-open ranges. Errors go eight at a time: six loads and one store per eight
-    multiply-adds, with 512 rows of each in L1.
+    Both are half-open ranges, and so is that of `rows`. Errors go eight at a time: six loads and
+    one store per eight multiply-adds, with 512 rows of each in L1.
     """
-    rows = target_PR.shape[1]
     begin, end = sources
-    for start in range(0, rows, 512):
-        stop = min(start + 512, rows)
+    for start in range(rows[0], rows[1], 512):
+        stop = min(start + 512, rows[1])
         i = begin
         while i + 8 <= end:
             e0 = error_PR[i, start:stop]

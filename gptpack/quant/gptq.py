@@ -41,11 +41,12 @@ def _round_columns(
 ) -> None:  # pragma: no cover
     """Fill `points_PR`. Targets and errors both hold the weights at first."""
     columns, rows = target_PR.shape
+    every = (0, rows)
     for begin in range(0, columns, block):
         end = min(begin + block, columns)
-        add_feedback(target_PR, error_PR, feedback_PP, (0, begin), (begin, end))
+        add_feedback(target_PR, error_PR, feedback_PP, (0, begin), (begin, end), every)
         for c in range(begin, end):
-            add_feedback(target_PR, error_PR, feedback_PP, (begin, c), (c, c + 1))
+            add_feedback(target_PR, error_PR, feedback_PP, (begin, c), (c, c + 1), every)
             target_R, point_R = target_PR[c], points_PR[c]
             if cost_P2[c, 0] == 0:
                 point_R[:] = 0

@@ -21,7 +21,7 @@ from gptpack.data.shards import Tokens
 from gptpack.errors import CheckpointError, ConfigError, TrainingError
 from gptpack.families.golf.gpt import model_of
 from gptpack.families.golf.speedrun import Speedrun
-from gptpack.families.language_model import not_finite, state_problem
+from gptpack.families.language_model import Losses, not_finite, state_problem
 from gptpack.progress import Progress, silent
 from gptpack.quant.steps import Foresight, Outlook
 from gptpack.ranks import Ranks
@@ -188,7 +188,7 @@ class Run:
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
         self.dropout = self.model.use_dropout(recipe.training.dropout)
-        self.losses = self.model.token_losses
+        self.losses: Losses = self.model.token_losses
         if self.compiled:
             self.losses = self.model.compiled_losses(torch.compile)
         self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
