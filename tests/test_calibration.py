@@ -13,6 +13,7 @@ from worlds import CPU
 
 from gptpack.calibration import collect as collecting
 from gptpack.calibration import kept
+from gptpack.calibration import text as calibration_text
 from gptpack.calibration import written as writing
 from gptpack.calibration.collect import (
     EMBEDDED,
@@ -294,6 +295,17 @@ def test_an_untied_embedding_costs_by_how_often_a_token_comes_and_what_follows_i
     assert table.row_weight == pytest.approx(counts / windows.numel())
     fisher = output_fisher(model, windows, batch=2, seed=0)[EMBEDDED]
     np.testing.assert_allclose(table.hessian, np.diag(fisher / windows.numel()), rtol=1e-5)
+
+
+def test_tokens_are_counted_in_more_text_where_that_is_given():
+    model, windows = model_of("untied"), windows_of()
+    shards = [np.arange(24, dtype=np.uint16).repeat(3), np.array([5, 5, 7], np.uint16)]
+    counts = calibration_text.token_counts(shards, 24)
+    assert counts.sum() == 75
+    assert counts[5] == 5
+    assert counts[7] == 4
+    found = found_of(model, windows, counts=counts).sensitivities["tok_emb.weight"]
+    assert found.row_weight == pytest.approx(counts.numpy() / 75)
 
 
 def test_a_tied_embedding_has_both_its_costs():

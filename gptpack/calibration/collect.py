@@ -285,6 +285,7 @@ def collect(
     fisher_windows: int,
     batch: int,
     seed: int,
+    counts: Tensor | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Sensitivities from moments over `windows` ``[N, T]`` (int64 tokens) and Fisher rows.
@@ -294,6 +295,8 @@ def collect(
     Args:
         fisher_windows: windows for Fisher rows, the first ones.
         batch: windows that go through the model at once.
+        counts: how often each token comes in more text than the windows, ``[V]``: few of a large
+            vocabulary come in those.
 
     Raises:
         CheckpointError: see `output_fisher`.
@@ -316,7 +319,7 @@ def collect(
         for name, layer in model.layers().items()
     }
     found |= _tables(model, found, windows)
-    for name, used in _rows_looked_up(model, windows).items():
+    for name, used in _rows_looked_up(model, windows, counts).items():
         key = EMBEDDED if name == model.embedding_name else name
         channels = rows[key] * model.lookup_gain(name) ** 2
         found[name] = Sensitivity(hessian=np.diag(channels), row_weight=used)
@@ -330,25 +333,33 @@ def collect(
 
 def _use(ids: Tensor, rows: int) -> npt.NDArray[np.float32]:
     """Times that each row of a table of so many rows is looked up, per token, ``[R]``."""
-    counts = torch.bincount(ids.flatten().cpu(), minlength=rows)
-    used: npt.NDArray[np.float32] = (counts / ids.numel()).numpy()
-    return used
+    return _shares(torch.bincount(ids.flatten().cpu(), minlength=rows))
 
 
-def _rows_looked_up(model: LanguageModel, windows: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+def _shares(counts: Tensor) -> npt.NDArray[np.float32]:
+    shares: npt.NDArray[np.float32] = (counts / counts.sum()).numpy()
+    return shares
+
+
+def _rows_looked_up(
+    model: LanguageModel, windows: Tensor, counts: Tensor | None
+) -> dict[str, npt.NDArray[np.float32]]:
     """Times that each row of each of the model's lookups is used, per token, ``[R]``.
 
-    Those of the token embedding, and of others that tokens are looked up in, are counted in all
-    `windows`; any other's in the first one, as it looks up places, which are the same in each.
+    Those of the token embedding, and of others that tokens are looked up in, are `counts`, or
+    counted in all `windows`; any other's are counted in the first window, as it looks up places,
+    which are the same in each.
     """
-    found = {model.embedding_name: _use(windows, model.config.vocab)}
+    every = _use(windows, model.config.vocab) if counts is None else _shares(counts)
+    found = {model.embedding_name: every}
     others = {n: m for n, m in model.lookups().items() if n not in found}
     if not others:
         return found
 
     def count(name: str, module: nn.Module, ids: Tensor) -> None:
-        ids = windows if torch.equal(ids.cpu(), windows[:1].cpu()) else ids
-        found[name] = _use(ids, _weight(module).shape[0])
+        rows = _weight(module).shape[0]
+        of_tokens = rows == len(every) and torch.equal(ids.cpu(), windows[:1].cpu())
+        found[name] = every if of_tokens else _use(ids, rows)
 
     with torch.no_grad(), ExitStack() as hooks:
         for name, module in others.items():

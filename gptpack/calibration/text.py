@@ -27,6 +27,8 @@ TextSource = Literal["shards", "text", "given", "self", "random"]
 
 TOKENS = {"cuda": 524288, "cpu": 65536}
 """Tokens of calibration text by device, unless a number is asked for."""
+COUNTED_TOKENS = 1 << 24
+"""Tokens in which those of the vocabulary are counted, from the beginnings of all shards."""
 BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}
 """Tokens that go through the model at once in calibration, by device."""
 WRITTEN_TOKENS = {"cuda": 524288, "cpu": 16384}
@@ -107,6 +109,15 @@ def calibration_text(
     return random_tokens(model.config.vocab, windows=count, context=context, seed=seed)
 
 
+def token_counts(shards: Sequence[Tokens], vocab: int) -> Tensor:
+    """How often each token comes in `COUNTED_TOKENS` of `shards` at most, int64 ``[V]``."""
+    share = max(1, COUNTED_TOKENS // max(1, len(shards)))
+    counts = np.zeros(vocab, np.int64)
+    for shard in shards:
+        counts += np.bincount(np.asarray(shard[:share]), minlength=vocab)
+    return torch.from_numpy(counts)
+
+
 def calibrate(
     model: LanguageModel,
     windows: Tensor,
@@ -115,6 +126,7 @@ def calibrate(
     fisher_windows: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    counts: Tensor | None = None,
     kept: Kept | None = None,
     progress: Progress = silent,
 ) -> Calibration:
@@ -123,6 +135,7 @@ def calibrate(
     Args:
         fisher_windows: windows of the Fisher pass, the first ones; None takes a quarter of them.
         batch: windows that go through the model at once; None chooses by device.
+        counts: as in `collect`.
         kept: where they are kept, in a file whose name is a hash of everything that matters; None
             keeps none.
 
@@ -136,7 +149,7 @@ def calibrate(
     path = None
     if kept is not None:
         said = f"3 {fisher_windows} {seed} {ranks.device.type} {ranks.world}"
-        path = kept.path("hessians", model, said, windows)
+        path = kept.path("hessians", model, said, windows, *([] if counts is None else [counts]))
         if (found := _read(path)) is not None:
             progress("hessians (cached)", 1, 1)
             return found
@@ -147,6 +160,7 @@ def calibrate(
         fisher_windows=fisher_windows,
         batch=batch,
         seed=seed,
+        counts=counts,
         progress=progress,
     )
     if kept is not None and path is not None:

@@ -17,6 +17,7 @@ from gptpack.calibration.text import (
     calibrate,
     calibration_text,
     shard_windows,
+    token_counts,
 )
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
@@ -296,6 +297,7 @@ def _calibrated(
         windows,
         here,
         seed=request.seed,
+        counts=token_counts(training, model.config.vocab) if source == there else None,
         kept=kept,
         progress=progress,
     )
