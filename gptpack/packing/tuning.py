@@ -123,7 +123,7 @@ def tune(
     share = ranks.share(batch)
     most = max(1, most_logits(device) // (student.config.vocab * windows.shape[1]))
     # parts as even as can be, so that compiled layers see one size where there is one
-    at_once = math.ceil(len(share) / math.ceil(len(share) / most))
+    at_once = math.ceil(max(1, len(share)) / max(1, math.ceil(len(share) / most)))
     vectors: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
@@ -180,8 +180,10 @@ def tune(
 
 
 def _loss(logits_BTV: Tensor, guide_BTV: Tensor | None, tokens_BT: Tensor, labels: float) -> Tensor:
-    """Sum over positions of the KL to the teacher's logits `guide_BTV`, which may be None where
-    `labels` is 1, and, with that weight, the cross entropy."""
+    """Sum over positions of the KL to the teacher and, with the weight `labels`, the cross entropy.
+
+    The teacher's logits `guide_BTV` may be None where that weight is 1.
+    """
     learned_BTV = F.log_softmax(logits_BTV, -1)
     loss = logits_BTV.new_zeros(())
     if guide_BTV is not None:
