@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from gptpack.evaluation.clock import Clock
 
-BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
-"""Tokens of a batch by device, by default: logits of 131,072 x 1,024 float32 are 0.5 GiB."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 131072}
+"""Tokens of a batch by device, by default: logits of 131,072 x 1,024 float32 are 0.5 GiB, and a CPU
+is faster where activations stay in its cache (docs/log.md, 2026-11-30)."""
 
 Compile = Literal["auto", "on", "off"]
 
