@@ -246,7 +246,7 @@ def plot(rows: list[Row], limit: list[tuple[float, float]], weights: int, path: 
         axes.annotate(
             label,
             (sizes[at], rises[at]),
-            xytext=(-8 if left else 8, 4),
+            xytext=(-8 if left else 8, -10 if bound else 4),
             ha="right" if left else "left",
             textcoords="offset points",
             color=color,
@@ -254,7 +254,7 @@ def plot(rows: list[Row], limit: list[tuple[float, float]], weights: int, path: 
     axes.set(xlabel="coded matrices, MB", ylabel="rise in bits per byte (log)", yscale="log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     largest = max(row.bits for row in rows if row.method in NAMES) * weights / 8e6
-    axes.set_xlim(0.25 * largest, 1.3 * largest)
+    axes.set_xlim(0.2 * largest, 1.4 * largest)
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
