@@ -181,17 +181,14 @@ def _fixed_weights(model: LanguageModel) -> Iterator[None]:
 def _recomputed(model: LanguageModel, tokens: int) -> Iterator[None]:
     """What blocks of layers make inside is made again in a pass back, not kept, if that is much.
 
-    Keeping it for so many tokens at once would take more than the weights do. Blocks are the items
-    of the outermost lists of modules.
+    Keeping it for so many tokens at once would take more than the weights do.
     """
     outputs = sum(_weight(layer.module).shape[0] for layer in model.layers().values())
     kept = KEPT_OF_OUTPUTS * outputs * tokens
     if model.device.type != "cpu" or kept < sum(w.numel() for w in model.weights().values()):
         yield
         return
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    inner = {n for n in lists for outer in lists if n.startswith(f"{outer}.")}
-    blocks = [b for n in lists.keys() - inner for b in lists[n] if "forward" not in vars(b)]
+    blocks = [block for stack in model.stacks() for block in stack if "forward" not in vars(block)]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:

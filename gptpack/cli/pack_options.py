@@ -141,8 +141,7 @@ PACK_OPTIONS = together(
     click.option(
         "--keep/--no-keep",
         default=True,
-        help="Keep Hessians for the next pack, in hidden files beside CHECKPOINT; delete them at "
-        "will.",
+        help="Keep Hessians for the next pack, in hidden files beside CHECKPOINT.",
     ),
     click.option("--device", type=DEVICE, default="auto", help="Device that computes."),
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),

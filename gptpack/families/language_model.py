@@ -89,6 +89,11 @@ class LanguageModel(nn.Module):
             found[name] = value
         return found
 
+    def stacks(self) -> list[nn.ModuleList]:
+        """The outermost lists of modules: a transformer's layers."""
+        lists = {n: m for n, m in self.named_modules() if isinstance(m, nn.ModuleList)}
+        return [m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)]
+
     @property
     def device(self) -> torch.device:
         """The device that the weights are on."""

@@ -151,6 +151,18 @@ class Workspace:
     row_loss: npt.NDArray[np.float64]
     points: npt.NDArray[np.int32]
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """All of it, in the order in which the kernels take it."""
+        return (
+            self.targets,
+            self.errors,
+            self.feedback,
+            self.costs,
+            self.row_loss,
+            self.points,
+        )
+
     def finish(
         self, factor: Factor, row_scale_R: npt.NDArray[np.float64], *, states: int
     ) -> Rounding:

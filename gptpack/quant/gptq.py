@@ -88,12 +88,7 @@ def quantize_uniform(
         raise QuantError(f"{factor.name}: block={block}, clip={clip}; both must be positive")
     work = prepare(weight_RC, factor, row_R, column_C)
     _round_columns(
-        work.targets,
-        work.errors,
-        work.feedback,
-        work.costs,
-        work.row_loss,
-        work.points,
+        *work.arrays,
         float(LIMIT if clip is None else clip),
         block,
     )

@@ -214,12 +214,7 @@ def _search(work: Workspace, weight_R: Array, states: int, block: int, threads: 
                 if band:
                     done[band - 1][index].wait()
                 kernel(
-                    work.targets,
-                    work.errors,
-                    work.feedback,
-                    work.costs,
-                    work.row_loss,
-                    work.points,
+                    *work.arrays,
                     weight_R,
                     state_P,
                     *scratch,

@@ -96,7 +96,10 @@ class TransformersModel(Wrapped):
 
     @contextmanager
     def compiled_predictions(self, compiler: Callable[..., Any] | None) -> Iterator[Predict]:
-        layers = self._like_layers() if compiler is not None else []
+        layers: list[nn.Module] = []
+        if compiler is not None:
+            alike = [s for s in self.stacks() if len(s) > 1 and len({*map(type, s)}) == 1]
+            layers = [layer for stack in alike for layer in stack]
         config: Any = torch._dynamo.config
         # a model that torch cannot compile runs as it is
         with config.patch(suppress_errors=True, recompile_limit=MOST_GRAPHS):
@@ -107,11 +110,6 @@ class TransformersModel(Wrapped):
             finally:
                 for layer in layers:
                     del layer.forward
-
-    def _like_layers(self) -> list[nn.Module]:
-        """Modules of lists in which all are of one class: a transformer's layers."""
-        lists = [m for m in self.module.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-        return [layer for m in lists if len({*map(type, m)}) == 1 for layer in m]
 
     @property
     def reach(self) -> int:
