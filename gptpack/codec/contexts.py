@@ -2,8 +2,10 @@
 
 Codes are nearly independent given their scale, and the scale is nearly a row factor times a column
 factor: neighbours' magnitudes or signs, or tables of a matrix's own, are worth less than 0.001 bit
-on real weights before their cost (benchmarks/bench_codec.py --contexts). A matrix therefore carries
-one small integer per row and per column, on a grid of 1/6 octave, and a code's class is their sum.
+on real weights before their cost (benchmarks/bench_codec.py --contexts); only the table of a large
+vocabulary has columns with a mean, worth 0.2 bits there (docs/log.md, 2026-11-30). A matrix
+therefore carries one small integer per row and per column, on a grid of 1/6 octave, and a code's
+class is their sum.
 The decoder adds integers; only the encoder fits them.
 
 Shape legend: R = rows, C = columns.
