@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the files")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")
     options = parser.parse_args()
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
     request = PackRequest(
         delta=1e-4,
         text=tuple(options.text),

@@ -147,6 +147,17 @@ def test_a_text_that_normalisation_makes_longer_is_not_scored(tmp_path: Path, lo
         text.audited_bytes([len(text.tokens) - 1])
 
 
+def test_a_few_bytes_more_are_said_and_scored(tmp_path: Path) -> None:
+    texts = [*TEXTS * (40_000 // len("".join(TEXTS)) + 1), "\u00bd"]  # becomes 1, U+2044, 2
+    tokenizer = trained(tmp_path / "t.model")
+    source = tmp_path / "val.jsonl"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    made = tokenize_files([], [source], tokenizer, tmp_path / "out", TokenizeConfig(workers=1)).val
+    assert made.accounted_bytes == made.text_bytes + 3
+    stated = Text.load(tmp_path / "out", vocab=tokenizer.vocab).stated
+    assert stated["token_bytes"] == stated["text_bytes"] + 3
+
+
 def test_a_bad_document_is_named_among_many_files(tmp_path: Path) -> None:
     tokenizer = trained(tmp_path / "t.model", remove_extra_whitespaces=False)
     for name in ("a.txt", "b.txt"):
