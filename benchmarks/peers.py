@@ -246,7 +246,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
         spine.set_color(INK)
         spine.set_visible(name in ("left", "bottom"))
     if tools:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9, handlelength=3)
     for path in paths:
         figure.savefig(path, dpi=160)
 
