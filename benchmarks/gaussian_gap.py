@@ -8,7 +8,9 @@ entropy of the symbols given their context (variance class of row + column, trel
 tables of 12 bits for every symbol in use, plus the entropies of the scale and class indexes. One
 matrix pays for its own tables under "alone"; under "model", 33 such matrices (26 M weights) share
 them, as the artifact does. Each scheme's scale is set so that its rate under "model" is the one
-asked for; "gap" is that rate minus R(D) at the distortion reached.
+asked for; "gap" is that rate minus R(D) at the distortion reached. "unbiased" is that rate minus
+what codes need at least whose errors do not correlate with the weights: what a search, a code or
+tables could still win without shrinking weights towards zero.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -61,6 +63,13 @@ class Problem:
             else:
                 high = level
         return float(np.maximum(0, 0.5 * np.log2(self.variances / low)).mean())
+
+    def unbiased_bound(self, distortion: float) -> float:
+        """Bits per weight for Gaussian errors of `distortion` that are independent of the weights.
+
+        Such an error adds its power to a component's code: ``1/2 log2(1 + variance / distortion)``.
+        """
+        return float(0.5 * np.log2(1 + self.variances / distortion).mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     problems = [Problem.draw(seed) for seed in range(options.seeds)]
     factors: dict[tuple[int, str, float], Factor] = {}
-    heads = f"{'rate':>8} {'gap':>7} {'alone':>7} {'side':>7}"
+    heads = f"{'rate':>8} {'gap':>7} {'unbiased':>8} {'alone':>7} {'side':>7}"
     print(" " * 38 + heads * len(options.rates))
     for scheme in schemes():
         line = f"{scheme.name:38}"
@@ -194,9 +203,11 @@ def main() -> None:
                     partial(evaluate, problem, factors[key], scheme),
                 )
                 bound = problem.bound(point.distortion)
-                rows.append([point.rate, point.rate - bound, point.alone - bound, point.side])
+                unbiased = point.rate - problem.unbiased_bound(point.distortion)
+                alone = point.alone - bound
+                rows.append([point.rate, point.rate - bound, unbiased, alone, point.side])
             mean = np.mean(rows, axis=0)
-            line += f"{mean[0]:8.3f} {mean[1]:7.4f} {mean[2]:7.4f} {mean[3]:7.4f}"
+            line += f"{mean[0]:8.3f} {mean[1]:7.4f} {mean[2]:8.4f} {mean[3]:7.4f} {mean[4]:7.4f}"
         print(line, flush=True)
 
 
