@@ -21,12 +21,14 @@ import numpy as np
 
 ALL, ROWS, COLUMNS, NONE = slice(None), slice(1), slice(1, 2), slice(0)
 GRID = [("row_scales", "<i2", ROWS), ("column_scales", "<i2", COLUMNS), ("codes", "<i2", ALL)]
+OFFSETS = [*GRID[:2], ("column_offsets", "<u2", COLUMNS), GRID[2]]
 METHODS = {  # the arrays of each: name, type, and which dimensions of the tensor they have
     "float32": [("values", "<f4", ALL)],
     **{name: [("values", kind, ALL)] for name, kind in (("float16", "<f2"), ("bfloat16", "<u2"))},
     "int8": [("scales", "<f2", ROWS), ("codes", "|i1", ALL)],
     "int8-tensor": [("scales", "<f4", NONE), ("codes", "|i1", ALL)],
     **dict.fromkeys(("uniform", "trellis"), GRID),
+    **dict.fromkeys(("uniform-offsets", "trellis-offsets"), OFFSETS),
 }
 # 2^(15 + j / 16) and 2^(23 + j / 64), by square roots that are rounded down
 ROOTS = [reduce(lambda x, _: isqrt(x), range(4), 2 ** (15 * 16 + j)) for j in range(16)]
@@ -228,10 +230,14 @@ def scales(indexes: np.ndarray, per_octave: int) -> np.ndarray:
     return np.ldexp(SIGNIFICANDS[place * 64 // per_octave], octave - 23).astype(np.float32)
 
 
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def values(method: str, parameters: dict, held: dict[str, np.ndarray]) -> np.ndarray:
     """What a tensor's arrays stand for; each operation is one of float32."""
     if method == "bfloat16":
-        return (held["values"].astype(np.uint32) << 16).view(np.float32)
+        return from_bfloat16(held["values"])
     if method.startswith("float"):
         return held["values"].astype(np.float32)
     points = held["codes"].astype(np.int64)
@@ -239,11 +245,14 @@ def values(method: str, parameters: dict, held: dict[str, np.ndarray]) -> np.nda
         scale = held["scales"].astype(np.float32)
         return points.astype(np.float32) * (scale[:, None] if scale.ndim else scale)
     row, state = scales(held["row_scales"], 64), np.zeros(points.shape[1], np.int64)
-    for r, codes in enumerate(points.copy() if method == "trellis" else ()):
+    trellis = method.startswith("trellis")
+    for r, codes in enumerate(points.copy() if trellis else ()):
         points[r] += codes + (state & 1)
         state = stepped(state, codes, parameters["states"])
-    row = row * np.float32(0.5 if method == "trellis" else 1)
-    return points.astype(np.float32) * row[:, None] * scales(held["column_scales"], 4)
+    row = row * np.float32(0.5 if trellis else 1)
+    found = points.astype(np.float32) * row[:, None] * scales(held["column_scales"], 4)
+    offsets = held.get("column_offsets")
+    return found if offsets is None else found + from_bfloat16(offsets)
 
 
 if __name__ == "__main__":

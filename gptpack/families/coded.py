@@ -1,5 +1,7 @@
 """A module and its weight's decoded values -> the module with those values times a gain per row.
 
+Offsets of columns, where there are any, are added after that.
+
 Shape legend: R = outputs, C = inputs.
 """
 
@@ -8,16 +10,21 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-BASE, GAIN = "coded_base", "coded_gain"
+BASE, GAIN, OFFSET = "coded_base", "coded_gain", "coded_offset"
 
 
-def put_values(module: nn.Module, values: Tensor) -> None:
-    """Put `values` ``[R, C]`` in the place of the module's weight.
+def put_values(module: nn.Module, values: Tensor, offset: Tensor | None = None) -> None:
+    """Put `values` ``[R, C]``, of which `offset` ``[C]`` is a part, in the weight's place.
 
-    They stay as they are; a gain for each row, one at first, is a parameter.
+    They stay as they are; a gain for each row, one at first, is a parameter. It is of the values
+    without their offset.
     """
     del module.weight
+    if offset is not None:
+        offset = offset.to(values.device)
+        values = values - offset
     module.register_buffer(BASE, values, persistent=False)
+    module.register_buffer(OFFSET, offset, persistent=False)
     module.register_parameter(GAIN, nn.Parameter(values.new_ones(values.shape[0])))
     module.__class__ = _coded(cast(Any, type(module)))
 
@@ -35,4 +42,5 @@ def _coded(kind: type[nn.Module]) -> type[nn.Module]:
 
 def _weight(module: nn.Module) -> Tensor:
     weight: Tensor = module.coded_base * module.coded_gain.unsqueeze(1)  # type: ignore[operator]
-    return weight
+    offset = cast(Tensor | None, module.coded_offset)
+    return weight if offset is None else weight + offset

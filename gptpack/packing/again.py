@@ -44,7 +44,10 @@ def _kept(packer: Packer) -> Mapping[str, PackedTensor]:
     """The matrices that lie on a grid already, by name."""
     found = side_by_side(
         lambda matrix: recovered(
-            matrix.name, np.asarray(matrix.weight), packer.states[matrix.name]
+            matrix.name,
+            np.asarray(matrix.weight),
+            packer.states[matrix.name],
+            offsets=matrix.offsets is not None,
         ),
         packer.matrices,
         cost=lambda matrix: matrix.weight.size,

@@ -22,10 +22,10 @@ from gptpack.errors import QuantError
 from gptpack.families.language_model import LanguageModel
 from gptpack.packing.apart import on_grid, take_apart
 from gptpack.packing.config import GRIDS, PackConfig
-from gptpack.packing.packer import GRID_METHODS, Packer
+from gptpack.packing.packer import Packer
 from gptpack.quant.allocation import Matrix
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import PackedTensor, dequantize, grid_scales
+from gptpack.quant.types import GRID_METHODS, PackedTensor, grid_scales, grid_values
 from gptpack.ranks import Ranks
 from gptpack.values import TokenizerIdentity
 
@@ -111,7 +111,7 @@ def _steps(matrix: Matrix, coded: PackedTensor) -> Steps:
     """Grid steps of a matrix, from its codes."""
     row_R, column_C = grid_scales(coded.arrays["row_scales"], coded.arrays["column_scales"])
     scale_RC = row_R[:, None] * column_C
-    before_C = np.square(np.asarray(matrix.weight) / scale_RC).mean(0)
-    after_C = np.square(dequantize(coded) / scale_RC).mean(0)
+    before_C = np.square(matrix.coded_part / scale_RC).mean(0)
+    after_C = np.square(grid_values(coded) / scale_RC).mean(0)
     more_C = after_C - before_C - 1 / 12
     return Steps(row=row_R, column=column_C, noise=np.maximum(more_C, 0).astype(np.float32))

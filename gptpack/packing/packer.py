@@ -25,7 +25,7 @@ from gptpack.errors import BudgetError, QuantError
 from gptpack.families.family import FamilyConfig
 from gptpack.packing.config import PackConfig
 from gptpack.quant.allocation import Matrix, quantize_matrices
-from gptpack.quant.types import PackedTensor
+from gptpack.quant.types import GRID_METHODS, PackedTensor
 from gptpack.shelf import Shelf
 from gptpack.values import TokenizerIdentity
 
@@ -42,8 +42,6 @@ PROOF_BYTES = 8
 """Bytes that others of that length may take more."""
 UNLIMITED = 2**62
 """Budget of a pack that has none, larger than any file; a header does not mention it."""
-GRID_METHODS = ("trellis", "uniform")
-"""Methods of the format whose tensors are on a grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

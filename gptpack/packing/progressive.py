@@ -25,7 +25,7 @@ from gptpack.packing.solve import solve_delta
 from gptpack.packing.tuning import TuneConfig, floats, freeze, gain_name, gains, tune
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Matrix, Sensitivity, prepare_matrix, with_row_scales
-from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
+from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, column_offsets, dequantize
 from gptpack.ranks import Ranks
 
 HELD_BACK = 5e-4
@@ -145,7 +145,7 @@ def pack_progressively(
             tensors, loss = packer.quantize(delta)
         predicted += loss
         coded.update(tensors)
-        freeze(student, _values(tensors))
+        _freeze(student, tensors)
         settings = config.tuning(
             steps=config.final_steps if last else config.group_steps,
             later=0
@@ -218,8 +218,13 @@ def _matrices(
     ]
 
 
-def _values(tensors: Mapping[str, PackedTensor]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()}
+def _freeze(student: LanguageModel, tensors: Mapping[str, PackedTensor]) -> None:
+    offsets = {name: column_offsets(tensor) for name, tensor in tensors.items()}
+    freeze(
+        student,
+        {name: torch.from_numpy(dequantize(t).copy()) for name, t in tensors.items()},
+        {name: torch.from_numpy(each) for name, each in offsets.items() if each is not None},
+    )
 
 
 def _finish(
@@ -260,9 +265,9 @@ def _untuned(first: CodedFile) -> CodedFile:
 
 def _hold(packer: Packer, student: LanguageModel) -> tuple[str, ...]:
     """Freeze the matrices in int8; returns the names of their gains, which must not move."""
-    values = _values({name: t for name, t in packer.fixed.items() if t.method == "int8"})
-    freeze(student, values)
-    return tuple(map(gain_name, values))
+    held = {name: t for name, t in packer.fixed.items() if t.method == "int8"}
+    _freeze(student, held)
+    return tuple(map(gain_name, held))
 
 
 def _with_gains(

@@ -62,11 +62,19 @@ class Tuned(NamedTuple):
     """Mean loss per token over the last tenth of the steps; NaN without any."""
 
 
-def freeze(student: LanguageModel, values: Mapping[str, Tensor]) -> None:
-    """Put coded values ``[R, C]`` in place of the named weights; a gain per row stays trainable."""
+def freeze(
+    student: LanguageModel,
+    values: Mapping[str, Tensor],
+    offsets: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Put coded values ``[R, C]`` in place of the named weights; a gain per row stays trainable.
+
+    Args:
+        offsets: by name, what of the values are offsets of the columns ``[C]``; no gain scales it.
+    """
     for name, value in values.items():
         module = student.get_submodule(name.removesuffix(".weight"))
-        put_values(module, value.to(student.device))
+        put_values(module, value.to(student.device), (offsets or {}).get(name))
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

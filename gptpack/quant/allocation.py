@@ -25,6 +25,7 @@ from gptpack.errors import QuantError
 from gptpack.quant.columns import Rounding
 from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.grids import quantize_scale
+from gptpack.quant.offsets import Offsets, less_offsets, worthwhile_offsets
 from gptpack.quant.trellis import quantize_on_grid
 from gptpack.quant.types import (
     COLUMN_SCALES_PER_OCTAVE,
@@ -82,7 +83,14 @@ class Matrix:
     row_mean: float
     """Mean of that information, against which rows are weighed."""
     energy: npt.NDArray[np.float64]
-    """``w H w^T`` of every row, ``[R]``."""
+    """``w H w^T`` of every row w of `coded_part`, ``[R]``."""
+    offsets: Offsets | None = None
+    """What is taken off the columns before they are quantized; None where that would not pay."""
+
+    @property
+    def coded_part(self) -> Array:
+        """The weight less its offsets, which goes on the grid, ``[R, C]``."""
+        return less_offsets(np.asarray(self.weight), self.offsets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +124,20 @@ def prepare_matrix(
     if not np.isfinite(row_weight).all() or (row_weight < 0).any() or not row_weight.any():
         raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
     hessian = np.asarray(sensitivity.hessian)
-    energy_R = [_row_dots(_felt(weight[rows], hessian), weight[rows]) for rows in _bands(weight)]
     raised_R = np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean())
+    factor = factorize(hessian, damp=damp, max_damp=max_damp, name=name)
+    offsets = worthwhile_offsets(weight, ~factor.dead)
+    part = less_offsets(weight, offsets)
+    energy_R = [_row_dots(_felt(part[rows], hessian), part[rows]) for rows in _bands(part)]
     return Matrix(
         name=name,
         weight=weight,
-        factor=factorize(hessian, damp=damp, max_damp=max_damp, name=name),
+        factor=factor,
         hessian=sensitivity.hessian,
         row_weight=raised_R,
         row_mean=float(raised_R.mean()),
         energy=np.maximum(np.concatenate(energy_R), 0.0),
+        offsets=offsets,
     )
 
 
@@ -176,7 +188,7 @@ def quantize_matrices(
         own = delta if isinstance(delta, float) else delta[matrix.name]
         rows, columns = grid_indexes(matrix, own, row_power=row_power)
         rounding = quantize_on_grid(
-            matrix.weight,
+            matrix.coded_part,
             matrix.factor,
             *grid_scales(rows, columns),
             states=states,
@@ -193,9 +205,44 @@ def quantize_matrices(
         matrices,
         cost=lambda matrix: matrix.weight.size * len(matrix.hessian),
         threads=threads,
-        # weights, targets, errors and points twice; the Hessian and the feedback twice
+        # weights less offsets, targets, errors and points twice; the Hessian and the feedback twice
         takes=lambda matrix: 4.0 * (5 * matrix.weight.size + 3 * len(matrix.hessian) ** 2),
         weights=sum(matrix.weight.size for matrix in matrices),
+    )
+
+
+def grid_tensor(
+    name: str,
+    codes_RC: Array,
+    scales: tuple[Array, Array],
+    *,
+    states: int,
+    offsets: Offsets | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> PackedTensor:
+    """The tensor on a grid of these codes, indexes of scales, and offsets.
+
+    Args:
+        scales: indexes of row scales ``[R]`` and of column scales ``[C]``.
+        states: states of the trellis; 1 for the plain uniform grid.
+        offsets: what is added to the columns, if anything.
+    """
+    method = "trellis" if states > 1 else "uniform"
+    arrays = {
+        "codes": codes_RC.astype(np.int16),
+        "row_scales": scales[0],
+        "column_scales": scales[1],
+    }
+    if offsets is not None:
+        method += "-offsets"
+        arrays["column_offsets"] = offsets
+    return PackedTensor(
+        name=name,
+        shape=codes_RC.shape,
+        method=method,
+        arrays=arrays,
+        parameters={"states": states} if states > 1 else {},
+        record=record or {},
     )
 
 
@@ -210,17 +257,8 @@ def _tensor(matrix: Matrix, rounding: Rounding, grid: tuple[Array, Array]) -> Pa
     record: dict[str, Any] = {"damp": float(f"{factor.damp:.3g}")}
     if factor.dead_columns:
         record["dead_columns"] = len(factor.dead_columns)
-    return PackedTensor(
-        name=matrix.name,
-        shape=matrix.weight.shape,
-        method="trellis" if states > 1 else "uniform",
-        arrays={
-            "codes": symbols.astype(np.int16),
-            "row_scales": grid[0],
-            "column_scales": grid[1],
-        },
-        parameters={"states": states} if states > 1 else {},
-        record=record,
+    return grid_tensor(
+        matrix.name, symbols, grid, states=states, offsets=matrix.offsets, record=record
     )
 
 
@@ -232,7 +270,7 @@ def _rescaled(
     Values v fit weights w best when multiplied by ``g = w H v^T / v H v^T``. One product with H
     gives g and the loss that is left: with e = v - w, ``g v - w = e - (1 - g) v``.
     """
-    weight_RC, hessian_CC = np.asarray(matrix.weight), np.asarray(matrix.hessian)
+    weight_RC, hessian_CC = matrix.coded_part, np.asarray(matrix.hessian)
     own_R, with_value_R, with_weight_R = np.empty((3, len(weight_RC)))
     for rows in _bands(weight_RC):
         scales = {**tensor.arrays, "row_scales": tensor.arrays["row_scales"][rows]}

@@ -78,6 +78,12 @@ def quantize_int8_tensor(name: str, values: Float32) -> PackedTensor:
     )
 
 
+def to_bfloat16(values: npt.ArrayLike) -> npt.NDArray[np.uint16]:
+    """The upper halves of the float32 `values`, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
 def keep_float(name: str, values: Float32, dtype: str) -> PackedTensor:
     """`values` in `dtype`: ``float32``, ``float16`` or ``bfloat16`` (nearest, ties to even).
 
@@ -85,8 +91,7 @@ def keep_float(name: str, values: Float32, dtype: str) -> PackedTensor:
         QuantError: a value is beyond float16.
     """
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        stored = to_bfloat16(values)
     else:
         half = dtype == "float16"
         stored = to_float16(name, values) if half else values.astype(np.dtype(dtype))

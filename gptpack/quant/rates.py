@@ -89,7 +89,7 @@ def _added_noise(matrix: Matrix, own: float) -> Floats:
 
 def _powers(matrix: Matrix, own: float) -> _Powers:
     row_R, column_C = _scales(matrix, 1e-4, ROW_POWER)
-    square_RC = np.square(np.asarray(matrix.weight))
+    square_RC = np.square(matrix.coded_part)
     row = 0.5 * np.log2(np.maximum(square_RC @ column_C**-2.0 / len(column_C), 1e-60))
     column = (row_R**-2.0 @ square_RC) * column_C**-2.0
     column = 0.5 * np.log2(np.maximum(column / max(column.mean(), 1e-60), 1e-12))

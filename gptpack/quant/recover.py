@@ -2,8 +2,8 @@
 
 A value on a grid is ``point * row scale * column scale``, and both scales are powers of two, in
 steps of 1/64 and of 1/4 octave. So 64 log2 |value| is an integer, but for the odd part of the
-point, whose fraction tells which it is. What is found counts only if it decodes to the very
-weights.
+point, whose fraction tells which it is. Offsets of columns come off first. What is found counts
+only if it decodes to the very weights.
 
 Shape legend: R = rows (outputs), C = columns (inputs).
 """
@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from gptpack.codec.trellis import next_states
 from gptpack.errors import ArtifactError, QuantError
+from gptpack.quant.allocation import grid_tensor
+from gptpack.quant.offsets import Offsets, frequent_values, less_offsets
 from gptpack.quant.types import (
     COLUMN_SCALES_PER_OCTAVE,
     ROW_SCALES_PER_OCTAVE,
@@ -27,6 +29,8 @@ Array = npt.NDArray[Any]
 
 CLOSE = 4e-5
 """Most by which 64 log2 of a value is off, as its factors are rounded to 24 bits."""
+CLOSE_BY_OFFSETS = 1e-3
+"""The same where offsets were taken off, which are up to some 150 times as large as the value."""
 COARSE = ROW_SCALES_PER_OCTAVE // COLUMN_SCALES_PER_OCTAVE
 """Steps of a row scale in one of a column scale."""
 ODD_PARTS = range(1, 16, 2)
@@ -44,20 +48,28 @@ SHARES = ((0.25, 0.25), (0.25, 0.0), (0.0, 0.0))
 least."""
 
 
-def recovered(name: str, weight_RC: npt.NDArray[np.float32], states: int) -> PackedTensor | None:
+def recovered(
+    name: str, weight_RC: npt.NDArray[np.float32], states: int, *, offsets: bool = False
+) -> PackedTensor | None:
     """The tensor on a grid of so many trellis states that decodes to `weight_RC`, bit for bit.
 
     None where there is none, or where too many points are 0 to tell the scales by.
+
+    Args:
+        offsets: whether columns may have offsets.
     """
+    offset_C = frequent_values(weight_RC) if offsets else None
+    part_RC = less_offsets(weight_RC, offset_C)
+    close = CLOSE if offset_C is None else CLOSE_BY_OFFSETS
     # a row's worth shows of nearly all weights that they are on no grid
-    row_C = weight_RC[len(weight_RC) // 2]
-    if _logs(row_C)[1].sum() < LEAST_SHARE * np.count_nonzero(row_C):
+    row_C = part_RC[len(part_RC) // 2]
+    if _logs(row_C, close)[1].sum() < LEAST_SHARE * np.count_nonzero(row_C):
         return None
-    scales = _scales(weight_RC)
+    scales = _scales(part_RC, close)
     if scales is None:
         return None
     row_R, column_C = scales
-    points_RC = np.rint(_unscaled(weight_RC, row_R, column_C))
+    points_RC = np.rint(_unscaled(part_RC, row_R, column_C))
     if np.abs(points_RC).max() >= 2**DIGITS:
         return None
     if states > 1:
@@ -66,39 +78,37 @@ def recovered(name: str, weight_RC: npt.NDArray[np.float32], states: int) -> Pac
     # octave.
     middle = int(np.rint(column_C.mean()))
     shifted = (
-        _on_grid(name, weight_RC, (row_R - COARSE * shift, column_C + shift), states)
+        _on_grid(name, weight_RC, (row_R - COARSE * shift, column_C + shift), states, offset_C)
         for shift in (-middle, -middle - 1, -middle + 1, -middle - 2)
     )
     return next((tensor for tensor in shifted if tensor is not None), None)
 
 
 def _on_grid(
-    name: str, weight_RC: Array, scales: tuple[Array, Array], states: int
+    name: str,
+    weight_RC: Array,
+    scales: tuple[Array, Array],
+    states: int,
+    offsets: Offsets | None,
 ) -> PackedTensor | None:
-    """The tensor of these weights and scales; None if it does not decode to them."""
+    """The tensor of these weights, scales and offsets; None if it does not decode to them."""
     row_R, column_C = (scale.astype(np.int16) for scale in scales)
     try:
         row_scale_R, column_scale_C = grid_scales(row_R, column_C)
-        points_RC = np.rint(weight_RC / row_scale_R[:, None] / column_scale_C).astype(np.int64)
+        part_RC = less_offsets(weight_RC, offsets)
+        points_RC = np.rint(part_RC / row_scale_R[:, None] / column_scale_C).astype(np.int64)
         trellis = states > 1
-        tensor = PackedTensor(
-            name=name,
-            shape=weight_RC.shape,
-            method="trellis" if trellis else "uniform",
-            arrays={
-                "codes": (points_RC >> trellis).astype(np.int16),
-                # a trellis' points lie twice as dense as its row scale says
-                "row_scales": row_R + np.int16(trellis * ROW_SCALES_PER_OCTAVE),
-                "column_scales": column_C,
-            },
-            parameters={"states": states} if trellis else {},
+        # a trellis' points lie twice as dense as its row scale says
+        stored_R = row_R + np.int16(trellis * ROW_SCALES_PER_OCTAVE)
+        tensor = grid_tensor(
+            name, points_RC >> trellis, (stored_R, column_C), states=states, offsets=offsets
         )
         return tensor if np.array_equal(dequantize(tensor), weight_RC) else None
     except (ArtifactError, QuantError):
         return None
 
 
-def _logs(weight_RC: Array) -> tuple[Array, Array]:
+def _logs(weight_RC: Array, close: float) -> tuple[Array, Array]:
     """64 log2 of each magnitude, but for the odd part of its point, and where that was found."""
     with np.errstate(divide="ignore"):
         log_RC = ROW_SCALES_PER_OCTAVE * np.log2(np.abs(weight_RC), dtype=np.float64)
@@ -107,19 +117,19 @@ def _logs(weight_RC: Array) -> tuple[Array, Array]:
     for odd in ODD_PARTS:
         left_RC = log_RC - ROW_SCALES_PER_OCTAVE * np.log2(odd)
         whole_RC = np.rint(left_RC)
-        new_RC = (np.abs(left_RC - whole_RC) < CLOSE) & ~here_RC
+        new_RC = (np.abs(left_RC - whole_RC) < close) & ~here_RC
         found_RC[new_RC] = whole_RC[new_RC]
         here_RC |= new_RC
     return found_RC, here_RC
 
 
-def _scales(weight_RC: Array) -> tuple[Array, Array] | None:
+def _scales(weight_RC: Array, close: float) -> tuple[Array, Array] | None:
     """Indexes of row and column scales; None if the weights disagree about them.
 
     Small points tell the scales but for whole octaves; those are told by how often a point can be
     halved, as some of each row and column are odd.
     """
-    row_R, column_C = _potentials(*_logs(weight_RC))
+    row_R, column_C = _potentials(*_logs(weight_RC, close))
     coarse_C, off_C = np.divmod(column_C - column_C[0], COARSE)
     if off_C.any():
         return None

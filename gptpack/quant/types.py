@@ -98,8 +98,13 @@ def _stored(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     return tensor.arrays["values"].astype(np.float32)
 
 
+def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
+    """The float32 whose upper 16 bits are `bits`, the others 0."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def _stored_bfloat16(tensor: PackedTensor) -> npt.NDArray[np.float32]:
-    return (tensor.arrays["values"].astype(np.uint32) << 16).view(np.float32)
+    return from_bfloat16(tensor.arrays["values"])
 
 
 def _int8_row(tensor: PackedTensor) -> npt.NDArray[np.float32]:
@@ -112,9 +117,23 @@ def _int8_tensor(tensor: PackedTensor) -> npt.NDArray[np.float32]:
     return values * np.float32(tensor.arrays["scales"])
 
 
-def _grid(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+def grid_values(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    """The values of a tensor on a grid before offsets are added, ``[R, C]``."""
     states = int(tensor.parameters.get("states", 1))
     return values_of_points(tensor, decode_trellis(tensor.arrays["codes"], states))
+
+
+def column_offsets(tensor: PackedTensor) -> npt.NDArray[np.float32] | None:
+    """What is added to the grid's values in each column, ``[C]``; None where nothing is."""
+    bits = tensor.arrays.get("column_offsets")
+    return None if bits is None else from_bfloat16(bits)
+
+
+def _grid(tensor: PackedTensor) -> npt.NDArray[np.float32]:
+    values, offset_C = grid_values(tensor), column_offsets(tensor)
+    if offset_C is not None:
+        values += offset_C
+    return values
 
 
 def grid_scales(rows: Array, columns: Array) -> tuple[Array, Array]:
@@ -141,6 +160,11 @@ _GRID_ARRAYS = (
     ArraySpec(name="codes", dtype="<i2", shape=_same),
     ArraySpec(name="row_scales", dtype="<i2", shape=_rows),
     ArraySpec(name="column_scales", dtype="<i2", shape=_columns),
+)
+
+_OFFSET_ARRAYS = (
+    *_GRID_ARRAYS,
+    ArraySpec(name="column_offsets", dtype="<u2", shape=_columns),
 )
 
 METHODS: dict[str, Method] = {
@@ -173,7 +197,13 @@ METHODS: dict[str, Method] = {
     ),
     "uniform": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid),
     "trellis": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid, states=tuple(POLYNOMIALS)),
+    "uniform-offsets": Method(arrays=_OFFSET_ARRAYS, ranks=(2,), values=_grid),
+    "trellis-offsets": Method(
+        arrays=_OFFSET_ARRAYS, ranks=(2,), values=_grid, states=tuple(POLYNOMIALS)
+    ),
 }
+GRID_METHODS = ("trellis", "uniform", "trellis-offsets", "uniform-offsets")
+"""Methods whose tensors are on a grid."""
 
 
 def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:

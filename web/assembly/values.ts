@@ -24,11 +24,12 @@ function scale(index: i32, shift: i32): f32 {
   return <f32>load<u32>(SIGNIFICANDS + place * 4) * power;
 }
 
-/** `uniform`, or `trellis` where `states` is above 0. */
+/** `uniform`, or `trellis` where `states` is above 0; with offsets unless their place is 0. */
 export function grid(
   codes: usize,
   rowScales: usize,
   columnScales: usize,
+  columnOffsets: usize,
   rows: usize,
   columns: usize,
   states: u32,
@@ -55,6 +56,12 @@ export function grid(
     } else {
       for (let c: usize = 0; c < columns; c++) {
         store<f32>(to + c * 4, <f32>load<i16>(from + c * 2) * row * load<f32>(column + c * 4));
+      }
+    }
+    if (columnOffsets) {
+      for (let c: usize = 0; c < columns; c++) {
+        const offset = reinterpret<f32>((<u32>load<u16>(columnOffsets + c * 2)) << 16);
+        store<f32>(to + c * 4, load<f32>(to + c * 4) + offset);
       }
     }
   }

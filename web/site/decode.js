@@ -180,6 +180,7 @@ function setValues([name, shape, method, parameters], held, to, wasm) {
       codes,
       held.row_scales,
       held.column_scales,
+      held.column_offsets ?? 0,
       rows,
       columns,
       parameters.states ?? 0,

@@ -21,6 +21,7 @@ const GRID = [
   ["column_scales", 2, columns],
   ["codes", 2, whole],
 ];
+const OFFSETS = [...GRID.slice(0, 2), ["column_offsets", 2, columns], GRID[2]];
 /**
  * Of each method the rank that it takes, if one alone, and its arrays in the order of their
  * sections: name, bytes of a value, shape.
@@ -44,6 +45,8 @@ export const METHODS = {
   },
   uniform: { rank: 2, arrays: GRID },
   trellis: { rank: 2, arrays: GRID },
+  "uniform-offsets": { rank: 2, arrays: OFFSETS },
+  "trellis-offsets": { rank: 2, arrays: OFFSETS },
 };
 const STATES = [4, 8, 16, 32, 64, 128, 256];
 const CODECS = ["raw", "zlib", "zstd", "lzma", "range", "brotli"];
@@ -167,7 +170,7 @@ function checkTensors(table, version) {
       refuse(`tensor ${name} has parameters that are not 64-bit numbers`);
     }
     const { states, transposed } = parameters;
-    const right = method === "trellis" ? STATES.includes(states) : states === undefined;
+    const right = method.startsWith("trellis") ? STATES.includes(states) : states === undefined;
     if (!right) refuse(`tensor ${name}: ${short(states)} trellis states, for method ${method}`);
     if (version > 1 && transposed !== undefined && (transposed !== 1 || shape.length !== 2)) {
       refuse(`tensor ${name}: transposed must be 1, and the tensor a matrix`);
