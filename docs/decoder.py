@@ -15,7 +15,6 @@ import sys
 import zlib
 from functools import reduce
 from math import isqrt, prod
-from pathlib import Path
 
 import numpy as np
 
@@ -27,8 +26,7 @@ METHODS = {  # the arrays of each: name, type, and which dimensions of the tenso
     **{name: [("values", kind, ALL)] for name, kind in (("float16", "<f2"), ("bfloat16", "<u2"))},
     "int8": [("scales", "<f2", ROWS), ("codes", "|i1", ALL)],
     "int8-tensor": [("scales", "<f4", NONE), ("codes", "|i1", ALL)],
-    **dict.fromkeys(("uniform", "trellis"), GRID),
-    **dict.fromkeys(("uniform-offsets", "trellis-offsets"), OFFSETS),
+    **{m + o: a for m in ("uniform", "trellis") for o, a in (("", GRID), ("-offsets", OFFSETS))},
 }
 # 2^(15 + j / 16) and 2^(23 + j / 64), by square roots that are rounded down
 ROOTS = [reduce(lambda x, _: isqrt(x), range(4), 2 ** (15 * 16 + j)) for j in range(16)]
@@ -61,14 +59,15 @@ def decode(data: bytes) -> tuple[dict, dict[str, np.ndarray], dict[str, bytes]]:
             shapes = [tuple(rows[index][1][dimensions]) for index in members]
             found = decode_section(*section(), shapes, np.dtype(kind), states)
             for index, array in zip(members, found, strict=True):
-                arrays[index][name] = array
+                bits = kind == "<u2"  # of bfloat16: the upper half of a float32
+                arrays[index][name] = (array.astype("<u4") << 16).view("<f4") if bits else array
     tensors, files, state = {}, {}, hashlib.sha256()
     if header.get("files"):
         content = expand(*section()[::2], sum(count for _, count in header["files"]))
         for name, count in header["files"]:
             files[name], content = content[:count], content[count:]
     for (name, shape, method, parameters, _), held in zip(rows, arrays, strict=True):
-        value = values(method, parameters, held)
+        value = values(parameters, held)
         state.update(name.encode() + b"\0" + struct.pack(f"<B{len(shape)}Q", len(shape), *shape))
         state.update(value.astype("<f4").tobytes())
         tensors[name] = value.T if parameters.get("transposed") and version > 1 else value
@@ -230,30 +229,22 @@ def scales(indexes: np.ndarray, per_octave: int) -> np.ndarray:
     return np.ldexp(SIGNIFICANDS[place * 64 // per_octave], octave - 23).astype(np.float32)
 
 
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def values(method: str, parameters: dict, held: dict[str, np.ndarray]) -> np.ndarray:
+def values(parameters: dict, held: dict[str, np.ndarray]) -> np.ndarray:
     """What a tensor's arrays stand for; each operation is one of float32."""
-    if method == "bfloat16":
-        return from_bfloat16(held["values"])
-    if method.startswith("float"):
+    if "values" in held:
         return held["values"].astype(np.float32)
     points = held["codes"].astype(np.int64)
     if "scales" in held:
         scale = held["scales"].astype(np.float32)
         return points.astype(np.float32) * (scale[:, None] if scale.ndim else scale)
     row, state = scales(held["row_scales"], 64), np.zeros(points.shape[1], np.int64)
-    trellis = method.startswith("trellis")
-    for r, codes in enumerate(points.copy() if trellis else ()):
+    for r, codes in enumerate(points.copy() if "states" in parameters else ()):
         points[r] += codes + (state & 1)
         state = stepped(state, codes, parameters["states"])
-    row = row * np.float32(0.5 if trellis else 1)
+    row = row * np.float32(0.5 if "states" in parameters else 1)
     found = points.astype(np.float32) * row[:, None] * scales(held["column_scales"], 4)
-    offsets = held.get("column_offsets")
-    return found if offsets is None else found + from_bfloat16(offsets)
+    return found + held["column_offsets"] if "column_offsets" in held else found
 
 
 if __name__ == "__main__":
-    print(*decode(Path(sys.argv[1]).read_bytes())[1], sep="\n")
+    print(*decode(np.fromfile(sys.argv[1], np.uint8).tobytes())[1], sep="\n")

@@ -301,13 +301,26 @@ def grid_values(
     row_scales: Sequence[int],
     column_scales: Sequence[int],
     states: int | None,
+    offsets: Sequence[int] | None = None,
 ) -> list[list[Fraction]]:
-    """The values of a tensor of the method `uniform`, or `trellis` with `states`."""
+    """The values of a tensor of `uniform`, or `trellis` with `states`, with or without offsets."""
     half = Fraction(1, 2) if states else Fraction(1)
     rows = [scale(index, 64) * half for index in row_scales]
     columns = [scale(index, 4) for index in column_scales]
     integers = points(codes, states) if states else codes
-    return [
+    values = [
         [to_float32(to_float32(k * row) * column) for k, column in zip(line, columns, strict=True)]
         for line, row in zip(integers, rows, strict=True)
     ]
+    if offsets is None:
+        return values
+    added = [brain_float(bits) for bits in offsets]
+    return [[to_float32(v + o) for v, o in zip(line, added, strict=True)] for line in values]
+
+
+def brain_float(bits: int) -> Fraction:
+    """The number that 16 bits of bfloat16 are."""
+    exponent, fraction = bits >> 7 & 0xFF, bits & 0x7F
+    must(exponent < 255)
+    value = Fraction(fraction + 128 * (exponent > 0)) * Fraction(2) ** (max(exponent, 1) - 134)
+    return -value if bits >> 15 else value

@@ -16,6 +16,7 @@ from gptpack.families.family import FamilyConfig
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.modules.config import ModuleConfig
 from gptpack.families.transformers.config import TransformersConfig
+from gptpack.quant.allocation import grid_tensor
 from gptpack.quant.types import METHODS, PackedTensor
 from gptpack.values import TokenizerIdentity
 
@@ -103,7 +104,7 @@ def array_contents(
     method: str, array: str, dtype: str, shape: tuple[int, ...]
 ) -> st.SearchStrategy[npt.NDArray[Any]]:
     """`contents` for an array of `method`; scales on a grid stay so small that products do."""
-    if method in ("uniform", "trellis") and array != "codes":
+    if array in ("row_scales", "column_scales"):
         # 2^-50 .. 2^50.
         most = 3200 if array == "row_scales" else 200
         return npst.arrays(dtype, shape, elements=st.integers(-most, most))
@@ -194,20 +195,20 @@ def example_tensors() -> list[PackedTensor]:
 def grid_tensors() -> list[PackedTensor]:
     """Matrices of the grid methods, and of what else the context coder takes, always the same."""
     tensors = []
-    for index, states in enumerate((None, 8, None, 64)):
+    for index, states in enumerate((None, 8, None, 64, None, 16)):
         rows, columns = 12 + index, 9 - index
         places = np.arange(rows * columns).reshape(rows, columns) * (41 + index)
+        offsets = (0x3C00 + 0x8000 * (np.arange(columns) % 2) + np.arange(columns)).astype("<u2")
         tensors.append(
-            PackedTensor(
-                name=f"blocks.{index}.proj.weight",
-                shape=(rows, columns),
-                method="trellis" if states else "uniform",
-                arrays={
-                    "codes": (places**2 % 17 - 8 + 300 * (places % 97 == 1)).astype("<i2"),
-                    "row_scales": (-64 * 5 + np.arange(rows) ** 2 % 7).astype("<i2"),
-                    "column_scales": (np.arange(columns) % 3 - 1).astype("<i2"),
-                },
-                parameters={"states": states} if states else {},
+            grid_tensor(
+                f"blocks.{index}.proj.weight",
+                places**2 % 17 - 8 + 300 * (places % 97 == 1),
+                (
+                    (-64 * 5 + np.arange(rows) ** 2 % 7).astype("<i2"),
+                    (np.arange(columns) % 3 - 1).astype("<i2"),
+                ),
+                states=states or 1,
+                offsets=offsets if index > 3 else None,
             )
         )
     return [*tensors, *(tensor for tensor in example_tensors() if tensor.method == "int8")]

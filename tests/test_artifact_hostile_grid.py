@@ -6,6 +6,7 @@ All have right checksums: what is wrong has to be found behind them, and is one 
 import copy
 import random
 import tracemalloc
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,8 @@ from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.codec.range import encode_codes, encode_small
 from gptpack.codec.stream import HEADER
 from gptpack.errors import ArtifactError
-from gptpack.quant.types import PackedTensor, dequantize
+from gptpack.quant.allocation import grid_tensor
+from gptpack.quant.types import GRID_METHODS, METHODS, PackedTensor, dequantize
 
 DATA = encode_artifact(
     model=MODEL, tokenizer=TOKENIZER, tensors=grid_tensors(), pack={}, codecs="range"
@@ -28,6 +30,7 @@ DATA = encode_artifact(
 VALUES, SECTIONS = split(DATA)
 NAMES = [row[0] for row in VALUES["sections"]]
 CODED = [index for index, row in enumerate(VALUES["sections"]) if row[1] == "range"]
+OFFSET_METHODS = ("uniform-offsets", "trellis-offsets")
 UNIFORM = [row[2] for row in VALUES["tensors"]].index("uniform")
 TRELLIS = [row[2] for row in VALUES["tensors"]].index("trellis")
 
@@ -77,6 +80,12 @@ def test_the_good_file_reads_and_has_every_kind_of_section() -> None:
         "trellis.row_scales": 3,
         "trellis.column_scales": 3,
         "trellis.codes": 2,
+        "uniform-offsets.row_scales": 3,
+        "uniform-offsets.column_scales": 3,
+        "uniform-offsets.codes": 1,
+        "trellis-offsets.row_scales": 3,
+        "trellis-offsets.column_scales": 3,
+        "trellis-offsets.codes": 2,
         "int8.codes": 1,
     }
 
@@ -96,7 +105,8 @@ def test_sections_cut_short_or_lengthened_are_refused() -> None:
     for index in CODED:
         stored = SECTIONS[index]
         for size in {*range(0, len(stored), 10), 4, 5, 9, len(stored) - 4, len(stored) - 1}:
-            refused(spoiled(index, stored[:size]))
+            if size < len(stored):
+                refused(spoiled(index, stored[:size]))
         for more in (b"\0", bytes(4), stored):
             refused(spoiled(index, stored + more))
         words = (len(stored) - HEADER.size) // 4
@@ -138,7 +148,7 @@ def test_a_number_of_states_without_a_code_is_refused(states: float) -> None:
 def test_states_belong_to_trellises_and_to_all_of_them() -> None:
     assert "None trellis states" in refused(changed_tensor(TRELLIS, 3, {}))
     for index, row in enumerate(VALUES["tensors"]):
-        if row[2] != "trellis":
+        if not row[2].startswith("trellis"):
             assert "without a trellis" in refused(changed_tensor(index, 3, {"states": 8}))
 
 
@@ -157,7 +167,7 @@ def test_codes_of_another_trellis_are_not_the_weights_of_the_header() -> None:
         ("column_scales", -32768),
     ],
 )
-@pytest.mark.parametrize("method", ["uniform", "trellis"])
+@pytest.mark.parametrize("method", GRID_METHODS)
 @pytest.mark.parametrize("codec", ["range", "raw"])
 def test_scales_outside_the_grid_are_refused(method, name, index, codec) -> None:
     section = NAMES.index(f"{method}.{name}")
@@ -181,6 +191,49 @@ def test_values_that_overflow_are_refused() -> None:
     )
     with pytest.raises(ArtifactError, match="finite"):
         dequantize(tensor)
+
+
+@pytest.mark.parametrize("method", OFFSET_METHODS)
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_offsets_that_are_not_finite_are_refused(method: str, bits: int) -> None:
+    section = NAMES.index(f"{method}.column_offsets")
+    offsets = np.zeros(VALUES["sections"][section][4] // 2, "<u2")
+    offsets[-1] = bits
+    assert "finite" in refused(spoiled(section, offsets.tobytes(), codec="raw"))
+
+
+def test_offsets_that_carry_a_value_beyond_float32_are_refused() -> None:
+    scales = (np.full(1, 6463, "<i2"), np.full(1, 96, "<i2"))
+    for offset, refuses in ((0x0000, False), (0x7F7F, True), (0xFF7F, False)):
+        bits = np.full(1, offset, "<u2")
+        tensor = grid_tensor("t", np.full((1, 1), 2), scales, states=1, offsets=bits)
+        with pytest.raises(ArtifactError, match="finite") if refuses else nullcontext():
+            dequantize(tensor)
+
+
+@pytest.mark.parametrize("method", OFFSET_METHODS)
+def test_offsets_are_there_in_full_where_the_method_says_so(method: str) -> None:
+    section = NAMES.index(f"{method}.column_offsets")
+    values = copy.deepcopy(VALUES)
+    row = values["sections"].pop(section)
+    rest = [stored for index, stored in enumerate(SECTIONS) if index != section]
+    assert "must have" in refused(forge(values, rest))
+    for raw in (row[4] - 2, row[4] + 2, 0, 4 * row[4]):
+        values = copy.deepcopy(VALUES)
+        values["sections"][section][4] = raw
+        assert "its contents need" in refused(forge(values, SECTIONS))
+        refused(spoiled(section, bytes(raw), codec="raw"))
+    plain = method.removesuffix("-offsets")
+    tensor = next(index for index, row in enumerate(VALUES["tensors"]) if row[2] == method)
+    refused(changed_tensor(tensor, 2, plain))
+    coded = SECTIONS[NAMES.index(f"{method}.column_scales")]
+    assert "codec range holds" in refused(spoiled(section, coded))
+
+
+def test_a_reader_that_knows_no_offsets_names_their_method(monkeypatch) -> None:
+    for method in OFFSET_METHODS:
+        monkeypatch.delitem(METHODS, method)
+    assert "has method 'uniform-offsets', this gptpack knows" in refused(DATA)
 
 
 @pytest.mark.parametrize("value", [128, -129, 32768, -32769, (1 << 20) - 1])

@@ -23,7 +23,8 @@ from gptpack.codec.stream import HEADER
 from gptpack.codec.trellis import POLYNOMIALS, state_table
 from gptpack.errors import ArtifactError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.quant.types import PackedTensor, dequantize
+from gptpack.quant.allocation import grid_tensor
+from gptpack.quant.types import dequantize
 from gptpack.values import to_dict
 
 ROOT = Path(__file__).parent
@@ -153,21 +154,17 @@ def test_both_decoders_agree_on_any_words(words: list[int]) -> None:
             npst.arrays("<i2", shape),
             npst.arrays("<i2", shape[0], elements=st.integers(-6400, 6463)),
             npst.arrays("<i2", shape[1], elements=st.integers(-400, 403)),
+            st.none() | npst.arrays("<u2", shape[1]),
         )
     ),
     st.none() | known_states,
 )
 def test_values_of_the_grid_methods_are_those_of_the_page(arrays, states: int | None) -> None:
-    codes, rows, columns = arrays
-    tensor = PackedTensor(
-        name="t",
-        shape=codes.shape,
-        method="trellis" if states else "uniform",
-        arrays={"codes": codes, "row_scales": rows, "column_scales": columns},
-        parameters={"states": states} if states else {},
-    )
+    codes, rows, columns, offsets = arrays
+    tensor = grid_tensor("t", codes, (rows, columns), states=states or 1, offsets=offsets)
+    lists = (None if array is None else array.tolist() for array in arrays)
     try:
-        expected = page.grid_values(codes.tolist(), rows.tolist(), columns.tolist(), states)
+        expected = page.grid_values(*(next(lists) for _ in range(3)), states, *lists)
     except page.RejectedError:
         with pytest.raises(ArtifactError, match="finite"):
             dequantize(tensor)

@@ -3,24 +3,27 @@
 import numpy as np
 import pytest
 
+from gptpack.quant.allocation import grid_tensor
+from gptpack.quant.int8 import to_bfloat16
 from gptpack.quant.recover import recovered
 from gptpack.quant.types import PackedTensor, dequantize
 
 
-def on_grid(states: int, spread: float, shape=(96, 64), seed: int = 0) -> PackedTensor:
-    """A tensor of random codes, with scales as a packer has them."""
+def on_grid(
+    states: int, spread: float, shape=(96, 64), seed: int = 0, offset: float = 0.0
+) -> PackedTensor:
+    """A tensor of random codes, with scales as a packer has them, and offsets about so large."""
     draw = np.random.default_rng(seed)
     rows, columns = shape
-    return PackedTensor(
-        name="w",
-        shape=shape,
-        method="trellis" if states > 1 else "uniform",
-        arrays={
-            "codes": np.rint(draw.normal(0, spread, shape)).astype(np.int16),
-            "row_scales": draw.integers(-500, -300, rows).astype(np.int16),
-            "column_scales": draw.integers(-6, 7, columns).astype(np.int16),
-        },
-        parameters={"states": states} if states > 1 else {},
+    return grid_tensor(
+        "w",
+        np.rint(draw.normal(0, spread, shape)),
+        (
+            draw.integers(-500, -300, rows).astype(np.int16),
+            draw.integers(-6, 7, columns).astype(np.int16),
+        ),
+        states=states,
+        offsets=to_bfloat16(draw.normal(0, offset, columns)) if offset else None,
     )
 
 
@@ -31,6 +34,29 @@ def test_codes_come_back_from_the_values_alone(states, spread):
     found = recovered("w", dequantize(tensor), states)
     assert found is not None
     assert np.array_equal(dequantize(found), dequantize(tensor))
+    assert np.array_equal(found.arrays["codes"], tensor.arrays["codes"])
+
+
+@pytest.mark.parametrize("states", [1, 256])
+@pytest.mark.parametrize("spread", [0.7, 3.0])
+@pytest.mark.parametrize("offset", [0.005, 0.03])
+def test_codes_come_back_from_under_their_offsets(states, spread, offset):
+    tensor = on_grid(states, spread, (2000, 64), offset=offset)
+    values = dequantize(tensor)
+    found = recovered("w", values, states, offsets=True)
+    assert found is not None
+    assert np.array_equal(dequantize(found), values)
+    for key in ("codes", "column_offsets"):
+        assert np.array_equal(found.arrays[key], tensor.arrays[key])
+    assert recovered("w", values, states) is None
+    values[5, 5] = np.nextafter(values[5, 5], np.float32(9))
+    assert recovered("w", values, states, offsets=True) is None
+
+
+def test_a_table_without_offsets_is_found_where_there_may_be_some():
+    tensor = on_grid(256, 2.0)
+    found = recovered("w", dequantize(tensor), 256, offsets=True)
+    assert found.method == "trellis"
     assert np.array_equal(found.arrays["codes"], tensor.arrays["codes"])
 
 
