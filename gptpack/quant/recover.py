@@ -39,6 +39,8 @@ LEAST_SHARE = 0.05
 """Least share of such points in a row; elsewhere one value in 1,500 looks like one."""
 DIGITS = 16
 """Bits of a point; a file's codes have as many."""
+DIGITS_BY_OFFSETS = 10
+"""Bits of a point that are right where offsets were taken off."""
 NOTHING = 1 << 40
 """Number that stands last among values, for what does not count."""
 MOST_DOUBLINGS = 4
@@ -60,12 +62,12 @@ def recovered(
     """
     offset_C = frequent_values(weight_RC) if offsets else None
     part_RC = less_offsets(weight_RC, offset_C)
-    close = CLOSE if offset_C is None else CLOSE_BY_OFFSETS
+    precision = (CLOSE, DIGITS) if offset_C is None else (CLOSE_BY_OFFSETS, DIGITS_BY_OFFSETS)
     # a row's worth shows of nearly all weights that they are on no grid
     row_C = part_RC[len(part_RC) // 2]
-    if _logs(row_C, close)[1].sum() < LEAST_SHARE * np.count_nonzero(row_C):
+    if _logs(row_C, precision[0])[1].sum() < LEAST_SHARE * np.count_nonzero(row_C):
         return None
-    scales = _scales(part_RC, close)
+    scales = _scales(part_RC, *precision)
     if scales is None:
         return None
     row_R, column_C = scales
@@ -123,7 +125,7 @@ def _logs(weight_RC: Array, close: float) -> tuple[Array, Array]:
     return found_RC, here_RC
 
 
-def _scales(weight_RC: Array, close: float) -> tuple[Array, Array] | None:
+def _scales(weight_RC: Array, close: float, digits: int) -> tuple[Array, Array] | None:
     """Indexes of row and column scales; None if the weights disagree about them.
 
     Small points tell the scales but for whole octaves; those are told by how often a point can be
@@ -135,9 +137,9 @@ def _scales(weight_RC: Array, close: float) -> tuple[Array, Array] | None:
         return None
     row_R += column_C[0]
     part_RC, octave_RC = np.frexp(_unscaled(weight_RC, row_R, coarse_C))
-    digits_RC = np.rint(np.ldexp(np.abs(part_RC), DIGITS)).astype(np.int64)
+    digits_RC = np.rint(np.ldexp(np.abs(part_RC), digits)).astype(np.int64)
     halvings_RC = octave_RC + np.log2(np.maximum(digits_RC & -digits_RC, 1)).astype(np.int64)
-    more_R, more_C = _potentials(halvings_RC - DIGITS, digits_RC > 0)
+    more_R, more_C = _potentials(halvings_RC - digits, digits_RC > 0)
     return row_R + ROW_SCALES_PER_OCTAVE * more_R, coarse_C + COLUMN_SCALES_PER_OCTAVE * more_C
 
 
