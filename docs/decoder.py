@@ -100,7 +100,7 @@ def decode_section(codec, layout, stored, shapes, dtype, states) -> list[np.ndar
         flat = np.frombuffer(raw, dtype)
     pairs = zip(np.split(flat, np.cumsum(sizes)[:-1]), shapes, strict=True)
     column = layout == "column"
-    return [p.reshape(s[::-1]).T if column and len(s) > 1 else p.reshape(s) for p, s in pairs]
+    return [p.reshape(s[::-1]).T if column and len(s) == 2 else p.reshape(s) for p, s in pairs]
 
 
 def cumulated(logs: list[int]) -> list[int]:

@@ -20,7 +20,7 @@ from strategies import (
 
 from gptpack.artifact.reader import decode_artifact
 from gptpack.codec.sections import SECTION_CODECS
-from gptpack.quant.types import METHODS, dequantize
+from gptpack.quant.types import METHODS, PackedTensor, dequantize
 
 PAGE = Path(__file__).parent.parent / "docs" / "decoder.py"
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.artifact"))
@@ -70,6 +70,20 @@ def test_each_codec_and_method_is_read(page, codec):
 @given(tensor_lists, family_configs(), file_sets, st.sampled_from(["auto", "range", "lzma"]))
 def test_whatever_can_be_written_is_read(page, tensors, model, files, codec):
     agrees(page, encode_artifact(tensors=tensors, model=model, pack={}, files=files, codecs=codec))
+
+
+def test_three_dimensions_are_never_in_columns(page):
+    values = [np.array([[1, 1, 0], [1, 1, 1]]), np.array([[[1, 0], [1, 1]]])]
+    tensors = [
+        PackedTensor(
+            name=str(index), shape=value.shape, method="float16",
+            arrays={"values": value.astype("<f2")}, parameters={}, record={},
+        )
+        for index, value in enumerate(values)
+    ]  # fmt: skip
+    data = encode_artifact(tensors=tensors, pack={}, codecs="zlib")
+    assert [row[2] for row in page.decode(data)[0]["sections"]] == ["column"]
+    agrees(page, data)
 
 
 def test_damage_is_noticed(page):
