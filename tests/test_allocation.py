@@ -12,6 +12,7 @@ from gptpack.quant.allocation import (
     BEYOND,
     LEAST_GAIN,
     LEAST_ROW_SHARE,
+    LITTLE,
     MUCH_NOISE,
     Matrix,
     Sensitivity,
@@ -149,7 +150,8 @@ def test_rescaling_rows_never_raises_the_predicted_loss(states, delta):
         matrix = matrix_of(24, 40, seed)
         (plain,) = quantize_matrices([matrix], delta, states=states, rescale=False)
         (moved,) = quantize_matrices([matrix], delta, states=states, rescale=True)
-        assert moved.loss_nats <= plain.loss_nats
+        # float32 products of all columns at once, and column by column
+        assert moved.loss_nats <= plain.loss_nats * (1 + 1e-3)
         assert np.array_equal(moved.tensor.arrays["codes"], plain.tensor.arrays["codes"])
 
 
@@ -181,6 +183,18 @@ def test_one_delta_for_all_or_one_by_name_and_any_number_of_threads_are_the_same
 def test_codes_beyond_16_bits_are_an_error_that_names_the_matrix():
     with pytest.raises(QuantError, match=r"a: .*larger delta"):
         quantize_matrices([matrix_of()], 1e-4, states=1)
+
+
+def test_columns_that_give_little_are_decided_before_all_others():
+    matrix = matrix_of()
+    diagonal_C = np.diag(matrix.hessian)
+    given_C = matrix.row_weight @ matrix.weight**2 * diagonal_C
+    little = np.flatnonzero(given_C < LITTLE * given_C.mean())
+    assert 5 < len(little) < 75
+    first, rest = np.split(matrix.factor.order, [len(little)])
+    assert sorted(first) == little.tolist()
+    assert (np.diff(diagonal_C[first]) >= 0).all()
+    assert (np.diff(diagonal_C[rest]) <= 0).all()
 
 
 def test_rows_without_fisher_information_count_a_little():

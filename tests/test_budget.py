@@ -264,7 +264,9 @@ def test_the_curve_has_a_measured_file_at_each_point_and_leaves_none(place, tmp_
     assert 1.5 < coarse["bits"] < 2.5
     assert fine["bytes"] > coarse["bytes"]
     assert coarse["delta"] == pytest.approx(2 ** (fine["bits"] - 2) * fine["delta"], rel=1e-5)
-    assert fine["bpb_before"] < fine["bpb_measured"] < coarse["bpb_measured"]
+    # rounding makes a random model better as often as worse
+    assert fine["bpb_before"] == coarse["bpb_before"]
+    assert len({fine["bpb_before"], fine["bpb_measured"], coarse["bpb_measured"]}) == 3
     assert not any("predicted" in key for key in fine)
     plots = {"curve.png"} if json.loads(done.stdout)["plot"] else set()
     assert {path.name for path in tmp_path.iterdir()} == {"curve.csv"} | plots

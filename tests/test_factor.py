@@ -35,6 +35,17 @@ def test_activation_order_decides_the_largest_diagonal_first():
     assert factorize(hessian_CC, order="natural").order.tolist() == list(range(20))
 
 
+@pytest.mark.parametrize("order", ["activation", "natural"])
+def test_early_columns_come_before_all_others_the_smallest_first(order):
+    hessian_CC = hessian(20)
+    early_C = np.isin(np.arange(20), [2, 7, 11])
+    first, rest = np.split(factorize(hessian_CC, order=order, early=early_C).order, [3])
+    assert sorted(first) == [2, 7, 11]
+    assert (np.diff(hessian_CC.diagonal()[first]) >= 0).all()
+    others = factorize(hessian_CC, order=order).order
+    assert rest.tolist() == [c for c in others if not early_C[c]]
+
+
 def test_the_hessian_is_symmetrized_and_not_modified():
     hessian_CC = hessian(9)
     skew_CC = np.triu(np.ones((9, 9)), 1)

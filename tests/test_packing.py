@@ -156,14 +156,15 @@ def test_the_budget_that_an_error_names_works_and_is_the_smallest(budget, proved
 
 
 def test_a_model_of_some_size_lands_within_a_thousandth():
-    """340,000 weights; what is kept free for later figures comes on top, some 40 bytes."""
+    """340,000 weights; what is kept free for later figures comes on top, some 40 bytes, and a
+    channel, of which a finer delta would keep one more, some 60."""
     chosen = case(width=144, layers=3, vocab=256)
     packer = chosen.packer()
     assert packer.weights > 300_000
     for bits in (1.5, 4.0):
         budget = int(packer.weights * bits / 8)
         file = chosen.pack(budget).assemble(QUALITY)
-        assert 0 <= budget - len(file) <= budget // 1000 + 64
+        assert 0 <= budget - len(file) <= budget // 1000 + 128
 
 
 def test_a_larger_budget_never_predicts_a_worse_loss():

@@ -219,6 +219,22 @@ def test_dead_columns_stay_in_state_zero():
     assert np.array_equal(decode_trellis(rounded.symbols, 8), rounded.points)
 
 
+@pytest.mark.parametrize("states", [4, 8, 256])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_rows_that_cost_nothing_have_symbols_of_zero_and_the_path_goes_on(states, share):
+    weight_RC, hessian_CC, row_R, column_C, weight_R = problem(200, 20)
+    free_R = np.random.default_rng(1).random(200) < share
+    of = (weight_RC, factorize(hessian_CC, dtype=np.float64), row_R, column_C)
+    rounded = quantize_trellis(*of, states=states, row_weight=np.where(free_R, 0, weight_R))
+    assert not rounded.symbols[free_R].any()
+    assert np.array_equal(decode_trellis(rounded.symbols, states), rounded.points)
+    plain = quantize_on_grid(*of, states=1, row_weight=np.where(free_R, 0, weight_R))
+    assert not plain.points[free_R].any()
+    # rows that are left still gain by the trellis
+    lost, lost_plain = (weight_R[~free_R] @ found.row_loss[~free_R] for found in (rounded, plain))
+    assert lost < lost_plain or share == 1
+
+
 def test_the_scale_of_the_row_weights_does_not_matter():
     weight_RC, hessian_CC, row_R, column_C, weight_R = problem(30, 8)
     factor = factorize(hessian_CC)
@@ -235,7 +251,7 @@ def test_bad_arguments_are_errors():
     with pytest.raises(QuantError, match="no trellis code with 12 states; there are 4, 8"):
         quantize_trellis(weight_RC, factor, np.ones(3), states=12)
     with pytest.raises(QuantError, match="w: row weights are not all positive"):
-        quantize_trellis(weight_RC, factor, np.ones(3), row_weight=np.zeros(3))
+        quantize_trellis(weight_RC, factor, np.ones(3), row_weight=-np.ones(3))
     with pytest.raises(QuantError, match="w: the grid is too fine"):
         quantize_trellis(weight_RC * 1e30, factor, np.ones(3))
     with pytest.raises(QuantError, match="block=0"):

@@ -33,6 +33,8 @@ def print_report(packed: "Packed") -> None:
         rows.append(["delta", f"{report['delta']:.4g}"])
     counts = ", ".join(f"{method} {count}" for method, count in report["methods"].items())
     rows.append(["tensors", f"{counts}; fallback {len(report['fallbacks'])}"])
+    if report["idle_channels"]:
+        rows.append(["idle channels left out", f"{report['idle_channels']:,}"])
     if "after" in report:
         before, after = (report[when]["plain"] for when in ("before", "after"))
         rise = after["nats_per_token"] - before["nats_per_token"]

@@ -152,6 +152,13 @@ class LanguageModel(nn.Module):
         need call its module.
         """
 
+    def feeds(self) -> Mapping[str, str]:
+        """Names of layers' weights, each with that of the one layer that takes its outputs.
+
+        Output r of the first comes to nothing where column r of the second is 0.
+        """
+        return {}
+
     @abstractmethod
     def tables(self) -> Sequence[Table]:
         """Embeddings beside that of the tokens, which a linear layer projects."""

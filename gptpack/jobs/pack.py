@@ -24,6 +24,7 @@ from gptpack.jobs.rise import smallest
 from gptpack.memory import give_back
 from gptpack.packing.packer import UNLIMITED, CodedFile, grid_bits
 from gptpack.progress import Progress, silent
+from gptpack.quant.allocation import UNREAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ class Packed:
             "delta": coded.record.delta,
             "predicted_nats": coded.predicted_nats,
             "methods": dict(Counter(tensor.method for tensor in tensors)),
+            "idle_channels": sum(tensor.record.get(UNREAD, 0) for tensor in tensors),
             "fallbacks": [tensor.name for tensor in tensors if "fallback" in tensor.record],
             "search": [asdict(point) for point in self.search],
             "assumed": list(self.assumed),

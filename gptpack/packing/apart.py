@@ -71,6 +71,7 @@ def take_apart(
         config=config,
         order=list(weights),
         transposed=model.transposed,
+        feeds=model.feeds(),
         files=files,
         budget_bytes=budget_bytes,
         code_bytes=code_bytes,

@@ -25,6 +25,7 @@ from gptpack.errors import BudgetError, QuantError
 from gptpack.families.family import FamilyConfig
 from gptpack.packing.config import PackConfig
 from gptpack.quant.allocation import Matrix, quantize_matrices
+from gptpack.quant.channels import without_idle
 from gptpack.quant.types import GRID_METHODS, PackedTensor
 from gptpack.shelf import Shelf
 from gptpack.values import TokenizerIdentity
@@ -147,6 +148,8 @@ class Packer:
     matrices: list[Matrix] = field(default_factory=list)
     states: dict[str, int] = field(default_factory=dict)
     """States of each matrix' trellis by name; 1 for a plain uniform grid."""
+    feeds: Mapping[str, str] = field(default_factory=dict)
+    """Names of matrices whose rows make channels, and of those whose columns alone take them."""
     fixed: dict[str, PackedTensor] = field(default_factory=dict)
     """The tensors that do not depend on delta, by name."""
     notes: list[str] = field(default_factory=list)
@@ -195,11 +198,18 @@ class Packer:
         """
         coded: dict[str, PackedTensor] = {}
         loss = 0.0
+        deltas = {m.name: delta * self.config.delta_factor_of(m.name) for m in self.matrices}
+        matrices = {matrix.name: matrix for matrix in self.matrices}
+        for pair in self.feeds.items():
+            if matrices.keys() >= set(pair):
+                first, second = (matrices[name] for name in pair)
+                kept = without_idle(first, second, deltas[second.name])
+                matrices.update(zip(pair, kept, strict=True))
         for states in sorted(set(self.states.values())):
-            group = [matrix for matrix in self.matrices if self.states[matrix.name] == states]
+            group = [m for m in matrices.values() if self.states[m.name] == states]
             for result in quantize_matrices(
                 group,
-                {m.name: delta * self.config.delta_factor_of(m.name) for m in group},
+                deltas,
                 states=states,
                 row_power=self.config.row_power,
                 rescale=self.config.rescale,

@@ -175,6 +175,7 @@ def sampled(packer: Packer) -> Packer:
             )
             for matrix in packer.matrices
         ],
+        feeds={},
     )
 
 

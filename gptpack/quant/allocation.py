@@ -52,6 +52,12 @@ every row a little, which the loss to second order does not feel but the confide
 does (docs/log.md, 2026-11-25)."""
 MUCH_NOISE = 2.0
 """Noise of a row, as a multiple of its own power, from which on its scale grows more slowly."""
+LITTLE = 0.1
+"""Share of what columns give on average, below which one is decided before all others: it becomes
+almost 0, and those after it can make up for that, while it could make up for none of theirs
+(docs/log.md, 2026-11-30)."""
+UNREAD = "unread_rows"
+"""Key of a tensor's record: rows that nothing reads, whose codes are 0."""
 BAND = 1 << 20
 """Numbers of a matrix that are multiplied by a Hessian at once."""
 BEYOND = 0.125
@@ -79,7 +85,8 @@ class Matrix:
     factor: Factor
     hessian: Held
     row_weight: npt.NDArray[np.float64]
-    """Fisher information of the rows, raised to `LEAST_ROW_SHARE` where it is less, ``[R]``."""
+    """Fisher information of the rows, raised to `LEAST_ROW_SHARE` where it is less, ``[R]``; 0 for
+    rows that nothing reads, whose codes are 0."""
     row_mean: float
     """Mean of that information, against which rows are weighed."""
     energy: npt.NDArray[np.float64]
@@ -125,14 +132,15 @@ def prepare_matrix(
         raise QuantError(f"{name}: row weights must be finite, not negative, and not all zero")
     hessian = np.asarray(sensitivity.hessian)
     raised_R = np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean())
-    factor = factorize(hessian, damp=damp, max_damp=max_damp, name=name)
-    offsets = worthwhile_offsets(weight, ~factor.dead)
+    offsets = worthwhile_offsets(weight, hessian.diagonal() > 0)
     part = less_offsets(weight, offsets)
+    given_C = np.einsum("r,rc,rc->c", raised_R, part, part) * hessian.diagonal()
+    early_C = given_C < LITTLE * given_C.mean()
     energy_R = [_row_dots(_felt(part[rows], hessian), part[rows]) for rows in _bands(part)]
     return Matrix(
         name=name,
         weight=weight,
-        factor=factor,
+        factor=factorize(hessian, damp=damp, max_damp=max_damp, early=early_C, name=name),
         hessian=sensitivity.hessian,
         row_weight=raised_R,
         row_mean=float(raised_R.mean()),
@@ -152,7 +160,7 @@ def grid_indexes(
     weight_R = mean * (matrix.row_weight / mean) ** row_power
     pivot_C = matrix.factor.pivots
     middle = np.exp(np.log(pivot_C).mean())
-    scale_R = delta / np.sqrt(weight_R)
+    scale_R = delta / np.sqrt(np.where(weight_R > 0, weight_R, mean))
     # a column with the grid step s / pivot adds s^2 / 12 to the noise of its row
     live_R = matrix.energy > 0
     much_R = np.sqrt(12 * MUCH_NOISE * matrix.energy[live_R] / len(pivot_C))
@@ -197,7 +205,7 @@ def quantize_matrices(
         tensor = _tensor(matrix, rounding, (rows, columns))
         loss = float(matrix.row_weight @ rounding.row_loss) / 2
         if rescale:
-            tensor, loss = _rescaled(matrix, tensor, rounding.points, loss)
+            tensor, loss = _rescaled(matrix, tensor, rounding.points)
         return QuantizedMatrix(tensor=tensor, loss_nats=loss)
 
     return side_by_side(
@@ -257,14 +265,14 @@ def _tensor(matrix: Matrix, rounding: Rounding, grid: tuple[Array, Array]) -> Pa
     record: dict[str, Any] = {"damp": float(f"{factor.damp:.3g}")}
     if factor.dead_columns:
         record["dead_columns"] = len(factor.dead_columns)
+    if unread := int((matrix.row_weight == 0).sum()):
+        record[UNREAD] = unread
     return grid_tensor(
         matrix.name, symbols, grid, states=states, offsets=matrix.offsets, record=record
     )
 
 
-def _rescaled(
-    matrix: Matrix, tensor: PackedTensor, points_RC: Array, loss: float
-) -> tuple[PackedTensor, float]:
+def _rescaled(matrix: Matrix, tensor: PackedTensor, points_RC: Array) -> tuple[PackedTensor, float]:
     """`tensor` with the row scales that fit its codes best, in rows that gain `LEAST_GAIN` by it.
 
     Values v fit weights w best when multiplied by ``g = w H v^T / v H v^T``. One product with H
@@ -288,10 +296,8 @@ def _rescaled(
     kept_R = left_R > (1 - LEAST_GAIN) * own_R
     shift_R[kept_R] = 0
     left_R[kept_R] = own_R[kept_R]
-    better = float(matrix.row_weight @ np.maximum(left_R, 0.0)) / 2
-    if better >= loss:
-        return tensor, loss
-    return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), better
+    loss = float(matrix.row_weight @ np.maximum(left_R, 0.0)) / 2
+    return with_row_scales(tensor, tensor.arrays["row_scales"] + shift_R), loss
 
 
 def _bands(matrix_RC: Array) -> Iterator[slice]:

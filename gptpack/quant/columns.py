@@ -184,7 +184,9 @@ class Workspace:
         return Rounding(points=points_RC, states=states, row_loss=loss_R)
 
 
-def positive(values: npt.ArrayLike | None, size: int, what: str) -> npt.NDArray[np.float64]:
+def positive(
+    values: npt.ArrayLike | None, size: int, what: str, *, or_zero: bool = False
+) -> npt.NDArray[np.float64]:
     """`values` as float64 numbers ``[size]``; None gives ones. Errors call them `what`.
 
     Raises:
@@ -195,8 +197,8 @@ def positive(values: npt.ArrayLike | None, size: int, what: str) -> npt.NDArray[
     array = np.asarray(values, np.float64)
     if array.shape != (size,):
         raise QuantError(f"{what} have shape {array.shape}, need ({size},)")
-    if not (np.isfinite(array) & (array > 0)).all():
-        raise QuantError(f"{what} are not all positive finite numbers")
+    if not (np.isfinite(array) & ((array > 0) | (or_zero & (array == 0)))).all():
+        raise QuantError(f"{what} are not all positive finite numbers{' or 0' * or_zero}")
     return array
 
 

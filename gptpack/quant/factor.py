@@ -107,6 +107,7 @@ def factorize(
     damp: float = 0.01,
     max_damp: float = 1.0,
     order: Order = "activation",
+    early: npt.NDArray[np.bool_] | None = None,
     dtype: npt.DTypeLike = np.float32,
     name: str = "hessian",
 ) -> Factor:
@@ -117,6 +118,7 @@ def factorize(
         damp: added to the diagonal, as a fraction of the mean over live columns. Doubled as often
             as the factorization fails, up to `max_damp`; each doubling is in the result's `notes`.
         order: "activation" decides the column with the largest diagonal first, "natural" column 0.
+        early: which columns ``[C]`` are decided before all others, the smallest diagonal first.
         dtype: float32 or float64, for `Factor.feedback` and so for the quantizers' arithmetic.
         name: the tensor's, for messages.
 
@@ -148,10 +150,9 @@ def factorize(
             "their weights become 0"
         )
 
-    if order == "activation":
-        order_P = np.argsort(-np.where(dead_C, 0.0, diagonal_C), kind="stable").astype(np.int64)
-    else:
-        order_P = np.arange(len(dead_C), dtype=np.int64)
+    early_C = np.zeros(len(dead_C), bool) if early is None else early
+    size_C = -diagonal_C if order == "activation" else np.arange(len(dead_C))
+    order_P = np.lexsort((np.where(early_C, diagonal_C, size_C), ~early_C)).astype(np.int64)
     hessian_PP = hessian_CC[np.ix_(order_P, order_P)]
     del hessian_CC
     live_P = ~dead_C[order_P]

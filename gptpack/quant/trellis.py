@@ -57,13 +57,19 @@ def _bit_parity(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
 
 @compiled(fastmath={"contract"})
 def _subset_costs(target_R: Array, weight_R: Array, cost_KR: Array) -> None:  # pragma: no cover
-    """Weighted squared distances to the nearest point of every subset, into `cost_KR`."""
+    """Weighted squared distances to the nearest point of every subset, into `cost_KR`.
+
+    A row that costs nothing gets the target 0, and only its points 0 and 1, whose symbol is 0.
+    """
     for r in range(target_R.shape[0]):
+        free = weight_R[r] == 0
+        if free:
+            target_R[r] = 0
         t = target_R[r]
         for k in range(4):
             y = (t - k) / 4
             d = (y - np.rint(y)) * 4
-            cost_KR[k, r] = weight_R[r] * d * d
+            cost_KR[k, r] = UNREACHABLE if free and k > 1 else weight_R[r] * d * d
 
 
 @functools.cache
@@ -171,7 +177,8 @@ def quantize_trellis(
         column_scale: ``[C]``; ones by default.
         states: a key of `gptpack.codec.trellis.POLYNOMIALS`; more states are better and slower.
         row_weight: cost of a squared error in a row (Fisher information), ``[R]``. Only proportions
-            matter. `Rounding.row_loss` is not multiplied by it.
+            matter. `Rounding.row_loss` is not multiplied by it. All symbols of a row that costs 0
+            are 0.
         block: columns between lazy updates; the result does not depend on it beyond rounding.
         threads: bands of a tall matrix that are in work together; None takes one per core. The
             result does not depend on it.
@@ -183,12 +190,14 @@ def quantize_trellis(
     weight_RC = np.asarray(weight)
     row_R = positive(row_scale, weight_RC.shape[0], f"{factor.name}: row scales")
     column_C = positive(column_scale, factor.columns, f"{factor.name}: column scales")
-    gain_R = positive(row_weight, weight_RC.shape[0], f"{factor.name}: row weights") * row_R**2
+    what = f"{factor.name}: row weights"
+    gain_R = positive(row_weight, weight_RC.shape[0], what, or_zero=True) * row_R**2
+    gain_R /= gain_R.mean() or 1.0
     if block < 1:
         raise QuantError(f"{factor.name}: block={block}; it must be positive")
     work = prepare(weight_RC, factor, row_R / 2, column_C)
     del weight_RC  # which may be a copy of its own, read for this
-    _search(work, (gain_R / gain_R.mean()).astype(work.targets.dtype), states, block, threads)
+    _search(work, gain_R.astype(work.targets.dtype), states, block, threads)
     return work.finish(factor, row_R / 2, states=states)
 
 
@@ -245,13 +254,16 @@ def quantize_on_grid(
     states: int,
     row_weight: npt.ArrayLike | None = None,
 ) -> Rounding:
-    """`quantize_trellis`, or for one state `quantize_uniform`, where rows have no weights.
+    """`quantize_trellis`, or for one state `quantize_uniform`, where only weights of 0 count.
 
     Raises:
         QuantError: see `quantize_trellis`.
     """
     if states == 1:
-        return quantize_uniform(weight, factor, row_scale, column_scale)
+        rounding = quantize_uniform(weight, factor, row_scale, column_scale)
+        if row_weight is not None:
+            rounding.points[np.asarray(row_weight) == 0] = 0
+        return rounding
     return quantize_trellis(
         weight, factor, row_scale, column_scale, states=states, row_weight=row_weight
     )

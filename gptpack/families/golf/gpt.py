@@ -21,7 +21,7 @@ from gptpack import ops
 from gptpack.errors import ConfigError
 from gptpack.families.coded import is_coded
 from gptpack.families.golf.attention import choose_backend, flash_attention_3
-from gptpack.families.golf.blocks import Block, Lanes
+from gptpack.families.golf.blocks import MLP, Block, Lanes
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.dropout import Dropout
@@ -137,6 +137,11 @@ class GPT(LanguageModel):
             shared = name.replace("attn.c_k", "attn.c_q").replace("attn.c_v", "attn.c_q")
             found[name] = Layer(module=module, shares_input_of=first.setdefault(shared, name))
         return found
+
+    def feeds(self) -> dict[str, str]:
+        """The two matrices of each MLP."""
+        paths = [path for path, module in self.named_modules() if isinstance(module, MLP)]
+        return {f"{path}.fc.weight": f"{path}.proj.weight" for path in paths}
 
     def tables(self) -> list[Table]:
         """The hashed bigrams, and the embedding that several layers add to their values."""
