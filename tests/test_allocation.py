@@ -24,7 +24,9 @@ from gptpack.quant.grids import scale_values
 from gptpack.quant.types import ROW_SCALES_PER_OCTAVE, PackedTensor, dequantize
 
 
-def matrix_of(rows: int = 48, columns: int = 80, seed: int = 0, name: str = "a") -> Matrix:
+def matrix_of(
+    rows: int = 48, columns: int = 80, seed: int = 0, name: str = "a", *, fed: bool = False
+) -> Matrix:
     rng = np.random.default_rng(seed)
     inputs_NC = rng.standard_normal((3 * columns, columns)) * np.exp(rng.standard_normal(columns))
     return prepare_matrix(
@@ -34,6 +36,7 @@ def matrix_of(rows: int = 48, columns: int = 80, seed: int = 0, name: str = "a")
             hessian=(inputs_NC.T @ inputs_NC / len(inputs_NC)).astype(np.float32),
             row_weight=np.exp(rng.standard_normal(rows)),
         ),
+        fed=fed,
     )
 
 
@@ -185,8 +188,9 @@ def test_codes_beyond_16_bits_are_an_error_that_names_the_matrix():
         quantize_matrices([matrix_of()], 1e-4, states=1)
 
 
-def test_columns_that_give_little_are_decided_before_all_others():
-    matrix = matrix_of()
+def test_channels_that_give_little_are_decided_before_all_others():
+    assert (np.diff(np.diag(matrix_of().hessian)[matrix_of().factor.order]) <= 0).all()
+    matrix = matrix_of(fed=True)
     diagonal_C = np.diag(matrix.hessian)
     given_C = matrix.row_weight @ matrix.weight**2 * diagonal_C
     little = np.flatnonzero(given_C < LITTLE * given_C.mean())

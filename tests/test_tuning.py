@@ -493,7 +493,7 @@ def test_no_layer_pays_alone_for_tables_that_tuning_makes_larger(case):
     chosen = dataclasses.replace(case(), model=model)
     methods = (("*", "gptq-trellis"), ("tok_emb.weight", "float16"))
     config = dataclasses.replace(SMALL, codecs=("zlib", "range"), methods=methods)
-    budget = len(chosen.pack(config=config, delta=4 * DELTA).assemble()) + 6000
+    budget = len(chosen.pack(config=config, delta=4 * DELTA).assemble()) + 7000
     tuned = progressively(chosen, chosen.packer(config, budget))
     assert tuned.notes == ()
     assert 0.98 * budget < len(tuned.assemble()) <= budget

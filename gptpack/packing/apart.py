@@ -103,9 +103,11 @@ def take_apart(
         else:
             calibrated.append(name)
     progress("factor", 0, len(calibrated))
-    shelf = Shelf()
+    shelf, fed = Shelf(), {*packer.feeds.values()}
     made = side_by_side(
-        lambda name: _calibrated(name, weights[name], sensitivities.get(name), config, shelf),
+        lambda name: _calibrated(
+            name, weights[name], sensitivities.get(name), config, shelf, fed=name in fed
+        ),
         calibrated,
         cost=lambda name: float(weights[name].shape[1]) ** 3,
         takes=lambda name: 40.0 * weights[name].shape[1] ** 2,  # five copies in float64
@@ -187,6 +189,8 @@ def _calibrated(
     sensitivity: Sensitivity | None,
     config: PackConfig,
     shelf: Shelf,
+    *,
+    fed: bool,
 ) -> tuple[Matrix | PackedTensor, tuple[str, ...]]:
     """A matrix for a grid, or a tensor that is coded already; and notes about it.
 
@@ -197,7 +201,7 @@ def _calibrated(
     try:
         if sensitivity is None:
             raise QuantError(f"{name}: no calibration input reaches it")
-        matrix = prepare_matrix(name, values, sensitivity, damp=config.damp)
+        matrix = prepare_matrix(name, values, sensitivity, fed=fed, damp=config.damp)
     except QuantError as error:
         if config.strict:
             raise

@@ -212,6 +212,7 @@ def _matrices(
             name,
             weights[name].numpy(),
             replace(sensitivities[name], hessian=fresh[name].hessian),
+            fed=name in packer.feeds.values(),
             damp=packer.config.damp,
         )
         for name in names

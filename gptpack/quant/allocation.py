@@ -53,9 +53,9 @@ does (docs/log.md, 2026-11-25)."""
 MUCH_NOISE = 2.0
 """Noise of a row, as a multiple of its own power, from which on its scale grows more slowly."""
 LITTLE = 0.1
-"""Share of what columns give on average, below which one is decided before all others: it becomes
-almost 0, and those after it can make up for that, while it could make up for none of theirs
-(docs/log.md, 2026-11-30)."""
+"""Share of what columns give on average, below which one that takes a channel is decided before all
+others: it becomes almost 0, and those after it can make up for that, while it could make up for
+none of theirs (docs/log.md, 2026-11-30)."""
 UNREAD = "unread_rows"
 """Key of a tensor's record: rows that nothing reads, whose codes are 0."""
 BAND = 1 << 20
@@ -110,9 +110,18 @@ class QuantizedMatrix:
 
 
 def prepare_matrix(
-    name: str, weight: Array, sensitivity: Sensitivity, *, damp: float = 0.01, max_damp: float = 1.0
+    name: str,
+    weight: Array,
+    sensitivity: Sensitivity,
+    *,
+    fed: bool = False,
+    damp: float = 0.01,
+    max_damp: float = 1.0,
 ) -> Matrix:
     """The matrix `weight` with its Hessian factored; `damp` and `max_damp` as in `factorize`.
+
+    Args:
+        fed: whether its columns take channels that may be left out (`LanguageModel.feeds`).
 
     Raises:
         QuantError: shapes disagree, a number is not finite, row weights are negative or all zero,
@@ -135,7 +144,7 @@ def prepare_matrix(
     offsets = worthwhile_offsets(weight, hessian.diagonal() > 0)
     part = less_offsets(weight, offsets)
     given_C = np.einsum("r,rc,rc->c", raised_R, part, part) * hessian.diagonal()
-    early_C = given_C < LITTLE * given_C.mean()
+    early_C = given_C < LITTLE * given_C.mean() if fed else None
     energy_R = [_row_dots(_felt(part[rows], hessian), part[rows]) for rows in _bands(part)]
     return Matrix(
         name=name,
