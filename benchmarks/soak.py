@@ -178,6 +178,11 @@ def mutations(tokenizer: Path) -> Callable[[random.Random], str]:
         ):
             how = {"delta": 0.02, "methods": (method,), "codecs": (codec,)}
             files.append(packed(model, tokenizer, **how))
+    shifted = models()["baseline"]
+    # a direction that all tokens share: offsets of columns are another method of the format
+    shifted.get_parameter("tok_emb.weight").data += 1.0
+    files.append(packed(shifted, tokenizer, delta=0.02))
+    assert any("column_offsets" in each.arrays for each in decode_artifact(files[-1]).tensors)
 
     def trial(draw: random.Random) -> str:
         data = mutated(draw.choice(files), draw)
