@@ -41,8 +41,8 @@ def command(
 
     With --data the file is reloaded in a fresh process and its bits per byte are measured, beside
     those of the checkpoint, before it gets its name. Files given by --code count into the budget.
-    Hessians are kept beside the checkpoint and used again, unless --no-keep is given. Runs under
-    torchrun as well: calibration and tuning are shared among the ranks.
+    Hessians are kept beside the checkpoint, unless --no-keep is given, and those that a pack before
+    has left are used. Runs under torchrun as well: calibration and tuning are shared by the ranks.
     """
     from gptpack.jobs.curve import make_curve, parse_bits
     from gptpack.jobs.pack import pack
