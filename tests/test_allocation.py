@@ -154,7 +154,7 @@ def test_rescaling_rows_never_raises_the_predicted_loss(states, delta):
         (plain,) = quantize_matrices([matrix], delta, states=states, rescale=False)
         (moved,) = quantize_matrices([matrix], delta, states=states, rescale=True)
         # float32 products of all columns at once, and column by column
-        assert moved.loss_nats <= plain.loss_nats * (1 + 1e-3)
+        assert moved.loss_nats <= plain.loss_nats * (1 + 1e-4)
         assert np.array_equal(moved.tensor.arrays["codes"], plain.tensor.arrays["codes"])
 
 

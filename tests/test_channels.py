@@ -7,13 +7,13 @@ import functools
 import numpy as np
 import pytest
 import torch
+from test_packing import case
 from worlds import CPU
 
 from gptpack.artifact.reader import decode_artifact
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import random_tokens
 from gptpack.cli.pack_report import print_report
-from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.jobs.pack import Packed
 from gptpack.packing.apart import take_apart
@@ -22,7 +22,6 @@ from gptpack.packing.packer import CodedFile, Packer, grid_bytes
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
 from gptpack.quant.types import dequantize
-from gptpack.values import TokenizerIdentity
 
 IDLE = [3, 17, 18, 63]
 """Channels of the first layer whose outputs are hardly used."""
@@ -34,15 +33,8 @@ FIRST, SECOND = next(iter(FEEDS.items()))
 @functools.cache
 def model() -> GPT:
     """A model all of whose channels matter but those."""
-    config = ModelConfig(
-        vocab=64, layers=2, width=64, heads=2, kv_heads=1, mlp_hidden=64, context=32
-    )
-    found = GPT(config)
-    generator = torch.Generator().manual_seed(1)
+    found = copy.deepcopy(case().model)
     with torch.no_grad():
-        for parameter in found.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=0.2, generator=generator)
         found.get_parameter(SECOND)[:, IDLE] *= 1e-2
     return found.eval()
 
@@ -55,8 +47,7 @@ def sensitivities():
 
 def packer_of(**settings) -> Packer:
     config = PackConfig(**{"states": 8, "codecs": ("raw", "range"), **settings})
-    tokenizer = TokenizerIdentity(sha256="ab" * 32, vocab=64, bos=1)
-    return take_apart(model(), tokenizer, config, sensitivities())
+    return take_apart(model(), case().tokenizer, config, sensitivities())
 
 
 def decoded(packed: CodedFile) -> dict[str, np.ndarray]:

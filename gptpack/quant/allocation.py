@@ -143,8 +143,10 @@ def prepare_matrix(
     raised_R = np.maximum(row_weight, LEAST_ROW_SHARE * row_weight.mean())
     offsets = worthwhile_offsets(weight, hessian.diagonal() > 0)
     part = less_offsets(weight, offsets)
-    given_C = np.einsum("r,rc,rc->c", raised_R, part, part) * hessian.diagonal()
-    early_C = given_C < LITTLE * given_C.mean() if fed else None
+    early_C = None
+    if fed:
+        given_C = np.einsum("r,rc,rc->c", raised_R, part, part) * hessian.diagonal()
+        early_C = given_C < LITTLE * given_C.mean()
     energy_R = [_row_dots(_felt(part[rows], hessian), part[rows]) for rows in _bands(part)]
     return Matrix(
         name=name,
