@@ -10,7 +10,7 @@ kernel earns its place if the step is slower without it. `on` at both ends says 
 drifts.
 
 Random tokens; each variant compiles, warms up and is timed over `--steps` steps with the device
-synchronised at both ends, with and without the layers that run again where a recipe has such.
+synchronised at both ends, in each phase of the run where a recipe has several.
 `--compile whole` makes one graph of the model, `parts` one of each part, as training does.
 `--profile` adds where the device's time goes, kernel by kernel. Without CUDA it runs a few steps of
 the recipe `tiny`.
@@ -33,6 +33,7 @@ from gptpack import ops
 from gptpack.ranks import ranks
 from gptpack.training.loop import Run
 from gptpack.training.recipe import load_recipe
+from gptpack.training.schedules import Phase, phases
 
 OPERATIONS = (
     "split_heads",
@@ -95,25 +96,32 @@ def profile(run: Run, *, steps: int, rows: int) -> None:
         print(f"{milliseconds:8.2f} ms  {share:6.1%}  {calls[key] / steps:7.1f} x  {key[:110]}")
 
 
+def told(phase: Phase) -> str:
+    """What a step of `phase` computes otherwise than most."""
+    halved = f"context / {2**phase.context_halvings}" if phase.context_halvings else ""
+    return ", ".join(filter(None, ("recurrence" * phase.recurrence, halved)))
+
+
 def measure(run: Run, attention: str, kernels: str, how: str, *, steps: int, rows: int) -> None:
     """Print the lines of one variant, and its profile if that has `rows`."""
     compile_seconds = run.warm_up()
     cuda = run.ranks.device.type == "cuda"
     size = run.micro_batch() * run.recipe.model.context
-    for looped in (False, True) if run.recipe.model.loops else (False,):
+    parts = phases(run.recipe)
+    for phase in parts:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        run.update(0.0, looped=looped)
+        run.update(0.0, phase=phase)
         run.synchronize()
         start = time.perf_counter()
         for _ in range(steps):
-            run.update(0.0, looped=looped)
+            run.update(0.0, phase=phase)
         run.synchronize()
         milliseconds = 1000 * (time.perf_counter() - start) / steps
         peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
         print(
             f"{attention:9}  {kernels:18}  {how:7}  {size:11,}  {compile_seconds:9.1f}  "
-            f"{milliseconds:7.1f}  {peak:7.2f}{'  looped' * looped}",
+            f"{milliseconds:7.1f}  {peak:7.2f}  {told(phase) if len(parts) > 1 else ''}",
             flush=True,
         )
     if rows:

@@ -172,6 +172,16 @@ def test_loops_that_training_never_comes_to_are_refused():
         Recipe(model=ModelConfig(**loops), training=replace(late, recurrence_start=1.0))
 
 
+def test_a_context_that_cannot_be_halved_is_refused():
+    halved = TrainingConfig(context_halvings=3)
+    with pytest.raises(ConfigError, match=r"model\.context=1028 cannot be halved so often"):
+        Recipe(model=ModelConfig(context=1028), training=halved)
+    with pytest.raises(ConfigError, match="goes with causal attention alone"):
+        Recipe(model=ModelConfig(document_mask=True), training=halved)
+    with pytest.raises(ConfigError, match="context_halvings"):
+        TrainingConfig(context_halvings=-1)
+
+
 def test_a_warmdown_is_in_steps_or_a_share_and_not_both():
     message = r"warmdown_fraction=0\.5 and warmdown_steps=1200 exclude each other; set one"
     with pytest.raises(ConfigError, match=message):

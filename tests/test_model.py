@@ -357,6 +357,19 @@ def test_flash_attention_4_is_the_same_attention_and_one_graph(slow_flash_attent
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_halved_contexts_are_those_of_windows_that_much_shorter():
+    model = randomized(ModelConfig(**{**SMALL, "xsa_layers": 1}))
+    tokens = torch.randint(0, SMALL["vocab"], (3, 32))
+    whole = model.hidden(tokens)
+    model.use_halvings(2)
+    blocks = model.hidden(tokens)
+    model.use_halvings(0)
+    alone = model.hidden(tokens.view(12, 8)).view_as(blocks)
+    torch.testing.assert_close(blocks, alone)
+    torch.testing.assert_close(blocks[:, :8], whole[:, :8])
+    assert not torch.allclose(blocks[:, 8:], whole[:, 8:])
+
+
 def test_attention_backends_agree():
     model = randomized(ModelConfig(**SMALL))
     tokens = torch.randint(0, 40, (2, 9))

@@ -210,8 +210,8 @@ LATE = [f"model.{part}" for part in ("loop_start=1", "loop_layers=1", "loops=3")
     ],
 )
 def test_late_recurrence_counts_for_its_part_of_the_run(limits, expected):
-    training = tiny(*limits, "training.recurrence_start=0.25").training
-    assert planning.mean_seconds(training, 1.0, 3.0) == pytest.approx(expected)
+    recipe = tiny("model.layers=2", *LATE, *limits, "training.recurrence_start=0.25")
+    assert planning.mean_seconds(recipe, [1.0, 3.0]) == pytest.approx(expected)
 
 
 def test_steps_are_timed_without_recurrence_and_with_it(monkeypatch):
@@ -225,7 +225,7 @@ def test_steps_are_timed_without_recurrence_and_with_it(monkeypatch):
 
     monkeypatch.setattr(Run, "update", watched)
     timed = plan(recipe, shards(), CPU)
-    assert "without recurrence and with it" in timed["seconds_source"]
+    assert "of each of the run's 2 phases" in timed["seconds_source"]
     assert looped.count(True) == looped.count(False) == 1 + planning.TIMED_STEPS
     stated = plan(recipe, shards(), CPU, flops=1e9)["seconds_per_step"]
     once, always = (

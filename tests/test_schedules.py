@@ -1,14 +1,19 @@
 """Schedules at their ends, in between, and along whole runs of any pace."""
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpack.training.recipe import OptimizerConfig, TrainingConfig
+from gptpack.families.golf.config import ModelConfig
+from gptpack.training.recipe import OptimizerConfig, Recipe, TrainingConfig
 from gptpack.training.schedules import (
+    in_phase,
     momentum,
+    phases,
     scheduled,
     share_done,
     steps_left,
@@ -76,6 +81,8 @@ def test_along_any_run_shares_only_go_one_way(pace, fraction, floor, steps):
         warmdown_fraction=fraction,
         lr_floor=floor,
         recurrence_start=0.35,
+        context_halvings=3,
+        full_context_start=fraction,
     )
     optimizer = OptimizerConfig(weight_decay_taper_start=0.7)
     values = run(pace, training, optimizer)
@@ -84,6 +91,8 @@ def test_along_any_run_shares_only_go_one_way(pace, fraction, floor, steps):
         assert a.lr_multiplier >= b.lr_multiplier >= floor
         assert a.weight_decay_multiplier >= b.weight_decay_multiplier >= 0.5
         assert a.recurrence <= b.recurrence
+        assert 3 >= a.context_halvings >= b.context_halvings
+    assert all((value.context_halvings == 0) == (value.progress >= fraction) for value in values)
     assert values[0].lr_multiplier == 1
     assert values[0].weight_decay_multiplier == 1
 
@@ -160,3 +169,23 @@ def test_a_switch_is_on_from_its_start_and_never_from_the_end(done, start):
 def test_by_default_recurrence_is_on():
     values = run([1.0], TrainingConfig(seconds=20.0))
     assert all(value.recurrence for value in values)
+
+
+def test_phases_are_what_the_schedules_say_all_along():
+    training = TrainingConfig(recurrence_start=0.4, context_halvings=2, full_context_start=0.75)
+    looped = ModelConfig(layers=3, loop_start=1, loop_layers=1, loops=1)
+    found = phases(Recipe(model=looped, training=training))
+    kinds = [(phase.recurrence, phase.context_halvings) for phase in found]
+    assert kinds == [(False, 2), (False, 1), (True, 1), (True, 0)]
+    ends = list(itertools.accumulate(phase.share for phase in found))
+    assert ends == pytest.approx([0.375, 0.4, 0.75, 1])
+    for share in np.linspace(0, 1, 401)[:-1]:
+        now = scheduled(int(share * 20000), 0.0, replace(training, seconds=0.0), OptimizerConfig())
+        phase = found[sum(share >= end - 1e-9 for end in ends)]
+        assert (now.recurrence, now.context_halvings) == phase[1:]
+        assert in_phase(now, phase) == now
+
+
+def test_a_run_without_schedules_of_its_operations_is_one_phase():
+    (phase,) = phases(Recipe(training=TrainingConfig(recurrence_start=0.4)))
+    assert (phase.share, phase.context_halvings) == (1, 0)

@@ -390,6 +390,17 @@ def test_the_recurrence_begins_where_the_recipe_says(tmp_path):
     assert seen == [False, False, False, True, True, True]
 
 
+def test_the_context_of_attention_doubles_until_the_recipe_says(tmp_path):
+    late = ("training.steps=8", "training.context_halvings=2", "training.full_context_start=0.5")
+    run = Run(tiny("model.context=32", *late), shards(4000), tmp_path, CPU, None, "auto", False)
+    seen = []
+    for _ in range(8):
+        run.update(0.0)
+        seen.append({block.attn.halvings for block in run.model.blocks})
+    run.batches.close()
+    assert seen == [{2}, {2}, {1}, {1}, {0}, {0}, {0}, {0}]
+
+
 def test_resuming_a_run_that_was_killed_before_its_first_checkpoint_begins_it(tmp_path):
     whole = train(tiny(), shards(), tmp_path / "whole", CPU)
     with pytest.raises(CheckpointError, match="no run to resume; begin it without resume=True"):

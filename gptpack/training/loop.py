@@ -36,7 +36,15 @@ from gptpack.training.metrics import Metrics
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
 from gptpack.training.recipe import Recipe
-from gptpack.training.schedules import Scheduled, draw_seed, scheduled, steps_left
+from gptpack.training.schedules import (
+    Phase,
+    Scheduled,
+    draw_seed,
+    in_phase,
+    phases,
+    scheduled,
+    steps_left,
+)
 from gptpack.training.stopping import stoppable
 from gptpack.values import TokenizerIdentity
 
@@ -233,24 +241,28 @@ class Run:
             total += weighted.detach()
         return total
 
-    def update(self, elapsed: float, *, looped: bool | None = None) -> tuple[Tensor, Scheduled]:
+    def update(self, elapsed: float, *, phase: Phase | None = None) -> tuple[Tensor, Scheduled]:
         """Make one optimizer step; returns its loss and the settings it was made with.
 
         Args:
-            looped: whether recurrent layers run again; None goes by the schedule.
+            phase: whose operations the step takes; None goes by the schedule.
         """
         now = scheduled(self.step, elapsed, self.recipe.training, self.recipe.optimizer)
+        if phase is not None:
+            now = in_phase(now, phase)
         if self.pressure is not None:
             self.pressure.follow(now, self.model)
-        loss = self._learn(now, looped=now.recurrence if looped is None else looped)
+        loss = self._learn(now)
         self.step += 1
         self.average.update(self.step, now.progress)
         return loss, now
 
-    def _learn(self, now: Scheduled, *, looped: bool) -> Tensor:
-        self.model.looped = looped
+    def _learn(self, now: Scheduled) -> Tensor:
+        self.model.looped = now.recurrence or not self.recipe.model.loops
         if isinstance(self.model, Speedrun):
             self.model.use_stage(now.window_stage)
+        else:
+            self.model.use_halvings(now.context_halvings)
         part = self.gradients(self.step)
         if self.pressure is not None:
             self.pressure.press(now)
@@ -271,10 +283,9 @@ class Run:
         changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
         before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
         now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
-        late = self.recipe.model.loops > 0 and self.recipe.training.recurrence_start > 0
-        for looped in (False, True) if late else (True,):
+        for phase in phases(self.recipe):
             for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
-                self._learn(now, looped=looped)
+                self._learn(in_phase(now, phase))
         for tensor, value in zip(changing, before, strict=True):
             tensor.copy_(value)
         if self.pressure is not None and pressure is not None:

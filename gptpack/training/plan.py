@@ -19,7 +19,8 @@ from gptpack.errors import BudgetError, ConfigError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT, model_of
 from gptpack.training.loop import Run
-from gptpack.training.recipe import Recipe, TrainingConfig
+from gptpack.training.recipe import Recipe
+from gptpack.training.schedules import Phase, phases
 
 LENGTHS = (16, 32, 64)
 PROBE_TOKENS = 1024
@@ -75,14 +76,15 @@ def training_flops(config: ModelConfig) -> Polynomial:
     return Polynomial.through(costs)
 
 
-def flops_per_token(config: ModelConfig) -> int:
+def flops_per_token(config: ModelConfig, *, halvings: int = 0) -> int:
     """Operations of a training step for each token; attention counts half of all pairs (causal).
 
-    Within a window a position attends to that many; the last stage's windows count.
+    The context may be halved so many times. Within a window a position attends to that many; the
+    last stage's windows count.
     """
     flops = training_flops(config)
     if not config.windows:
-        return flops.linear + flops.quadratic * config.context // 2
+        return flops.linear + flops.quadratic * (config.context >> halvings) // 2
     layers = {*range(config.layers)} - {*config.attention_free_layers}
     far = layers & {*config.long_window_layers}
     seen = [config.windows[-1]] * len(far) + [config.short_windows[-1]] * len(layers - far)
@@ -157,33 +159,30 @@ class StepTime:
     """Whether whole steps were made and timed."""
 
 
-def late_recurrence(recipe: Recipe) -> bool:
-    """Whether layers begin to run several times only after a part of the run."""
-    return recipe.model.loops > 0 and recipe.training.recurrence_start > 0
-
-
-def mean_seconds(training: TrainingConfig, before: float, after: float) -> float:
-    """Mean seconds of a step that takes `before` until recurrence sets in and `after` from then on.
+def mean_seconds(recipe: Recipe, seconds: Sequence[float]) -> float:
+    """Mean seconds of a step, where one of each of the run's phases takes so many.
 
     Shares of the run are those of its clock, if that ends it, and of its steps otherwise.
     """
-    share = min(1.0, training.recurrence_start)
-    by_clock = 1 / (share / before + (1 - share) / after)
+    training = recipe.training
+    parts = [(phase.share, each) for phase, each in zip(phases(recipe), seconds, strict=True)]
+    by_clock = 1 / sum(share / each for share, each in parts)
     if training.seconds and training.clock_seconds / by_clock < training.steps:
         return by_clock
-    return share * before + (1 - share) * after
+    return sum(share * each for share, each in parts)
 
 
 def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
     """The time of a step's operations on one rank, at a rate in operations per second."""
     recipe = run.recipe
     tokens = len(run.share) * recipe.model.context
-    flops = flops_per_token(recipe.model) * tokens
-    seconds = flops / flops_per_second
-    if late_recurrence(recipe):
-        once = replace(recipe.model, loop_start=0, loop_layers=0, loops=0)
-        before = flops_per_token(once) * tokens / flops_per_second
-        seconds = mean_seconds(recipe.training, before, seconds)
+    once = replace(recipe.model, loop_start=0, loop_layers=0, loops=0)
+    each = []
+    for phase in phases(recipe):
+        model = recipe.model if phase.recurrence else once
+        flops = flops_per_token(model, halvings=phase.context_halvings) * tokens
+        each.append(flops / flops_per_second)
+    seconds = mean_seconds(recipe, each)
     return StepTime(
         seconds=seconds,
         source=f"{seconds * flops_per_second / 1e12:.4g} TFLOP at "
@@ -211,10 +210,10 @@ def time_steps(run: Run) -> StepTime:
                 return expected
         run.warm_up()
         kind = "compiled" if run.compiled else "uncompiled"
-        seconds = _timed(run, looped=True)
-        if late_recurrence(run.recipe):
-            seconds = mean_seconds(run.recipe.training, _timed(run, looped=False), seconds)
-            kind += ", without recurrence and with it"
+        parts = phases(run.recipe)
+        seconds = mean_seconds(run.recipe, [_timed(run, phase) for phase in parts])
+        if len(parts) > 1:
+            kind += f", of each of the run's {len(parts)} phases"
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{run.ranks.device} does not hold a step of {run.micro_batch()} windows at once; "
@@ -223,13 +222,13 @@ def time_steps(run: Run) -> StepTime:
     return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {kind}", timed=True)
 
 
-def _timed(run: Run, *, looped: bool) -> float:
-    """Mean seconds of a step, after a first one that is not counted."""
-    run.update(0.0, looped=looped)
+def _timed(run: Run, phase: Phase) -> float:
+    """Mean seconds of a step of `phase`, after a first one that is not counted."""
+    run.update(0.0, phase=phase)
     run.synchronize()
     start = time.perf_counter()
     for _ in range(TIMED_STEPS):
-        run.update(0.0, looped=looped)
+        run.update(0.0, phase=phase)
     run.synchronize()
     return (time.perf_counter() - start) / TIMED_STEPS
 

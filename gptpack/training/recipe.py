@@ -135,6 +135,12 @@ class TrainingConfig:
     """Stages of a speedrun model's windows in a run, each as long as the others; a number that is
     not whole cuts the last one short. Windows beyond them are for evaluation; 0 trains with those
     of the last stage."""
+    context_halvings: int = 0
+    """Times that the context of attention is halved at the start of a run: nothing is seen beyond
+    blocks of so many tokens. They double in equal parts of the run up to ``full_context_start``.
+    Press et al. 2021 train on shorter inputs first, https://arxiv.org/abs/2012.15832."""
+    full_context_start: float = 0.0
+    """Share of the run from which attention has the model's whole context."""
     recurrence_start: float = 0.0
     """Share of the run from which recurrent layers run more than once; at 1 they never do."""
     dropout: float = 0.0
@@ -151,7 +157,9 @@ class TrainingConfig:
         check_fields(self, POSITIVE, "batch_tokens steps")
         check_fields(self, NOT_NEGATIVE, "micro_batch_tokens seconds reserve_seconds")
         check_fields(self, NOT_NEGATIVE, "warmdown_steps checkpoint_seconds window_stages")
+        check_fields(self, NOT_NEGATIVE, "context_halvings")
         check_fields(self, SHARE, "warmdown_fraction lr_floor lr_final recurrence_start")
+        check_fields(self, SHARE, "full_context_start")
         check_fields(self, BELOW_ONE, "dropout")
         if self.warmdown_fraction and self.warmdown_steps:
             raise ConfigError(
@@ -215,6 +223,17 @@ class Recipe:
             )
         if self.model.architecture == "speedrun" and self.training.dropout:
             raise ConfigError("training.dropout is not of architecture='speedrun'; set it to 0")
+        halvings = self.training.context_halvings
+        if halvings and (self.model.architecture == "speedrun" or self.model.document_mask):
+            raise ConfigError(
+                f"training.context_halvings={halvings} goes with causal attention alone; set it to "
+                "0 for architecture='speedrun' and for document_mask"
+            )
+        if self.model.context >> halvings << halvings != self.model.context:
+            raise ConfigError(
+                f"training.context_halvings={halvings}: model.context={self.model.context} cannot "
+                "be halved so often"
+            )
 
 
 def recipe_names() -> list[str]:

@@ -5,10 +5,12 @@ and `seconds` are the limits of both, and 0 seconds is no limit. A resumed run k
 again, so it goes on with the same values.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from gptpack.training.recipe import OptimizerConfig, TrainingConfig
+from gptpack.training.recipe import OptimizerConfig, Recipe, TrainingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,37 @@ class Scheduled:
     """Whether the model's recurrent layers run more than once."""
     window_stage: int
     """Index of the stage whose windows attention has; -1 is the last."""
+    context_halvings: int
+    """Times that the context of attention is halved."""
+
+
+class Phase(NamedTuple):
+    """A part of a run whose steps all take the same operations."""
+
+    share: float
+    """How much of the run it is."""
+    recurrence: bool
+    context_halvings: int
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """The parts of a run, in order; their shares add up to 1."""
+    training = recipe.training
+    halvings, full = training.context_halvings, training.full_context_start
+    starts = {stage * full / halvings for stage in range(1, halvings + 1)} if halvings else set()
+    if recipe.model.loops:
+        starts.add(training.recurrence_start)
+    found = []
+    for start, end in itertools.pairwise(sorted({0.0, 1.0} | starts)):
+        middle = (start + end) / 2
+        found.append(
+            Phase(
+                share=end - start,
+                recurrence=switch_at(middle, training.recurrence_start),
+                context_halvings=halvings_at(middle, halvings, end=full),
+            )
+        )
+    return found
 
 
 def scheduled(
@@ -54,7 +87,15 @@ def scheduled(
         ),
         recurrence=switch_at(done, training.recurrence_start),
         window_stage=stage_at(done, training.window_stages),
+        context_halvings=halvings_at(
+            done, training.context_halvings, end=training.full_context_start
+        ),
     )
+
+
+def in_phase(now: Scheduled, phase: Phase) -> Scheduled:
+    """The same settings, but for what `phase` says."""
+    return replace(now, recurrence=phase.recurrence, context_halvings=phase.context_halvings)
 
 
 def share_done(step: int, *, steps: int, elapsed: float, seconds: float) -> float:
@@ -107,6 +148,11 @@ def switch_at(done: float, start: float) -> bool:
 def stage_at(done: float, stages: float) -> int:
     """Stage at the share `done` of a run of so many stages of equal length; -1 without stages."""
     return min(int(done * stages), math.ceil(stages) - 1)
+
+
+def halvings_at(done: float, halvings: int, *, end: float) -> int:
+    """Of so many halvings, how many are left at the share `done` of a run; from `end` on none."""
+    return halvings - int(halvings * done / end) if done < end else 0
 
 
 def draw_seed(seed: int, index: int) -> int:

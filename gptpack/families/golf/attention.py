@@ -206,6 +206,8 @@ class CausalSelfAttention(nn.Module):
         self.backend: Backend = "auto"
         self.fa3: Callable[..., Any] | None = None
         self.kernels = False
+        self.halvings = 0
+        """Times that the positions are halved into blocks beyond which nothing is seen."""
         self.c_q = Linear(config.width, config.width)
         self.c_k = Linear(config.width, config.kv_width)
         self.c_v = Linear(config.width, config.kv_width)
@@ -257,7 +259,12 @@ class CausalSelfAttention(nn.Module):
             own = v[:, -last:]
         if extend is not None:
             k, v = extend(k, v)
+        blocks = 2**self.halvings
+        if blocks > 1:
+            q, k, v = (y.reshape(len(y) * blocks, -1, *y.shape[2:]) for y in (q, k, v))
         y = attend(q, k, v, self.backend, mask, self.fa3)
+        if blocks > 1:
+            y = y.reshape(len(x), -1, *y.shape[2:])
         if self.xsa:
             y = remove_own_value(y, own)
         if self.gate is not None:

@@ -207,6 +207,12 @@ class GPT(LanguageModel):
             block.dropout = share
         return self.dropout
 
+    def use_halvings(self, halvings: int) -> None:
+        """Keep attention within blocks: the positions, halved so many times."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.halvings = halvings
+
     def _ntk_base(self, length: int) -> float:
         """Base of the rotary angles for sequences of `length`, by the configuration's rule."""
         config = self.config
