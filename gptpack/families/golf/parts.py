@@ -18,7 +18,7 @@ from gptpack.families.golf.blocks import Block, Lanes
 
 MOST_GRAPHS = 64
 """Graphs that torch may compile of one part: shapes, layers with and without value embeddings,
-with and without gradients."""
+halved contexts, a speedrun's windows, with and without gradients."""
 
 
 class Parts(NamedTuple):
@@ -58,8 +58,13 @@ def end(model: Any, lanes: Lanes, targets: Tensor) -> Tensor:
 PLAIN = Parts(begin, layer, take_up, end)
 
 
-def compiled(compiler: Callable[..., Any]) -> Parts:
-    """The parts, compiled by `compiler`: `torch.compile`, or a test's stand-in."""
+def allow_graphs() -> None:
+    """Let torch compile up to `MOST_GRAPHS` of one function; by itself it stops after 8."""
     config: Any = torch._dynamo.config
     config.recompile_limit = max(MOST_GRAPHS, config.recompile_limit)
+
+
+def compiled(compiler: Callable[..., Any]) -> Parts:
+    """The parts, compiled by `compiler`: `torch.compile`, or a test's stand-in."""
+    allow_graphs()
     return Parts(*map(partial(compiler, fullgraph=True, dynamic=False), PLAIN))

@@ -31,6 +31,7 @@ from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.families.golf.layers import Embedding, Linear, angle_tables, scaled
 from gptpack.families.golf.masks import document_ids
+from gptpack.families.golf.parts import allow_graphs
 from gptpack.families.golf.stages import SMEAR_INPUTS, stages
 from gptpack.families.golf.windows import (
     Flash,
@@ -239,7 +240,7 @@ class Speedrun(GPT):
         self.backend = chosen if chosen in ("fa3", "fa4", "flex") else "math"
         if self.backend == "fa3":
             self.flash3 = flash_attention_3("flash_attn_varlen_func")
-            torch._dynamo.config.recompile_limit = max(8, 4 * len(self.stages))
+            allow_graphs()
         return f"{self.backend}, windows and documents masked"
 
     def use_kernels(self, name: str) -> str:
