@@ -28,6 +28,7 @@ from gptpack.ranks import Ranks, ranks
 from gptpack.training.loop import METRICS, Run
 from gptpack.training.recipe import Recipe, load_recipe
 from gptpack.training.schedules import scheduled
+from gptpack.training.stepper import Stepper
 
 LAST_STEPS = 10
 """The loss that a run ends with is the mean over so many steps."""
@@ -55,17 +56,17 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     return load_recipe(options.recipe, [*fixed, *options.set])
 
 
-def optimizer_seconds(run: Run, here: Ranks) -> float:
+def optimizer_seconds(stepper: Stepper, here: Ranks) -> float:
     """Mean seconds of an optimizer step with nothing else on the device."""
     spent = 0.0
-    now = scheduled(run.step, 0.0, run.recipe.training, run.recipe.optimizer)
+    now = scheduled(stepper.step, 0.0, stepper.recipe.training, stepper.recipe.optimizer)
     for _ in range(TIMED_STEPS):
-        run.gradients(run.step)
-        run.synchronize()
+        stepper.gradients(stepper.step)
+        stepper.synchronize()
         here.barrier()
         start = time.perf_counter()
-        run.optimizers.step(lr_multiplier=0.0, momentum=now.momentum)
-        run.synchronize()
+        stepper.optimizers.step(lr_multiplier=0.0, momentum=now.momentum)
+        stepper.synchronize()
         spent += time.perf_counter() - start
     return spent / TIMED_STEPS
 
@@ -78,10 +79,10 @@ def measure(options: argparse.Namespace) -> None:
     if options.data is not None:
         shards = [Shard.open(path, vocab).tokens for path in find_shards(options.data, "train")]
     with ranks(options.device) as here, tempfile.TemporaryDirectory() as folder:
-        run = Run(recipe, shards, Path(folder), here, None, options.attention, None)
-        result = run.until_done(silent)
-        optimizer = optimizer_seconds(run, here)
-        run.batches.close()
+        stepper = Stepper(recipe, shards, here, attention=options.attention)
+        result = Run(stepper, Path(folder)).until_done(silent)
+        optimizer = optimizer_seconds(stepper, here)
+        stepper.batches.close()
         if not here.main:
             return
         lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()

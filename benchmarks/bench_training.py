@@ -19,11 +19,9 @@ the recipe `tiny`.
 import argparse
 import dataclasses
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +29,9 @@ import torch
 
 from gptpack import ops
 from gptpack.ranks import ranks
-from gptpack.training.loop import Run
 from gptpack.training.recipe import load_recipe
 from gptpack.training.schedules import Phase, phases
+from gptpack.training.stepper import Stepper
 
 OPERATIONS = (
     "split_heads",
@@ -54,7 +52,7 @@ def kernels_argument(text: str) -> str:
 
 @contextmanager
 def taken(kernels: str) -> Iterator[str]:
-    """What to hand to `Run` for an argument; in the meantime its operations may be torch's."""
+    """What to hand to `Stepper` for an argument; in the meantime its operations may be torch's."""
     if not kernels.startswith("no-"):
         yield kernels
         return
@@ -75,17 +73,17 @@ def taken(kernels: str) -> Iterator[str]:
             setattr(ops, name, operation)
 
 
-def profile(run: Run, *, steps: int, rows: int) -> None:
+def profile(stepper: Stepper, *, steps: int, rows: int) -> None:
     """Print what `steps` steps spend their time on, the largest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recording
 
-    cuda = run.ranks.device.type == "cuda"
+    cuda = stepper.ranks.device.type == "cuda"
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
     with recording(activities=[activity]) as found:
         for _ in range(steps):
-            run.update(0.0)
-        run.synchronize()
+            stepper.update(0.0)
+        stepper.synchronize()
     events = found.key_averages()
     spent = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in events}
     calls = {event.key: event.count for event in events}
@@ -102,21 +100,23 @@ def told(phase: Phase) -> str:
     return ", ".join(filter(None, ("recurrence" * phase.recurrence, halved)))
 
 
-def measure(run: Run, attention: str, kernels: str, how: str, *, steps: int, rows: int) -> None:
+def measure(
+    stepper: Stepper, attention: str, kernels: str, how: str, *, steps: int, rows: int
+) -> None:
     """Print the lines of one variant, and its profile if that has `rows`."""
-    compile_seconds = run.warm_up()
-    cuda = run.ranks.device.type == "cuda"
-    size = run.micro_batch() * run.recipe.model.context
-    parts = phases(run.recipe)
+    compile_seconds = stepper.warm_up()
+    cuda = stepper.ranks.device.type == "cuda"
+    size = stepper.micro_batch() * stepper.recipe.model.context
+    parts = phases(stepper.recipe)
     for phase in parts:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        run.update(0.0, phase=phase)
-        run.synchronize()
+        stepper.update(0.0, phase=phase)
+        stepper.synchronize()
         start = time.perf_counter()
         for _ in range(steps):
-            run.update(0.0, phase=phase)
-        run.synchronize()
+            stepper.update(0.0, phase=phase)
+        stepper.synchronize()
         milliseconds = 1000 * (time.perf_counter() - start) / steps
         peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
         print(
@@ -125,7 +125,7 @@ def measure(run: Run, attention: str, kernels: str, how: str, *, steps: int, row
             flush=True,
         )
     if rows:
-        profile(run, steps=3, rows=rows)
+        profile(stepper, steps=3, rows=rows)
 
 
 def main() -> None:
@@ -143,7 +143,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe, options.set)
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
     print("attention  kernels             compile  micro batch  compile s  ms/step  peak GB")
-    with ranks() as here, tempfile.TemporaryDirectory() as folder:
+    with ranks() as here:
         variants = itertools.product(
             options.attention, options.kernels, options.micro, options.compile
         )
@@ -151,14 +151,14 @@ def main() -> None:
             training = dataclasses.replace(recipe.training, micro_batch_tokens=micro)
             variant = dataclasses.replace(recipe, training=training)
             with taken(kernels) as choice:
-                run = Run(variant, [tokens], Path(folder), here, None, attention, None, choice)
-                if how == "whole" and run.compiled:
-                    whole = run.model.token_losses
-                    run.losses = torch.compile(whole, fullgraph=True, dynamic=False)
-                label = kernels if kernels != "auto" else run.kernels.split()[0]
-                measure(run, attention, label, how, steps=options.steps, rows=options.profile)
-            run.batches.close()
-            del run
+                stepper = Stepper(variant, [tokens], here, attention=attention, kernels=choice)
+                if how == "whole" and stepper.compiled:
+                    whole = stepper.model.token_losses
+                    stepper.losses = torch.compile(whole, fullgraph=True, dynamic=False)
+                label = kernels if kernels != "auto" else stepper.kernels.split()[0]
+                measure(stepper, attention, label, how, steps=options.steps, rows=options.profile)
+            stepper.batches.close()
+            del stepper
             torch.compiler.reset()
 
 

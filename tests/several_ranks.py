@@ -12,6 +12,7 @@ from gptpack.progress import silent
 from gptpack.ranks import Ranks, ranks
 from gptpack.training import adam
 from gptpack.training.loop import Run, train
+from gptpack.training.stepper import Stepper
 
 # so that the token embedding of the tiny model goes by its rows
 adam.SHARED_NUMBERS = 600
@@ -82,23 +83,23 @@ CLOCK = [
 
 def new_run(overrides: list[str], output: Path, here: Ranks) -> Run:
     output.mkdir(parents=True, exist_ok=True)
-    return Run(tiny(*overrides), shards(), output, here, None, "auto", None)
+    return Run(Stepper(tiny(*overrides), shards(), here), output)
 
 
 def save_half(name: str, output: Path, here: Ranks) -> None:
     """Leave the checkpoint of a run that was ended after `HALF` steps."""
     run = new_run(RECIPES[name], output, here)
     for _ in range(HALF):
-        run.update(0.0)
+        run.stepper.update(0.0)
     run.save(0.0)
-    run.batches.close()
+    run.stepper.batches.close()
 
 
 def finish(run: Run, kept: Path) -> int:
     """Train to the end, keep this rank's own weights and average; returns the steps."""
-    result = run.until_done(silent)
-    run.batches.close()
-    torch.save({"weights": run.model.state_dict(), "average": run.average.mean}, kept)
+    result, stepper = run.until_done(silent), run.stepper
+    stepper.batches.close()
+    torch.save({"weights": stepper.model.state_dict(), "average": stepper.average.mean}, kept)
     return result.steps
 
 
@@ -108,7 +109,7 @@ def main(folder: Path) -> None:
         seen: dict[str, Any] = {"first": here.first(2.5 + here.rank), "tables": {}}
         for name, overrides in RECIPES.items():
             run = new_run(overrides, folder / name, here)
-            seen["tables"][name] = sorted(run.optimizers.adam.tables)
+            seen["tables"][name] = sorted(run.stepper.optimizers.adam.tables)
             finish(run, folder / f"{name}-{here.rank}.pt")
             save_half(name, folder / f"half-{name}", here)
             train(tiny(*overrides), shards(), folder / f"resumed-{name}", here, resume=True)
@@ -116,17 +117,8 @@ def main(folder: Path) -> None:
         seen["steps"] = finish(run, folder / f"clock-{here.rank}.pt")
         recipe = aware("optimizer.ema_decay=0.9")
         (folder / "pressed").mkdir(exist_ok=True)
-        run = Run(
-            recipe,
-            text(),
-            folder / "pressed",
-            here,
-            None,
-            "auto",
-            None,
-            foresight=foresight(recipe, here=here),
-        )
-        finish(run, folder / f"pressed-{here.rank}.pt")
+        stepper = Stepper(recipe, text(), here, foresight=foresight(recipe, here=here))
+        finish(Run(stepper, folder / "pressed"), folder / f"pressed-{here.rank}.pt")
     seen["threads"] = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     (folder / f"seen-{here.rank}.json").write_text(json.dumps(seen))
 

@@ -11,6 +11,7 @@ from gptpack.jobs.load import load
 from gptpack.training.averages import Average
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, RunResult, train
+from gptpack.training.stepper import Stepper
 from gptpack.values import TokenizerIdentity
 
 IDENTITY = TokenizerIdentity(sha256="ab" * 32, vocab=64, bos=1)
@@ -25,21 +26,21 @@ def followed(output: Path, monkeypatch, *overrides: str) -> tuple[RunResult, lis
     """A run, and its weights before the first step and after each."""
     seen: list[Weights] = []
 
-    def copy(run: Run) -> Weights:
-        return {name: value.double() for name, value in run.model.state_dict().items()}
+    def copy(stepper: Stepper) -> Weights:
+        return {name: value.double() for name, value in stepper.model.state_dict().items()}
 
-    update = Run.update
+    update = Stepper.update
 
-    def noted(run: Run, elapsed: float):
+    def noted(stepper: Stepper, elapsed: float):
         if not seen:
-            seen.append(copy(run))
-        result = update(run, elapsed)
-        seen.append(copy(run))
+            seen.append(copy(stepper))
+        result = update(stepper, elapsed)
+        seen.append(copy(stepper))
         return result
 
-    monkeypatch.setattr(Run, "update", noted)
+    monkeypatch.setattr(Stepper, "update", noted)
     result = train(tiny(*overrides), shards(), output, CPU, tokenizer=IDENTITY)
-    monkeypatch.setattr(Run, "update", update)
+    monkeypatch.setattr(Stepper, "update", update)
     return result, seen
 
 
@@ -81,11 +82,11 @@ def test_a_resumed_run_ends_with_the_average_it_would_have_had(tmp_path, kind, s
     recipe = tiny(*KINDS[kind])
     whole = train(recipe, shards(), tmp_path / "whole", CPU)
     (tmp_path / "halved").mkdir()
-    run = Run(recipe, shards(), tmp_path / "halved", CPU, None, "auto", None)
+    run = Run(Stepper(recipe, shards(), CPU), tmp_path / "halved")
     for _ in range(step):
-        run.update(0.0)
+        run.stepper.update(0.0)
     run.save(0.0)
-    run.batches.close()
+    run.stepper.batches.close()
     resumed = train(recipe, shards(), tmp_path / "halved", CPU, resume=True)
     a, b = (load_checkpoint(result.checkpoint) for result in (whole, resumed))
     assert a.training["averaged"] == b.training["averaged"]

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
 from gptpack.jobs.train_plan import plan
 from gptpack.training import plan as planning
-from gptpack.training.loop import Run
 from gptpack.training.plan import (
     HEADER_BYTES,
     LENGTHS,
@@ -34,6 +32,7 @@ from gptpack.training.plan import (
     training_flops,
 )
 from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.training.stepper import Stepper
 
 SHAPES = {
     "tied": ModelConfig(vocab=64, layers=3, width=32, heads=4, kv_heads=2, mlp_hidden=48),
@@ -57,8 +56,8 @@ SHAPES = {
 }
 
 
-def new_run(tmp_path: Path, recipe: Recipe) -> Run:
-    return Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
+def stepper_of(recipe: Recipe) -> Stepper:
+    return Stepper(recipe, shards(), CPU)
 
 
 @given(*[st.integers(0, 10**12)] * 3)
@@ -140,14 +139,14 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_memory_is_that_of_the_tensors_of_a_run(tmp_path, name):
-    run = new_run(tmp_path, tiny(*OPTIMIZERS[name]))
-    expected = memory(run)
+def test_memory_is_that_of_the_tensors_of_a_run(name):
+    stepper = stepper_of(tiny(*OPTIMIZERS[name]))
+    expected = memory(stepper)
     for _ in range(2):
-        run.update(0.0)
-    run.batches.close()
-    parameters = list(run.model.parameters())
-    state = [tensor for kinds in run.optimizers.state().values() for tensor in kinds.values()]
+        stepper.update(0.0)
+    stepper.batches.close()
+    parameters = list(stepper.model.parameters())
+    state = [tensor for kinds in stepper.optimizers.state().values() for tensor in kinds.values()]
     averaged = name in ("average", "samples")
     assert expected.weights_bytes == sum(parameter.nbytes for parameter in parameters)
     assert expected.gradients_bytes == expected.weights_bytes
@@ -156,14 +155,14 @@ def test_memory_is_that_of_the_tensors_of_a_run(tmp_path, name):
     assert expected.total_bytes > expected.activations_bytes > 0
 
 
-def test_memory_follows_the_micro_batch(tmp_path):
-    runs = [
-        new_run(tmp_path, tiny(f"training.micro_batch_tokens={tokens}")) for tokens in (16, 32, 96)
+def test_memory_follows_the_micro_batch():
+    steppers = [
+        stepper_of(tiny(f"training.micro_batch_tokens={tokens}")) for tokens in (16, 32, 96)
     ]
-    one, two, six = (memory(run).activations_bytes for run in runs)
+    one, two, six = (memory(stepper).activations_bytes for stepper in steppers)
     assert six - one == 5 * (two - one)
-    for run in runs:
-        run.batches.close()
+    for stepper in steppers:
+        stepper.batches.close()
 
 
 # seconds
@@ -177,12 +176,12 @@ def test_a_stated_rate_is_arithmetic():
     assert "TFLOP/s, as stated" in figures["seconds_source"]
 
 
-def test_ranks_share_a_steps_arithmetic(tmp_path):
-    run = new_run(tmp_path, tiny())
-    whole = planning.time_from_rate(run, 1e9, "").seconds
-    run.share = range(1, 3)
-    assert planning.time_from_rate(run, 1e9, "").seconds == pytest.approx(whole / 3)
-    run.batches.close()
+def test_ranks_share_a_steps_arithmetic():
+    stepper = stepper_of(tiny())
+    whole = planning.time_from_rate(stepper, 1e9, "").seconds
+    stepper.share = range(1, 3)
+    assert planning.time_from_rate(stepper, 1e9, "").seconds == pytest.approx(whole / 3)
+    stepper.batches.close()
 
 
 def test_short_steps_are_timed_and_long_ones_are_not(monkeypatch):
@@ -191,7 +190,7 @@ def test_short_steps_are_timed_and_long_ones_are_not(monkeypatch):
     assert timed["seconds_source"] == "3 steps timed, uncompiled"
     assert timed["seconds_per_step"] > 0
     monkeypatch.setattr(planning, "TIMING_SECONDS", 0.0)
-    monkeypatch.setattr(Run, "update", None)
+    monkeypatch.setattr(Stepper, "update", None)
     probed = plan(tiny(), shards(), CPU)
     assert probed["seconds_source"].endswith("measured on 16 tokens")
     assert probed["seconds_per_step"] > 0
@@ -216,14 +215,14 @@ def test_late_recurrence_counts_for_its_part_of_the_run(limits, expected):
 
 def test_steps_are_timed_without_recurrence_and_with_it(monkeypatch):
     recipe = tiny("model.layers=2", *LATE, "training.recurrence_start=0.5", "training.seconds=0")
-    looped, update = [], Run.update
+    looped, update = [], Stepper.update
 
     def watched(self, elapsed, **how):
         found = update(self, elapsed, **how)
         looped.append(self.model.looped)
         return found
 
-    monkeypatch.setattr(Run, "update", watched)
+    monkeypatch.setattr(Stepper, "update", watched)
     timed = plan(recipe, shards(), CPU)
     assert "of each of the run's 2 phases" in timed["seconds_source"]
     assert looped.count(True) == looped.count(False) == 1 + planning.TIMED_STEPS
@@ -243,12 +242,12 @@ def test_a_target_of_the_recipe_is_the_budget_of_its_plan():
     assert plan(recipe, shards(), CPU, flops=1e9, bits=2.0)["bits_per_weight"] == 2.0
 
 
-def test_looks_at_the_packer_take_from_the_clock(tmp_path):
-    run = new_run(tmp_path, tiny("training.seconds=10", "training.steps=700"))
-    assert expected_steps(run, 0.5, lost_seconds=4) == 12
-    assert expected_steps(run, 0.5, lost_seconds=40) == 0
-    assert planning.time_look(run) == 0
-    run.batches.close()
+def test_looks_at_the_packer_take_from_the_clock():
+    stepper = stepper_of(tiny("training.seconds=10", "training.steps=700"))
+    assert expected_steps(stepper, 0.5, lost_seconds=4) == 12
+    assert expected_steps(stepper, 0.5, lost_seconds=40) == 0
+    assert planning.time_look(stepper) == 0
+    stepper.batches.close()
 
 
 def test_a_look_is_timed_where_steps_are(tmp_path, capsys):
@@ -268,7 +267,7 @@ def test_a_step_that_does_not_fit_says_what_to_lower(tmp_path, monkeypatch):
     def full(*_args, **_how):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Run, "update", full)
+    monkeypatch.setattr(Stepper, "update", full)
     with pytest.raises(ConfigError, match=r"cpu does not hold .* lower training.micro_batch"):
         plan(tiny(), shards(), CPU)
 
@@ -282,10 +281,10 @@ def test_a_step_that_does_not_fit_says_what_to_lower(tmp_path, monkeypatch):
         (["training.seconds=10", "training.reserve_seconds=4", "training.steps=700"], 0.5, 12),
     ],
 )
-def test_steps_are_as_many_as_both_limits_allow(tmp_path, settings, seconds, steps):
-    run = new_run(tmp_path, tiny(*settings))
-    assert expected_steps(run, seconds) == steps
-    run.batches.close()
+def test_steps_are_as_many_as_both_limits_allow(settings, seconds, steps):
+    stepper = stepper_of(tiny(*settings))
+    assert expected_steps(stepper, seconds) == steps
+    stepper.batches.close()
 
 
 # bytes

@@ -45,11 +45,11 @@ from gptpack.training.loop import Run, RunResult, train
 from gptpack.training.pressure import Pressure
 from gptpack.training.rate import Rate
 from gptpack.training.recipe import CompressionConfig, Recipe
+from gptpack.training.stepper import Stepper
 
 
-def run_of(recipe: Recipe, folder, **more) -> Run:
-    more.setdefault("compiled", None)
-    return Run(recipe, text(), folder, CPU, None, "auto", foresight=foresight(recipe), **more)
+def stepper_of(recipe: Recipe, **more) -> Stepper:
+    return Stepper(recipe, text(), CPU, foresight=foresight(recipe), **more)
 
 
 def outlook_of(names: dict[str, torch.Tensor], seed: int = 0) -> Outlook:
@@ -225,13 +225,13 @@ def sensitivities(checkpoint: Checkpoint) -> dict[str, Sensitivity]:
     return collect(model, windows, CPU, fisher_windows=64, batch=64, seed=1).sensitivities
 
 
-def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
+def test_the_price_of_a_bit_is_what_the_packer_would_give():
     recipe = aware("compression.start=0", "training.steps=3")
-    run = run_of(recipe, tmp_path)
+    stepper = stepper_of(recipe)
     for _ in range(3):
-        run.update(0.0)
-    run.batches.close()
-    delta, price = (float(run.figures()[k]) for k in ("packing_delta", "bit_price_nats"))
+        stepper.update(0.0)
+    stepper.batches.close()
+    delta, price = (float(stepper.figures()[k]) for k in ("packing_delta", "bit_price_nats"))
     # one weight: 1/2 v delta^2 nats at this step, and a quarter of it with one bit more
     variance = 10 ** (-1.33 / 10) / 12
     small = 1e-4
@@ -241,35 +241,34 @@ def test_the_price_of_a_bit_is_what_the_packer_would_give(tmp_path):
 
 def test_resuming_goes_on_bit_for_bit(tmp_path):
     recipe = aware("training.steps=12", "training.checkpoint_seconds=0")
-    going, resumed = run_of(recipe, tmp_path), run_of(recipe, tmp_path)
+    going, resumed = (Run(stepper_of(recipe), tmp_path) for _ in range(2))
     for _ in range(9):
-        going.update(0.0)
+        going.stepper.update(0.0)
     going.save(0.0)
     resumed.restore()
-    for run in (going, resumed):
-        figures = []
+    seen = []
+    for stepper in (going.stepper, resumed.stepper):
         for _ in range(3):
-            run.update(0.0)
-            figures.append({name: float(value) for name, value in run.figures().items()})
-        run.batches.close()
-        run.seen = figures
-    assert going.seen == resumed.seen
-    states = (run.model.state_dict() for run in (going, resumed))
+            stepper.update(0.0)
+            seen.append({name: float(value) for name, value in stepper.figures().items()})
+        stepper.batches.close()
+    assert seen[:3] == seen[3:]
+    states = (run.stepper.model.state_dict() for run in (going, resumed))
     for a, b in zip(*(state.values() for state in states), strict=True):
         assert torch.equal(a, b)
 
 
-def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
+def test_compiling_leaves_no_trace(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     recipe = aware("training.steps=12", "training.compile_warmup_steps=1")
-    run = run_of(recipe, tmp_path, compiled=True)
+    stepper = stepper_of(recipe, compiled=True)
     for _ in range(8):
-        run.update(0.0)
-    tensors = [*run.model.state_dict().values(), *run.optimizers.tensors()]
-    before, state = [t.clone() for t in tensors], run.pressure.state()
-    run.warm_up()
-    run.batches.close()
-    after = run.pressure.state()
+        stepper.update(0.0)
+    tensors = [*stepper.model.state_dict().values(), *stepper.optimizers.tensors()]
+    before, state = [t.clone() for t in tensors], stepper.pressure.state()
+    stepper.warm_up()
+    stepper.batches.close()
+    after = stepper.pressure.state()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
     for key in ("log2_delta", "unseen_bits", "looked"):
         assert after[key] == state[key]
@@ -277,7 +276,7 @@ def test_compiling_leaves_no_trace(tmp_path, monkeypatch):
         torch.equal(a, b)
         for a, b in zip(after["column_scales"], state["column_scales"], strict=True)
     )
-    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert all(parameter.grad is None for parameter in stepper.model.parameters())
 
 
 def test_the_command_trains_for_a_size_and_says_at_which_step_to_pack(trained, capsys):

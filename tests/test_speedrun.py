@@ -28,6 +28,7 @@ from gptpack.training.loop import Run, train
 from gptpack.training.optimizers import _roles
 from gptpack.training.recipe import load_recipe
 from gptpack.training.schedules import scheduled, stage_at
+from gptpack.training.stepper import Stepper
 
 SMALL = {
     "architecture": "speedrun",
@@ -520,16 +521,16 @@ TRAINED = [
 ]
 
 
-def test_a_step_is_the_same_whatever_goes_through_at_once(tmp_path):
+def test_a_step_is_the_same_whatever_goes_through_at_once():
     recipe = tiny(*TRAINED, "training.steps=4")
     found = {}
     for tokens in (16, 32, 128):
         settings = replace(recipe.training, micro_batch_tokens=tokens)
-        run = Run(replace(recipe, training=settings), shards(), tmp_path, CPU, None, "auto", None)
-        assert run.micro_batch() == tokens // 16
-        run.gradients(0)
-        found[tokens] = {name: p.grad for name, p in run.model.named_parameters()}
-        run.batches.close()
+        stepper = Stepper(replace(recipe, training=settings), shards(), CPU)
+        assert stepper.micro_batch() == tokens // 16
+        stepper.gradients(0)
+        found[tokens] = {name: p.grad for name, p in stepper.model.named_parameters()}
+        stepper.batches.close()
     for name, gradient in found[128].items():
         for tokens in (16, 32):
             torch.testing.assert_close(found[tokens][name], gradient, rtol=1e-4, atol=1e-7)
@@ -538,7 +539,7 @@ def test_a_step_is_the_same_whatever_goes_through_at_once(tmp_path):
 def test_a_run_that_is_taken_up_again_ends_with_the_same_bits(tmp_path, monkeypatch):
     recipe = tiny(*TRAINED)
     whole = load_checkpoint(train(recipe, shards(), tmp_path / "whole", CPU).checkpoint)
-    run = Run(recipe, shards(), tmp_path / "cut", CPU, None, "auto", None)
+    run = Run(Stepper(recipe, shards(), CPU), tmp_path / "cut")
     (tmp_path / "cut").mkdir()
     seen = []
     use_stage = Speedrun.use_stage
@@ -546,9 +547,9 @@ def test_a_run_that_is_taken_up_again_ends_with_the_same_bits(tmp_path, monkeypa
         Speedrun, "use_stage", lambda model, index: (seen.append(index), use_stage(model, index))
     )
     for _ in range(5):
-        run.update(0.0)
+        run.stepper.update(0.0)
     run.save(0.0)
-    run.batches.close()
+    run.stepper.batches.close()
     train(recipe, shards(), tmp_path / "cut", CPU, resume=True)
     found = load_checkpoint(tmp_path / "cut/checkpoint.pt").weights
     assert all(torch.equal(found[name], value) for name, value in whole.weights.items())

@@ -26,6 +26,7 @@ from gptpack.ranks import ranks
 from gptpack.training import loop
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import Run, train
+from gptpack.training.stepper import Stepper
 from gptpack.values import TokenizerIdentity
 
 # runs
@@ -102,50 +103,50 @@ def test_training_leaves_the_seconds_that_packing_needs(tmp_path):
     assert 0.1 <= rates[-1] < 0.4
 
 
-def test_weight_decay_follows_its_taper(tmp_path, monkeypatch):
+def test_weight_decay_follows_its_taper(monkeypatch):
     recipe = tiny(
         "optimizer.matrix_weight_decay=0.5",
         "optimizer.adam_weight_decay=0.25",
         "optimizer.weight_decay_taper_start=0.5",
     )
-    run = Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
-    seen, step = [], run.optimizers.muon.step
+    stepper = Stepper(recipe, shards(), CPU)
+    seen, step = [], stepper.optimizers.muon.step
 
     def noted(**now):
         seen.append(now["weight_decay"])
         step(**now)
 
-    monkeypatch.setattr(run.optimizers.muon, "step", noted)
+    monkeypatch.setattr(stepper.optimizers.muon, "step", noted)
     for _ in range(12):
-        run.update(0.0)
-        groups = run.optimizers.adam.adamw.param_groups
+        stepper.update(0.0)
+        groups = stepper.optimizers.adam.adamw.param_groups
         assert [group["weight_decay"] for group in groups] == [seen[-1] / 2] * len(groups)
-    run.batches.close()
+    stepper.batches.close()
     assert seen == pytest.approx([0.5] * 7 + [0.5 - step / 24 for step in range(1, 6)])
 
 
 @pytest.mark.parametrize("average", ["ema_decay=0.9", "swa_every=1"])
-def test_warming_up_leaves_no_trace(tmp_path, monkeypatch, average):
+def test_warming_up_leaves_no_trace(monkeypatch, average):
     recipe = tiny(f"optimizer.{average}", "optimizer.swa_start=0.0")
-    run = Run(recipe, shards(), tmp_path, CPU, None, "auto", None)
+    stepper = Stepper(recipe, shards(), CPU)
     for _ in range(2):
-        run.update(0.0)
-    changing = [*run.model.state_dict().values(), *run.optimizers.tensors()]
-    changing += run.average.mean.values()
-    before, samples = [tensor.clone() for tensor in changing], run.average.samples
-    seen, step = [], run.optimizers.step
+        stepper.update(0.0)
+    changing = [*stepper.model.state_dict().values(), *stepper.optimizers.tensors()]
+    changing += stepper.average.mean.values()
+    before, samples = [tensor.clone() for tensor in changing], stepper.average.samples
+    seen, step = [], stepper.optimizers.step
 
     def noted(**now):
         seen.append(now["momentum"])
         step(**now)
 
-    monkeypatch.setattr(run.optimizers, "step", noted)
+    monkeypatch.setattr(stepper.optimizers, "step", noted)
     # the steps that compiling takes, without the compiler
-    run.compiled = True
-    assert run.warm_up() > 0
-    run.batches.close()
+    stepper.compiled = True
+    assert stepper.warm_up() > 0
+    stepper.batches.close()
     assert len(seen) == recipe.training.compile_warmup_steps
-    assert (run.step, run.average.samples) == (2, samples)
+    assert (stepper.step, stepper.average.samples) == (2, samples)
     for tensor, value in zip(changing, before, strict=True):
         assert torch.equal(tensor, value)
 
@@ -160,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 @pytest.mark.parametrize("every", [0, 1e-9])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, every):
     recipe = tiny(f"training.checkpoint_seconds={every}")
-    update = Run.update
+    update = Stepper.update
 
     def spoilt(self, elapsed):
         found = update(self, elapsed)
@@ -168,7 +169,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, every)
             self.model.tok_emb.weight.data[0] = torch.nan
         return found
 
-    monkeypatch.setattr(Run, "update", spoilt)
+    monkeypatch.setattr(Stepper, "update", spoilt)
     kept = "the last good checkpoint is" if every else "no checkpoint had been"
     last = recipe.training.steps
     with pytest.raises(TrainingError, match=rf"after step {last} tok_emb.* is not finite; {kept}"):
@@ -283,34 +284,34 @@ def test_a_batch_that_is_not_whole_windows_is_refused(tmp_path):
 def test_a_resumed_run_goes_on_with_the_windows_and_draws_it_would_have_had(tmp_path, override):
     recipe = tiny(override, "model.bos=0")
     data = np.array_split(shards()[0], 5)
-    going, resumed = (Run(recipe, data, tmp_path, CPU, None, "auto", None) for _ in range(2))
+    going, resumed = (Run(Stepper(recipe, data, CPU), tmp_path) for _ in range(2))
     for _ in range(5):
-        going.update(0.0)
+        going.stepper.update(0.0)
     going.save(0.0)
     resumed.restore()
-    for run in (going, resumed):
+    for stepper in (going.stepper, resumed.stepper):
         for _ in range(3):
-            run.update(0.0)
-        run.batches.close()
-    weights = (run.model.state_dict() for run in (going, resumed))
+            stepper.update(0.0)
+        stepper.batches.close()
+    weights = (run.stepper.model.state_dict() for run in (going, resumed))
     for a, b in zip(*(state.values() for state in weights), strict=True):
         assert torch.equal(a, b)
 
 
 def test_dropout_is_in_training_and_not_in_what_is_kept(tmp_path):
     inputs = torch.from_numpy(shards()[0][: 4 * 16].astype(np.int64)).view(4, 16)
-    run = Run(tiny("training.dropout=0.3"), shards(), tmp_path, CPU, None, "auto", None)
+    stepper = Stepper(tiny("training.dropout=0.3"), shards(), CPU)
     for _ in range(3):
-        run.update(0.0)
-    run.save(0.0)
-    run.batches.close()
+        stepper.update(0.0)
+    Run(stepper, tmp_path).save(0.0)
+    stepper.batches.close()
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
     kept = GPT(checkpoint.model)
     kept.load_state_dict(checkpoint.weights)
     with torch.no_grad():
-        with_draw = run.model(inputs, inputs)
-        run.dropout.draw(99)
-        assert run.model(inputs, inputs) != with_draw
+        with_draw = stepper.model(inputs, inputs)
+        stepper.dropout.draw(99)
+        assert stepper.model(inputs, inputs) != with_draw
         assert kept(inputs, inputs) == kept(inputs, inputs)
 
 
@@ -319,15 +320,16 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from worlds import CPU, shards, tiny
-from gptpack.training.loop import Run, train
+from gptpack.training.loop import train
+from gptpack.training.stepper import Stepper
 mode, output = sys.argv[2], Path(sys.argv[3])
-update = Run.update
-def killed(run, elapsed):
-    if run.step > 60 and run.path.exists():
+update = Stepper.update
+def killed(stepper, elapsed):
+    if stepper.step > 60 and (output / "checkpoint.pt").exists():
         os.kill(os.getpid(), signal.SIGKILL)
-    return update(run, elapsed)
+    return update(stepper, elapsed)
 if mode == "killed":
-    Run.update = killed
+    Stepper.update = killed
 train(tiny(*sys.argv[4:]), shards(), output, CPU, resume=mode == "resume")
 """
 
@@ -378,26 +380,26 @@ def test_without_torchrun_there_is_one_rank():
         assert here.first(2.5) == 2.5
 
 
-def test_the_recurrence_begins_where_the_recipe_says(tmp_path):
+def test_the_recurrence_begins_where_the_recipe_says():
     overrides = ("model.layers=3", "model.loop_start=1", "model.loop_layers=1", "model.loops=1")
     late = ("training.steps=6", "training.recurrence_start=0.5")
-    run = Run(tiny(*overrides, *late), shards(4000), tmp_path, CPU, None, "auto", False)
+    stepper = Stepper(tiny(*overrides, *late), shards(4000), CPU, compiled=False)
     seen = []
     for _ in range(6):
-        run.update(0.0)
-        seen.append(run.model.looped)
-    run.batches.close()
+        stepper.update(0.0)
+        seen.append(stepper.model.looped)
+    stepper.batches.close()
     assert seen == [False, False, False, True, True, True]
 
 
-def test_the_context_of_attention_doubles_until_the_recipe_says(tmp_path):
+def test_the_context_of_attention_doubles_until_the_recipe_says():
     late = ("training.steps=8", "training.context_halvings=2", "training.full_context_start=0.5")
-    run = Run(tiny("model.context=32", *late), shards(4000), tmp_path, CPU, None, "auto", False)
+    stepper = Stepper(tiny("model.context=32", *late), shards(4000), CPU, compiled=False)
     seen = []
     for _ in range(8):
-        run.update(0.0)
-        seen.append({block.attn.halvings for block in run.model.blocks})
-    run.batches.close()
+        stepper.update(0.0)
+        seen.append({block.attn.halvings for block in stepper.model.blocks})
+    stepper.batches.close()
     assert seen == [{2}, {2}, {1}, {1}, {0}, {0}, {0}, {0}]
 
 

@@ -14,7 +14,6 @@ from gptpack.jobs.train import check_memory, packer_foresight
 from gptpack.packing.apart import on_grid
 from gptpack.quant.steps import Foresight
 from gptpack.ranks import Ranks, ranks
-from gptpack.training.loop import Run
 from gptpack.training.plan import (
     artifact_bytes,
     bits_allowed,
@@ -26,6 +25,7 @@ from gptpack.training.plan import (
     time_steps,
 )
 from gptpack.training.recipe import Recipe, load_recipe
+from gptpack.training.stepper import Stepper
 from gptpack.values import parse_size
 
 BITS = 3.0
@@ -87,30 +87,38 @@ def plan(
     if bits is None and budget is None:
         budget_bytes = compression.target_bytes or None
     data = _random_shards(settings) if shards is None else shards
-    run = Run(settings, data, Path(), here, None, attention, compiled, kernels, foresight)
+    stepper = Stepper(
+        settings,
+        data,
+        here,
+        attention=attention,
+        compiled=compiled,
+        kernels=kernels,
+        foresight=foresight,
+    )
     try:
-        sizes = [(on_grid(n, p.shape), p.numel()) for n, p in run.model.named_parameters()]
+        sizes = [(on_grid(n, p.shape), p.numel()) for n, p in stepper.model.named_parameters()]
         coded = sum(size for grid, size in sizes if grid)
         kept = sum(size for grid, size in sizes if not grid)
         weight_bits = bits or BITS
         if budget_bytes is not None:
             weight_bits = bits_allowed(coded, kept, budget_bytes)
-        needs = memory(run)
-        step = time_from_rate(run, flops, "as stated") if flops else time_steps(run)
-        look_seconds = time_look(run) if step.timed else 0.0
+        needs = memory(stepper)
+        step = time_from_rate(stepper, flops, "as stated") if flops else time_steps(stepper)
+        look_seconds = time_look(stepper) if step.timed else 0.0
     finally:
-        run.batches.close()
+        stepper.batches.close()
     looks = compression.looks if compression.target_bytes else 0
-    steps = expected_steps(run, step.seconds, lost_seconds=looks * look_seconds)
+    steps = expected_steps(stepper, step.seconds, lost_seconds=looks * look_seconds)
     tokens = steps * training.batch_tokens
     return {
         "parameters": coded + kept,
         "coded_parameters": coded,
         "flops_per_token": flops_per_token(settings.model),
         "memory": {**asdict(needs), "total_bytes": needs.total_bytes},
-        "micro_batch_tokens": run.micro_batch() * settings.model.context,
-        "attention": run.attention,
-        "kernels": run.kernels,
+        "micro_batch_tokens": stepper.micro_batch() * settings.model.context,
+        "attention": stepper.attention,
+        "kernels": stepper.kernels,
         "batch_tokens": training.batch_tokens,
         "seconds_per_step": step.seconds,
         "seconds_source": step.source,
@@ -121,7 +129,7 @@ def plan(
         "loader": settings.data.loader,
         "looks": looks,
         "seconds_per_look": look_seconds or None,
-        "epochs": shards and tokens / run.batches.batches.order.epoch_tokens,
+        "epochs": shards and tokens / stepper.batches.batches.order.epoch_tokens,
         "bits_per_weight": weight_bits,
         "artifact_bytes": artifact_bytes(coded, kept, weight_bits),
         "budget_bytes": budget_bytes,

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptpack.errors import BudgetError, ConfigError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT, model_of
-from gptpack.training.loop import Run
 from gptpack.training.recipe import Recipe
 from gptpack.training.schedules import Phase, phases
+from gptpack.training.stepper import Stepper
 
 LENGTHS = (16, 32, 64)
 PROBE_TOKENS = 1024
@@ -135,17 +135,17 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def memory(run: Run) -> Memory:
-    """The memory that a step of `run` takes on its device."""
-    weights = sum(parameter.nbytes for parameter in run.model.parameters())
-    saved, context = saved_bytes(run.model), run.recipe.model.context
+def memory(stepper: Stepper) -> Memory:
+    """The memory that a step of `stepper` takes on its device."""
+    weights = sum(parameter.nbytes for parameter in stepper.model.parameters())
+    saved, context = saved_bytes(stepper.model), stepper.recipe.model.context
     window = saved.linear * context + saved.quadratic * context**2
     return Memory(
         weights_bytes=weights,
         gradients_bytes=weights,
-        optimizer_bytes=sum(tensor.nbytes for tensor in run.optimizers.tensors()),
-        average_bytes=sum(tensor.nbytes for tensor in run.average.mean.values()),
-        activations_bytes=saved.constant + run.micro_batch() * window,
+        optimizer_bytes=sum(tensor.nbytes for tensor in stepper.optimizers.tensors()),
+        average_bytes=sum(tensor.nbytes for tensor in stepper.average.mean.values()),
+        activations_bytes=saved.constant + stepper.micro_batch() * window,
     )
 
 
@@ -172,10 +172,10 @@ def mean_seconds(recipe: Recipe, seconds: Sequence[float]) -> float:
     return sum(share * each for share, each in parts)
 
 
-def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
+def time_from_rate(stepper: Stepper, flops_per_second: float, source: str) -> StepTime:
     """The time of a step's operations on one rank, at a rate in operations per second."""
-    recipe = run.recipe
-    tokens = len(run.share) * recipe.model.context
+    recipe = stepper.recipe
+    tokens = len(stepper.share) * recipe.model.context
     once = replace(recipe.model, loop_start=0, loop_layers=0, loops=0)
     each = []
     for phase in phases(recipe):
@@ -190,8 +190,8 @@ def time_from_rate(run: Run, flops_per_second: float, source: str) -> StepTime:
     )
 
 
-def time_steps(run: Run) -> StepTime:
-    """Time whole steps of `run`; where a CPU takes long for them, a pass over fewer tokens.
+def time_steps(stepper: Stepper) -> StepTime:
+    """Time whole steps of `stepper`; where a CPU takes long for them, a pass over fewer tokens.
 
     The run's weights are then those of a run that has begun.
 
@@ -199,68 +199,68 @@ def time_steps(run: Run) -> StepTime:
         ConfigError: the device's memory does not hold a step.
     """
     try:
-        if run.ranks.device.type == "cpu":
-            tokens, seconds = _probe(run)
+        if stepper.ranks.device.type == "cpu":
+            tokens, seconds = _probe(stepper)
             # if one rank times whole steps, all must: they meet in every one
-            seconds = run.ranks.first(seconds)
-            flops = training_flops(run.recipe.model)
+            seconds = stepper.ranks.first(seconds)
+            flops = training_flops(stepper.recipe.model)
             rate = (flops.linear * tokens + flops.quadratic * tokens**2 / 2) / seconds
-            expected = time_from_rate(run, rate, f"measured on {tokens} tokens")
+            expected = time_from_rate(stepper, rate, f"measured on {tokens} tokens")
             if (TIMED_STEPS + 1) * expected.seconds > TIMING_SECONDS:
                 return expected
-        run.warm_up()
-        kind = "compiled" if run.compiled else "uncompiled"
-        parts = phases(run.recipe)
-        seconds = mean_seconds(run.recipe, [_timed(run, phase) for phase in parts])
+        stepper.warm_up()
+        kind = "compiled" if stepper.compiled else "uncompiled"
+        parts = phases(stepper.recipe)
+        seconds = mean_seconds(stepper.recipe, [_timed(stepper, phase) for phase in parts])
         if len(parts) > 1:
             kind += f", of each of the run's {len(parts)} phases"
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{run.ranks.device} does not hold a step of {run.micro_batch()} windows at once; "
-            "lower training.micro_batch_tokens"
+            f"{stepper.ranks.device} does not hold a step of {stepper.micro_batch()} windows at "
+            "once; lower training.micro_batch_tokens"
         ) from error
     return StepTime(seconds=seconds, source=f"{TIMED_STEPS} steps timed, {kind}", timed=True)
 
 
-def _timed(run: Run, phase: Phase) -> float:
+def _timed(stepper: Stepper, phase: Phase) -> float:
     """Mean seconds of a step of `phase`, after a first one that is not counted."""
-    run.update(0.0, phase=phase)
-    run.synchronize()
+    stepper.update(0.0, phase=phase)
+    stepper.synchronize()
     start = time.perf_counter()
     for _ in range(TIMED_STEPS):
-        run.update(0.0, phase=phase)
-    run.synchronize()
+        stepper.update(0.0, phase=phase)
+    stepper.synchronize()
     return (time.perf_counter() - start) / TIMED_STEPS
 
 
-def _probe(run: Run) -> tuple[int, float]:
+def _probe(stepper: Stepper) -> tuple[int, float]:
     """Tokens of a short pass, and the seconds that it takes the second time."""
-    tokens = min(run.recipe.model.context, PROBE_TOKENS)
-    window = torch.zeros(1, tokens, dtype=torch.int64, device=run.ranks.device)
+    tokens = min(stepper.recipe.model.context, PROBE_TOKENS)
+    window = torch.zeros(1, tokens, dtype=torch.int64, device=stepper.ranks.device)
     start = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        run.model(window, window).backward()
-        run.model.zero_grad(set_to_none=True)
+        stepper.model(window, window).backward()
+        stepper.model.zero_grad(set_to_none=True)
     return tokens, time.perf_counter() - start
 
 
-def time_look(run: Run) -> float:
+def time_look(stepper: Stepper) -> float:
     """Seconds of a look at the packer, the second of two; 0 for a run without a target."""
-    if run.pressure is None:
+    if stepper.pressure is None:
         return 0.0
     seconds = 0.0
     for _ in range(2):
-        run.synchronize()
+        stepper.synchronize()
         start = time.perf_counter()
-        run.outlook()
+        stepper.outlook()
         seconds = time.perf_counter() - start
     return seconds
 
 
-def expected_steps(run: Run, seconds_per_step: float, *, lost_seconds: float = 0.0) -> int:
+def expected_steps(stepper: Stepper, seconds_per_step: float, *, lost_seconds: float = 0.0) -> int:
     """Steps until the nearer of the recipe's limits; no step is made in `lost_seconds`."""
-    training = run.recipe.training
+    training = stepper.recipe.training
     if not training.seconds:
         return training.steps
     left = max(0.0, training.clock_seconds - lost_seconds)
