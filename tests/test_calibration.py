@@ -11,18 +11,15 @@ import torch
 import torch.nn.functional as F
 from worlds import CPU
 
-from gptpack.calibration import collect as collecting
+from gptpack.calibration import fisher as fishing
 from gptpack.calibration import kept
+from gptpack.calibration import moments as summing
 from gptpack.calibration import text as calibration_text
 from gptpack.calibration import written as writing
-from gptpack.calibration.collect import (
-    EMBEDDED,
-    Calibration,
-    collect,
-    input_moments,
-    output_fisher,
-)
+from gptpack.calibration.collect import Calibration, collect
+from gptpack.calibration.fisher import EMBEDDED, output_fisher
 from gptpack.calibration.kept import Kept
+from gptpack.calibration.moments import input_moments
 from gptpack.calibration.text import calibrate, random_tokens, shard_windows
 from gptpack.calibration.written import self_generated, written
 from gptpack.errors import CheckpointError, DataError
@@ -148,10 +145,10 @@ def test_sums_in_several_rounds_and_blocks_made_again_change_no_bit(variant, mon
     model, windows = model_of(variant), windows_of()
     once = moments(model, windows, batch=3), output_fisher(model, windows, batch=2, seed=0)
     seen: list[int] = []
-    monkeypatch.setattr(collecting, "MOST_SUMS", 0.1)
-    monkeypatch.setattr(collecting, "KEPT_OF_OUTPUTS", 1e9)
-    monkeypatch.setattr(collecting, "checkpoint", counted(collecting.checkpoint, seen))
-    assert len(collecting._rounds(model)) > 1
+    monkeypatch.setattr(summing, "MOST_SUMS", 0.1)
+    monkeypatch.setattr(fishing, "KEPT_OF_OUTPUTS", 1e9)
+    monkeypatch.setattr(fishing, "checkpoint", counted(fishing.checkpoint, seen))
+    assert len(summing._rounds(model)) > 1
     again = moments(model, windows, batch=3), output_fisher(model, windows, batch=2, seed=0)
     assert len(seen) >= 4 * model.config.layers
     for before, after in zip(once, again, strict=True):

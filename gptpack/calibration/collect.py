@@ -4,24 +4,21 @@ For a linear layer y = W x the packer needs ``H = E[x x^T]`` and, to compare row
 Fisher information of its outputs ``g_r = E[(dL/dy_r)^2]``, with labels drawn from the model itself
 (docs/decisions/packing.md). Both are summed over tokens, so that the sums of ranks can be added.
 
-Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
+Shape legend: T = positions, R = rows of a table, V = vocabulary.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from gptpack.errors import CheckpointError
-from gptpack.families.language_model import LanguageModel, most_logits
+from gptpack.calibration.fisher import EMBEDDED, output_fisher
+from gptpack.calibration.moments import input_moments
+from gptpack.families.language_model import LanguageModel, weight_of
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks
@@ -38,240 +35,6 @@ class Calibration:
     """Tokens that the Hessians are means over."""
     fisher_tokens: int
     """Tokens that the Fisher rows are means over."""
-
-
-@contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """CUDA multiplies by TF32 inside, which is exact for bfloat16 inputs and adds in float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = device.type == "cuda"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-MOST_SUMS = 1.75
-"""Most numbers of Hessians that are summed at once, as a multiple of the model's weights."""
-BANDS = 4
-"""Bands of rows in which a symmetric sum is made, each from the diagonal on: 5/8 of the work."""
-PART_LOGITS = 1 << 22
-"""Logits from which labels are drawn at once."""
-KEPT_OF_OUTPUTS = 2.5
-"""Numbers that a pass back keeps of a layer for each of its outputs, about."""
-EMBEDDED = "embedded tokens"
-"""Key of the Fisher information of the token embedding's output."""
-
-
-def _add_moments(sum_CC: Tensor, x_NC: Tensor) -> None:
-    """Add ``x^T x`` to the part of `sum_CC` from the diagonal on, band by band."""
-    size = sum_CC.shape[0]
-    edges = [band * size // BANDS for band in range(BANDS + 1)]
-    for start, stop in itertools.pairwise(edges):
-        sum_CC[start:stop, start:].addmm_(x_NC[:, start:stop].T, x_NC[:, start:])
-
-
-def _mirrored(sum_CC: Tensor) -> Tensor:
-    """The whole symmetric matrix of one that is summed from the diagonal on."""
-    upper_CC = sum_CC.triu()
-    return upper_CC + upper_CC.triu(1).T
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _rounds(model: LanguageModel) -> list[dict[str, int]]:
-    """The matrices whose moments are summed, and their inputs, in rounds that fit into memory.
-
-    Where the embedding is the output layer, its input is the hidden state.
-    """
-    head, layers = model.head_name, model.layers()
-    sizes = {
-        name: _weight(layer.module).shape[1]
-        for name, layer in layers.items()
-        if layer.shares_input_of == name != head
-    }
-    sizes[head] = _weight(model.embedding).shape[1]
-    most = MOST_SUMS * sum(weight.numel() for weight in model.weights().values())
-    rounds: list[dict[str, int]] = [{}]
-    held = 0
-    for name, size in sizes.items():
-        held += size**2
-        if held > most and rounds[-1]:
-            rounds.append({})
-            held = size**2
-        rounds[-1][name] = size
-    return rounds
-
-
-def input_moments(
-    model: LanguageModel,
-    windows: Tensor,
-    ranks: Ranks,
-    *,
-    batch: int,
-    progress: Progress = silent,
-) -> Iterator[tuple[str, Tensor]]:
-    """Sums of ``x x^T`` over all tokens of the ranks' `windows` ``[N, T]``, matrix by matrix.
-
-    Layers that share a weight add up. Sums are float32, on the model's device; where all of them
-    take more than `MOST_SUMS` times the weights, the windows go through the model several times.
-    """
-    device, layers, head = model.device, model.layers(), model.head_name
-    rounds = _rounds(model)
-    total = len(rounds) * len(windows)
-    for index, sizes in enumerate(rounds):
-        # zeros where a rank has no window: ranks add up the same names in the same order
-        sums = {name: torch.zeros(size, size, device=device) for name, size in sizes.items()}
-
-        def add(name: str, x: Tensor, sums: Mapping[str, Tensor] = sums) -> None:
-            if name in sums:
-                _add_moments(sums[name], x.reshape(-1, x.shape[-1]).float())
-
-        with torch.no_grad(), _exact_products(device), ExitStack() as hooks:
-            for name in sizes.keys() - {head}:
-                hook = layers[name].module.register_forward_pre_hook(
-                    lambda _module, inputs, name=name, add=add: add(name, inputs[0])
-                )
-                hooks.callback(hook.remove)
-            for start in range(0, len(windows), batch):
-                tokens = windows[start : start + batch].to(device)
-                add(head, model.hidden(tokens))
-                done = index * len(windows) + min(start + batch, len(windows))
-                progress("hessians", done, total)
-        ranks.sum([*sums.values()])
-        for name in sizes:
-            yield name, _mirrored(sums.pop(name))
-
-
-def finite(logits: Tensor) -> Tensor:
-    """`logits`, which must all be finite.
-
-    Raises:
-        CheckpointError: one is infinite or not a number.
-    """
-    if not logits.isfinite().all():
-        raise CheckpointError(
-            "the model's outputs are not finite, so it cannot be calibrated; it may hold very "
-            "large weights: see what 'gptpack eval' says of the checkpoint"
-        )
-    return logits
-
-
-@contextmanager
-def _fixed_weights(model: LanguageModel) -> Iterator[None]:
-    """No gradients are made of any weight: they begin at what is looked up.
-
-    Nor are the inputs of layers kept, which only their weights' gradients need.
-    """
-    moving = [p for p in model.parameters() if p.requires_grad]
-    for parameter in moving:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in moving:
-            parameter.requires_grad_()
-
-
-@contextmanager
-def _recomputed(model: LanguageModel, tokens: int) -> Iterator[None]:
-    """What blocks of layers make inside is made again in a pass back, not kept, if that is much.
-
-    Keeping it for so many tokens at once would take more than the weights do.
-    """
-    outputs = sum(_weight(layer.module).shape[0] for layer in model.layers().values())
-    kept = KEPT_OF_OUTPUTS * outputs * tokens
-    if model.device.type != "cpu" or kept < sum(w.numel() for w in model.weights().values()):
-        yield
-        return
-    blocks = [block for stack in model.stacks() for block in stack if "forward" not in vars(block)]
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _shorter(windows: Tensor, most: int) -> Tensor:
-    """The windows ``[N, T]``, each in equal parts of at most `most` tokens where it has more."""
-    parts = -(-windows.shape[1] // max(1, most))
-    length = windows.shape[1] // parts
-    return windows[:, : parts * length].reshape(-1, length)
-
-
-def output_fisher(
-    model: LanguageModel,
-    windows: Tensor,
-    *,
-    batch: int,
-    seed: int,
-    progress: Progress = silent,
-) -> dict[str, Tensor]:
-    """Sums over tokens of ``(dL/dy_r)^2`` ``[R]`` for each matrix, with labels from the model.
-
-    L is the sum of the tokens' cross entropies. The key `EMBEDDED` holds those sums for the
-    embedding's output, by channel ``[C]``. A window with more logits than are made at once goes
-    through in parts, as a pass back keeps what every layer made of it.
-
-    Raises:
-        CheckpointError: the model's outputs are not finite.
-    """
-    device, head = model.device, model.head_name
-    generator = torch.Generator(device=device).manual_seed(seed)
-    vocab, width = _weight(model.embedding).shape
-    layers = {name: layer.module for name, layer in model.layers().items() if name != head}
-    sizes = {name: _weight(module).shape[0] for name, module in layers.items()}
-    others = {n: m for n, m in model.lookups().items() if n != model.embedding_name}
-    sizes |= {head: vocab, EMBEDDED: width}
-    sizes |= {name: _weight(module).shape[1] for name, module in others.items()}
-    sums = {name: torch.zeros(size, device=device) for name, size in sizes.items()}
-
-    def add(name: str, squares: Tensor) -> None:
-        sums[name] += squares
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if not output.requires_grad:
-                output.requires_grad_()
-            output.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: add(name, gradient.float().square().flatten(0, -2).sum(0))
-            )
-
-        return forward
-
-    with ExitStack() as hooks:
-        for name, module in layers.items():
-            hooks.callback(module.register_forward_hook(watch(name)).remove)
-        hooks.callback(model.embedding.register_forward_hook(watch(EMBEDDED)).remove)
-        for name, module in others.items():
-            hooks.callback(module.register_forward_hook(watch(name)).remove)
-        hooks.enter_context(_fixed_weights(model))
-        windows = model.window(_shorter(windows, most_logits(device) // (2 * vocab)))
-        batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
-        hooks.enter_context(_recomputed(model, batch * windows.shape[1]))
-        rows = max(1, PART_LOGITS // vocab)
-        for start in range(0, len(windows), batch):
-            tokens = windows[start : start + batch].to(device)
-            logits = finite(model.predictions(tokens))
-            slope = torch.empty_like(logits)
-            with torch.no_grad():
-                parts = (torch.split(each.flatten(0, 1), rows) for each in (logits, slope))
-                for part, slope_part in zip(*parts, strict=True):
-                    probabilities = part.softmax(-1)
-                    labels = torch.multinomial(probabilities, 1, generator=generator)
-                    # dL/dlogit = p - 1[label]; its square sums to E[p (1 - p)] in expectation
-                    add(head, (probabilities * (1 - probabilities)).sum(0))
-                    torch.exp(part.log_softmax(-1), out=slope_part)
-                    slope_part.scatter_add_(1, labels, slope_part.new_full(labels.shape, -1.0))
-            logits.backward(slope)  # type: ignore[no-untyped-call]
-            progress("fisher", min(start + batch, len(windows)), len(windows))
-    return sums
 
 
 def collect(
@@ -354,7 +117,7 @@ def _rows_looked_up(
         return found
 
     def count(name: str, module: nn.Module, ids: Tensor) -> None:
-        rows = _weight(module).shape[0]
+        rows = weight_of(module).shape[0]
         of_tokens = rows == len(every) and torch.equal(ids.cpu(), windows[:1].cpu())
         found[name] = every if of_tokens else _use(ids, rows)
 
@@ -382,7 +145,7 @@ def _tables(
         # once tuning has frozen a projection it is no layer to pack, and its table is coded too
         if table.projection not in linears:
             continue
-        projection = _weight(layers[table.projection].module).detach().float().cpu().numpy()
+        projection = weight_of(layers[table.projection].module).detach().float().cpu().numpy()
         rows = linears[table.projection].row_weight
         found[table.weight] = Sensitivity(
             hessian=projection.T @ (rows[:, None] * projection),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptpack.calibration.collect import finite
+from gptpack.calibration.fisher import finite
 from gptpack.calibration.kept import Kept, read_kept
 from gptpack.families.language_model import LanguageModel
 from gptpack.progress import Progress, silent

@@ -97,9 +97,7 @@ class LanguageModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device that the weights are on."""
-        weight = self.embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight.device
+        return weight_of(self.embedding).device
 
     def window(self, tokens: Tensor) -> Tensor:
         """Tokens ``[B, T]`` of windows as the model is to see them; some begin all alike."""
@@ -244,6 +242,13 @@ def first_read(length: int, reach: int) -> int:
     """
     half = max(1, reach // 2)
     return max(0, -(-(length - reach) // half) * half)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a layer or a table."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def most_logits(device: torch.device) -> int:
