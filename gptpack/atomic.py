@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,6 +56,32 @@ def check_target(path: str | Path, kind: str, *starts: bytes) -> None:
                 f"{path} exists and is no {kind}; it stays as it is: choose another name"
             )
     check_writable(target)
+
+
+def check_folder(path: str | Path, kind: str, mark: str, *names: str) -> None:
+    """Whether `replacing_directory` may take what stands at `path` away, asked before it does.
+
+    Args:
+        kind: what the directory will be, in words.
+        mark: the file by which one of that kind is known; an empty directory needs none.
+        names: patterns of the files that one of that kind consists of, besides.
+
+    Raises:
+        ConfigError: something of another kind stands there, or holds anything else.
+    """
+    target = Path(path)
+    if not target.exists():
+        return
+    entries = sorted(target.iterdir()) if target.is_dir() else None
+    if entries is None or (entries and not (target / mark).is_file()):
+        raise ConfigError(f"{path} exists and is no {kind}; it stays as it is: choose another name")
+    for entry in entries:
+        known = any(fnmatchcase(entry.name, pattern) for pattern in (mark, *names))
+        if not known or not entry.is_file():
+            raise ConfigError(
+                f"{path} exists and holds {entry.name}, which is not of the {kind} and would be "
+                "lost; choose another name"
+            )
 
 
 @contextmanager

@@ -274,9 +274,14 @@ def test_pack_reports_beside_a_file_make_the_times_known(
 def test_a_folder_that_is_no_submission_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("years of it")
-    with pytest.raises(ConfigError, match="it is no submission"):
+    with pytest.raises(ConfigError, match="is no submission"):
         check_output(tmp_path / "work", force=True)
     (tmp_path / "work" / "submission.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds thesis\.txt, which is not of the submission"):
+        check_output(tmp_path / "work", force=True)
+    (tmp_path / "work" / "thesis.txt").unlink()
+    (tmp_path / "work" / "train_seed7.log").write_text("step 1")
+    check_output(tmp_path / "work", force=True)
     with pytest.raises(ConfigError, match="give force=True"):
         check_output(tmp_path / "work", force=False)
     (tmp_path / "m").write_bytes(b"artifact")

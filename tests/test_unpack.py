@@ -409,6 +409,20 @@ def test_what_stands_there_stays_unless_it_is_of_the_kind_and_force_is_given(pac
     ]
 
 
+@pytest.mark.parametrize("other", ["thesis.tex", "src/main.py", ".git/HEAD", "model.gptpack"])
+def test_a_folder_that_holds_anything_else_stays_whole(packed, tmp_path, other):
+    out = tmp_path / "out"
+    gptpack.unpack(packed("llama"), out, to="transformers")
+    (out / other).parent.mkdir(exist_ok=True)
+    (out / other).write_bytes(packed("llama").read_bytes())
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    file = out / other if other.endswith("gptpack") else packed("llama")
+    for keep in (False, True):
+        with pytest.raises(ConfigError, match="which is not of the unpacked model and would be"):
+            gptpack.unpack(file, out, to="transformers", force=True, keep_packed=keep)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
 def test_a_missing_extra_is_status_4(packed, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gguf", None)
     words = ("unpack", str(packed("llama")), "--to", "gguf", "-o", str(tmp_path / "m.gguf"))

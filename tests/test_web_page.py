@@ -115,6 +115,10 @@ def test_an_older_site_is_replaced_and_anything_else_stays(golf, tmp_path):
     with pytest.raises(ConfigError, match="no site of gptpack"):
         make_site(path, other, tokenizer=words)
     assert [file.name for file in other.iterdir()] == ["mine"]
+    (site / "CNAME").write_text("example.org")
+    with pytest.raises(ConfigError, match="holds CNAME, which is not of the site"):
+        make_site(path, site, tokenizer=words)
+    assert (site / "CNAME").exists()
 
 
 def test_what_cannot_be_shown_is_refused_and_leaves_nothing(golf, llama, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptpack.atomic import replacing_directory
+from gptpack.atomic import check_folder, replacing_directory
 from gptpack.contest.logs import decisive_score, plain_score
 from gptpack.errors import ConfigError
 from gptpack.runs.logged import CAP_BYTES, LoggedRun
@@ -195,12 +195,9 @@ def check_output(output: Path, *, force: bool) -> None:
     Raises:
         ConfigError: something stands there that is no submission, or is not to be replaced.
     """
-    if not output.exists():
-        return
-    ours = output.is_dir() and (not any(output.iterdir()) or (output / FIGURES).is_file())
-    if not ours:
-        raise ConfigError(f"{output} exists and it is no submission; choose another --output")
-    if not force and any(output.iterdir()):
+    shipped = (ARTIFACT, SCRIPT, README, REQUIREMENTS, log_name("*"))
+    check_folder(output, "submission", FIGURES, *shipped)
+    if not force and output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} exists; give --force, or another --output")
 
 

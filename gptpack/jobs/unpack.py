@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptpack.artifact.reader import read_header
-from gptpack.atomic import check_writable, replacing, replacing_directory
+from gptpack.atomic import check_folder, check_writable, replacing, replacing_directory
 from gptpack.errors import ConfigError
 from gptpack.families.family import model_values
 from gptpack.families.transformers.config import TransformersConfig
@@ -133,14 +133,16 @@ def _check_output(output: Path, to: str, *, force: bool) -> None:
     if output.exists():
         if not force:
             raise ConfigError(f"{output} exists; give --force, or another --output")
-        if not _is_of(output, to):
+        if to == "transformers":
+            from gptpack.families.transformers.export import WRITTEN
+
+            check_folder(output, "unpacked model", *WRITTEN)
+        elif not _is_of(output, to):
             raise ConfigError(f"{output} exists and is no {to}; it stays: choose another --output")
     check_writable(output, ConfigError)
 
 
 def _is_of(output: Path, to: str) -> bool:
-    if to == "transformers":
-        return (output / "config.json").is_file()
     if not output.is_file():
         return False
     with output.open("rb") as file:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptpack.artifact.reader import Artifact, read_artifact
-from gptpack.atomic import replacing_directory
+from gptpack.atomic import check_folder, replacing_directory
 from gptpack.errors import ConfigError, DataError, MissingDependencyError, TokenizerError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.modules.config import ModuleConfig
@@ -57,8 +57,7 @@ def make_site(
         TokenizerError: there is no tokenizer, or it is not the model's.
         DataError: `output` cannot be written, or `licence` not be read.
     """
-    if output.exists() and not (output.is_dir() and _replaceable(output)):
-        raise ConfigError(f"{output} exists and is no site of gptpack; choose another name")
+    check_folder(output, "site of gptpack", SITE, MODEL, TOKENIZER, *(f"*{end}" for end in PAGE))
     progress("verify", 0, 0)
     artifact = read_artifact(path, verify_weights=True)
     _check_kind(artifact, path)
@@ -90,10 +89,6 @@ def make_site(
     return SiteMade(
         page_bytes=page_bytes, site_bytes=sum(map(len, contents.values())), notes=tuple(notes)
     )
-
-
-def _replaceable(folder: Path) -> bool:
-    return (folder / SITE).is_file() or not any(folder.iterdir())
 
 
 def _check_kind(artifact: Artifact, path: Path) -> None:

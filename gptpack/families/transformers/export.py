@@ -24,6 +24,8 @@ SHARD_BYTES = 4_000_000_000
 """Most bytes of one file of weights; what is larger is sharded."""
 WEIGHTS = "model.safetensors"
 GENERATION = "generation_config.json"
+WRITTEN = (CONFIG, "*.safetensors", "*.safetensors.index.json", *FILES, *SHIPPED)
+"""Patterns of the names of all files that are written, the first of which is in each folder."""
 
 
 def write_plain(model: LanguageModel, files: Mapping[str, bytes], folder: Path) -> list[str]:
