@@ -114,8 +114,14 @@ def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
         gptpack.pack(place / "checkpoint.pt", budget="1MB", bits=3)
     with pytest.raises(gptpack.GptpackError, match="a packed file; give the checkpoint"):
         gptpack.pack(place / "model.gptpack", bits=3)
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        gptpack.pack(place / "checkpoint.pt", sise="1MB")
+    with pytest.raises(TypeError, match="no argument 'bugdet'; did you mean budget"):
+        gptpack.pack(place / "checkpoint.pt", bugdet="1MB")
+    for tokens in ([5] * 9999, torch.ones(4), torch.ones(2, 2, 2, dtype=torch.int64)):
+        with pytest.raises(
+            gptpack.GptpackError, match=r"calibration: a .*; needed one of"
+        ) as error:
+            gptpack.pack(place / "checkpoint.pt", budget="1MB", calibration=tokens)
+        assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,16 @@ def test_the_output_file_holds_what_json_prints(world: World, run: Any, tmp_path
     assert json.loads(file.read_text()) == result
 
 
+def test_a_place_that_takes_no_file_is_told_before_anything_is_scored(
+    world: World, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptpack.jobs.evaluate.evaluate", None)
+    (tmp_path / "file").write_text("no folder")
+    status, _, said = run(world.artifact, "--data", world.data, "-o", tmp_path / "file" / "x.json")
+    assert status == 2
+    assert "is not a directory; choose another name" in said
+
+
 def test_a_checkpoint_scores_like_its_float32_artifact(world: World, run: Any) -> None:
     artifact = evaluated(run, world.artifact, "--data", world.data)
     checkpoint = evaluated(run, world.checkpoint, "--data", world.data)

@@ -173,13 +173,16 @@ def test_loops_that_training_never_comes_to_are_refused():
 
 
 def test_a_context_that_cannot_be_halved_is_refused():
-    halved = TrainingConfig(context_halvings=3)
+    halved = TrainingConfig(context_halvings=3, full_context_start=0.5)
     with pytest.raises(ConfigError, match=r"model\.context=1028 cannot be halved so often"):
         Recipe(model=ModelConfig(context=1028), training=halved)
     with pytest.raises(ConfigError, match="goes with causal attention alone"):
         Recipe(model=ModelConfig(document_mask=True), training=halved)
     with pytest.raises(ConfigError, match="context_halvings"):
         TrainingConfig(context_halvings=-1)
+    for alone in (TrainingConfig(context_halvings=1), TrainingConfig(full_context_start=0.5)):
+        with pytest.raises(ConfigError, match="do nothing without each other"):
+            Recipe(training=alone)
 
 
 def test_a_warmdown_is_in_steps_or_a_share_and_not_both():

@@ -36,6 +36,13 @@ def test_what_the_tests_need_works_here(findings):
         assert able[task].works, able[task]
 
 
+def test_the_help_names_every_task(capsys):
+    assert run("doctor", "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    named = said.partition("exit status is 4: ")[2].partition(".")[0].split(", ")
+    assert sorted(named) == sorted(TASKS)
+
+
 def test_every_task_needs_things_that_are_looked_for_and_can_be_mended(findings):
     for needed in TASKS.values():
         for name in needed:

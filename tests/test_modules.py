@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,16 @@ def test_the_callers_configuration_is_kept(tmp_path):
     code = "import sys, gptpack; gptpack.verify(sys.argv[1]); sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(tmp_path / "m.gptpack")]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("value", [Path("x"), float("nan"), {1, 2}])
+def test_a_configuration_that_is_no_json_is_refused_at_once(value):
+    model = Script()
+    with pytest.raises(
+        gptpack.GptpackError, match=r"config=.*: not plain values for JSON"
+    ) as error:
+        gptpack.Module(model, logits=model.forward_logits, context=CONTEXT, config={"place": value})
+    assert error.value.exit_status == 2
 
 
 def test_tuning_trains_a_copy_that_the_caller_can_call(tmp_path, monkeypatch):

@@ -196,8 +196,12 @@ def test_a_separator_with_windows_line_ends_is_told_and_may_be_given(tmp_path: P
         DataError, match=r"'\\n\\x1e\\n' does not occur, but '\\r\\n\\x1e\\r\\n' does, 35 times"
     ):
         list(iterate_documents(path))
-    with pytest.raises(DataError, match=r"such as separator '\\r\\n\\x1e\\r\\n' if its lines"):
+    with pytest.raises(DataError, match=r"lines that end in '\\n', or .*r '\\r\\n\\x1e\\r\\n'$"):
         list(iterate_documents(path))
+    path.write_bytes(SEPARATOR.join(TEXTS).replace("\n", "\r").encode())
+    with pytest.raises(DataError, match=r"but '\\r\\x1e\\r' does, 35 times.*r '\\r\\x1e\\r'$"):
+        list(iterate_documents(path))
+    assert list(iterate_documents(path, "\r\x1e\r")) == [t.replace("\n", "\r") for t in TEXTS]
     path.write_bytes("\n\n".join(TEXTS).replace("\n", "\r\n").encode())
     with pytest.raises(DataError, match=r"'\\n\\n' does not occur, but '\\r\\n\\r\\n' does"):
         list(iterate_documents(path, "\n\n"))

@@ -409,6 +409,31 @@ def test_what_stands_there_stays_unless_it_is_of_the_kind_and_force_is_given(pac
     ]
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(packed, tmp_path, monkeypatch, capsys):
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    def full(self, folder, **how):
+        (Path(folder) / "config.json").write_text("{}")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    file, place = packed("llama"), tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    words = ("unpack", str(file), "--to", "transformers", "-o", str(place / "out"))
+    assert invoke(*words) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot write: I/O error: No space left on device" in last
+    assert not list(place.iterdir())
+
+
+def test_whoever_may_read_one_file_of_a_folder_may_read_all(packed, tmp_path):
+    gptpack.unpack(packed("llama"), tmp_path / "out", to="transformers")
+    files = list((tmp_path / "out").iterdir())
+    assert any(file.suffix == ".safetensors" for file in files)
+    assert len({file.stat().st_mode for file in files}) == 1
+
+
 @pytest.mark.parametrize("other", ["thesis.tex", "src/main.py", ".git/HEAD", "model.gptpack"])
 def test_a_folder_that_holds_anything_else_stays_whole(packed, tmp_path, other):
     out = tmp_path / "out"

@@ -30,7 +30,7 @@ def command(tasks: tuple[str, ...], as_json: bool) -> None:
 
     Everything is tried: modules are imported, codecs code, a CUDA device computes. Each TASK that
     is named must be able to run, or the exit status is 4: check, inspect, verify, data, train,
-    pack, eval, download, report, brotli, cuda, triton, fa3, fa4.
+    pack, eval, download, report, hf, gguf, gpt2, brotli, cuda, triton, fa3, fa4.
     """
     with progress_bars(quiet=as_json) as progress:
         progress("try what is here", 0, 0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from gptpack.atomic import check_writable
 from gptpack.cli.bars import progress_bars, tell
 from gptpack.cli.console import main_rank
 from gptpack.cli.eval_options import EVAL_OPTIONS
@@ -54,6 +55,8 @@ def command(
     """
     from gptpack.jobs.evaluate import evaluate, wait_for_file
 
+    if output is not None:
+        check_writable(output)
     with progress_bars(quiet=quiet or as_json or not main_rank()) as progress:
         found = evaluate(
             path,

@@ -38,7 +38,7 @@ def command(path: Path, output: Path, as_json: bool, **settings: Any) -> None:
       gptpack unpack model.gptpack --to gguf --dtype q8_0 -o model.gguf
 
     transformers is a folder that needs nothing of gptpack; in float32 its weights are bit for bit
-    those that were evaluated. With --keep-packed the folder stays as small as FILE, and loads in
+    those that were evaluated. With --keep-packed its weights are FILE's bytes, and it loads in
     transformers after `import gptpack.hf`. safetensors is one file of named tensors, of any model.
     gguf is for llama.cpp and what is built on it: Llama, Mistral, Qwen2, Qwen3, GPT-2.
     """

@@ -103,14 +103,14 @@ def _is_record(head: bytes, *, other: bool) -> bool:
 
 def _check_whole(path: Path, piece: bytes, separator: str) -> None:
     """Raise the `DataError` of a file of one document that has its separator in another form."""
-    windows = separator.replace("\r\n", "\n").replace("\n", "\r\n")
-    core = separator.strip("\r\n")
-    for other in (windows, core or separator):
+    plain = separator.replace("\r\n", "\n")
+    ends = {end: plain.replace("\n", end) for end in ("\r\n", "\r")}
+    for other in (*ends.values(), separator.strip("\r\n") or separator):
         if other != separator and (count := piece.count(other.encode())):
             raise DataError(
                 f"{path}: the separator {separator!r} does not occur, but {other!r} does, {count} "
-                f"times; give it as the file has it, such as --separator {windows!r} if its lines "
-                "end so"
+                "times; write the file with lines that end in '\\n', or for shards tell "
+                f"'gptpack data' --separator {other!r}"
             )
 
 

@@ -112,7 +112,7 @@ def tokenize_files(
         except OSError as error:
             raise DataError(f"{path}: cannot read: {error.strerror}") from error
     if not config.force and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} exists and is not empty; choose another, or replace it by force")
+        raise DataError(f"{output} exists and is not empty; choose another, or give --force")
     if splitting:
         sources["val"] = sources["train"]
     choose = _split_rule(sources["train"], config, progress)

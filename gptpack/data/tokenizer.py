@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def train_tokenizer(
     sample = _sample(documents, config.sample_bytes, progress)
     sentences = [piece for document in sample for piece in _sentences(document)]
     if not sentences:
-        raise TokenizerError(f"{output}: no text to train a tokenizer on")
+        raise TokenizerError("the sources hold no text to train a tokenizer on")
     progress("train tokenizer", 0, 0)
     model = io.BytesIO()
     try:
@@ -237,6 +238,11 @@ def train_tokenizer(
             minloglevel=4,
         )
     except (RuntimeError, OSError) as error:
+        if small := re.search(r"(\d+) vs (\d+)\. Increase vocab_size", str(error)):
+            raise TokenizerError(
+                f"{output}: {small[1]} pieces are too few for this text, which takes at least "
+                f"{small[2]}: 256 bytes, 4 signs, and its characters; give a larger --vocab"
+            ) from error
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
         raise TokenizerError(f"{output}: SentencePiece cannot train: {reason}") from error
     with replacing(output, DataError) as file:

@@ -14,7 +14,8 @@ def verdict(report: DiffReport) -> str:
     if (known := _scores(report)) is None:
         return (
             f"B has other weights than A and is {size}; which is better is not known, as the files "
-            "record no bits per byte of one text: measure them with --bpb --data."
+            "record no bits per byte of one text: measure them with --bpb, and --data or "
+            "--text."
         )
     before, after, how = known
     rise, figures = after - before, f"{before:.6f} and {after:.6f} bits per byte, {how}"

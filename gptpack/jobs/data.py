@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from gptpack.atomic import check_writable
 from gptpack.data.byte_pairs import GPT2_SHA256, load_tokenizer
 from gptpack.data.documents import SEPARATOR, iterate_documents
 from gptpack.data.download import DownloadConfig, download_fineweb
@@ -52,6 +53,7 @@ def make_tokenizer(
     """
     if output.exists() and not force:
         raise DataError(f"{output} exists; choose another name or give --force")
+    check_writable(output, DataError)
     config = TokenizerConfig(**settings)
     documents = (text for source in sources for text in iterate_documents(source, separator))
     made = train_tokenizer(documents, output, config, progress)

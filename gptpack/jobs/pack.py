@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gptpack.memory import give_back
 from gptpack.packing.packer import UNLIMITED, CodedFile, grid_bits
 from gptpack.progress import Progress, silent
 from gptpack.quant.allocation import UNREAD
+from gptpack.values import nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,9 @@ def pack(
     """
     if request is not None and settings:
         raise ConfigError(f"{', '.join(settings)}: set them in the request that is given")
+    known = [field.name for field in fields(PackRequest)]
+    for name in settings.keys() - known:
+        raise TypeError(f"pack() has no argument '{name}'{nearest(name, known)}")
     request = PackRequest(**settings) if request is None else request
     request.check_size()
     request.check_files()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gptpack.codec.sections import codec_names
-from gptpack.errors import ConfigError
+from gptpack.errors import ConfigError, DataError
 from gptpack.evaluation.plain_text import text_files
 from gptpack.inputs import once
 from gptpack.packing.config import PackConfig
@@ -100,8 +100,13 @@ class PackRequest:
     """``auto``, ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
+        if (
+            not (self.calibration is None or isinstance(self.calibration, str))
+            and self.tokens is None
+        ):
+            raise ConfigError(_no_tokens(self.calibration))
         for name, choices in CHOICES.items():
-            if name != "calibration" or not _is_tokens(self.calibration):
+            if name != "calibration" or self.tokens is None:
                 check_choice(name, getattr(self, name), choices)
         check_fields(self, BYTES, "budget")
         check_fields(self, SOME, "max_rise bits delta tune_seconds")
@@ -174,6 +179,10 @@ class PackRequest:
         )
         if self.data is not None and (fitted or proof):
             raise ConfigError("--data and --text: give one of them")
+        if self.data is not None and not Path(self.data).is_dir():
+            raise DataError(
+                f"{self.data}: not a folder of shards; 'gptpack data tokenize' makes one"
+            )
         if fitted & proof:
             raise ConfigError(
                 f"{min(fitted & proof)}: --text and --eval-text must be different files, or the "
@@ -197,6 +206,17 @@ class PackRequest:
 def _is_tokens(value: Any) -> bool:
     """Whether this is an array or tensor of integers, of one dimension or two."""
     return hasattr(value, "dtype") and "int" in str(value.dtype) and value.ndim in (1, 2)
+
+
+def _no_tokens(value: Any) -> str:
+    """What is wrong with a `calibration` that is neither a word nor tokens."""
+    found = type(value).__name__
+    if hasattr(value, "dtype"):
+        found += f" of {value.dtype} in {value.ndim} dimensions"
+    return (
+        f"calibration: a {found}; needed one of shards, text, self and random, or an array or "
+        "tensor of integers in 1 or 2 dimensions"
+    )
 
 
 def _number(value: Any) -> bool:

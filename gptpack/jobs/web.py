@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptpack.artifact.reader import Artifact, read_artifact
-from gptpack.atomic import check_folder, replacing_directory
+from gptpack.atomic import check_folder, check_writable, replacing_directory
 from gptpack.errors import ConfigError, DataError, MissingDependencyError, TokenizerError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.modules.config import ModuleConfig
@@ -58,6 +58,7 @@ def make_site(
         DataError: `output` cannot be written, or `licence` not be read.
     """
     check_folder(output, "site of gptpack", SITE, MODEL, TOKENIZER, *(f"*{end}" for end in PAGE))
+    check_writable(output, DataError)
     progress("verify", 0, 0)
     artifact = read_artifact(path, verify_weights=True)
     _check_kind(artifact, path)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from gptpack.codec.trellis import POLYNOMIALS
 from gptpack.errors import ConfigError
+from gptpack.values import nearest
 
 CLIPPED = tuple(f"gptq-int{bits}" for bits in range(4, 9))
 GRIDS = ("gptq-uniform", "gptq-trellis")
@@ -45,6 +46,7 @@ class PackConfig:
             if method not in METHODS:
                 raise ConfigError(
                     f"method '{method}' for '{pattern}': there are {', '.join(METHODS)}"
+                    f"{nearest(method, METHODS)}"
                 )
         if not self.methods or self.methods[0][0] != "*":
             raise ConfigError("the first method must be for all tensors: '*'")

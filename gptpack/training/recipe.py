@@ -24,6 +24,7 @@ from gptpack.values import (
     SHARE,
     check_fields,
     from_dict,
+    nearest,
     to_dict,
 )
 
@@ -137,7 +138,8 @@ class TrainingConfig:
     of the last stage."""
     context_halvings: int = 0
     """Times that the context of attention is halved at the start of a run: nothing is seen beyond
-    blocks of so many tokens. They double in equal parts of the run up to ``full_context_start``.
+    blocks of so many tokens. They double in equal parts of the run up to ``full_context_start``,
+    which goes with it.
     Press et al. 2021 train on shorter inputs first, https://arxiv.org/abs/2012.15832."""
     full_context_start: float = 0.0
     """Share of the run from which attention has the model's whole context."""
@@ -224,6 +226,12 @@ class Recipe:
         if self.model.architecture == "speedrun" and self.training.dropout:
             raise ConfigError("training.dropout is not of architecture='speedrun'; set it to 0")
         halvings = self.training.context_halvings
+        if bool(halvings) != bool(self.training.full_context_start):
+            raise ConfigError(
+                f"training.context_halvings={halvings} and training.full_context_start="
+                f"{self.training.full_context_start:g} do nothing without each other; set both or "
+                "none"
+            )
         if halvings and (self.model.architecture == "speedrun" or self.model.document_mask):
             raise ConfigError(
                 f"training.context_halvings={halvings} goes with causal attention alone; set it to "
@@ -255,7 +263,7 @@ def find_recipe(recipe: str | Path) -> Path:
         return packaged
     raise ConfigError(
         f"recipe '{recipe}' is not a file, and the packaged recipes are: "
-        f"{', '.join(recipe_names())}"
+        f"{', '.join(recipe_names())}{nearest(str(recipe), recipe_names())}"
     )
 
 

@@ -4,6 +4,7 @@ Shape legend: B = sequences, T = positions, C = inputs, V = vocabulary.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -73,9 +74,14 @@ class Module(Wrapped):
                 file.
 
         Raises:
+            ConfigError: `config` is no JSON, or the logits have another shape.
             CheckpointError: the module calls no embedding, or its logits are not a product with
                 the weight of a linear layer or of the embedding.
         """
+        try:
+            json.dumps(dict(config or {}), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"config={config!r}: not plain values for JSON: {error}") from error
         tables = [m for m in module.modules() if isinstance(m, nn.Embedding)]
         if not tables:
             raise CheckpointError(f"{type(module).__name__}: it has no nn.Embedding for its tokens")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 
 from gptpack.families.language_model import LanguageModel
@@ -32,12 +33,23 @@ def write_plain(model: LanguageModel, files: Mapping[str, bytes], folder: Path) 
     """Write the model, in the type that it has, and its files; returns notes.
 
     Names, shards and tied weights are as `save_pretrained` has them.
+
+    Raises:
+        OSError: the file system refuses.
     """
-    with quiet():
-        model.module.save_pretrained(folder, max_shard_size=SHARD_BYTES)  # type: ignore[operator]
+    try:
+        with quiet():
+            model.module.save_pretrained(  # type: ignore[operator]
+                folder, max_shard_size=SHARD_BYTES
+            )
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     # no more than there was, so that packing the folder again takes no more bytes
     (folder / GENERATION).unlink(missing_ok=True)
     _write_config(model, folder, {"dtype": str(model.embedding.weight.dtype).split(".")[1]})
+    for weights in folder.glob("*.safetensors"):
+        # its library lets nobody but the owner read them
+        weights.chmod((folder / CONFIG).stat().st_mode & 0o777)
     return _write_files(files, folder)
 
 
