@@ -3,6 +3,7 @@
 Shape legend: N = windows, T = positions, R = outputs, C = channels.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -54,18 +55,26 @@ def _fixed_weights(model: LanguageModel) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-@contextmanager
-def _recomputed(model: LanguageModel, tokens: int) -> Iterator[None]:
-    """What blocks of layers make inside is made again in a pass back, not kept, if that is much.
+def _tokens_kept(model: LanguageModel) -> float:
+    """Tokens for which a pass back may keep what blocks make inside.
 
-    Keeping it for so many tokens at once would take more than the weights do.
+    On a CPU that is as many numbers as there are weights, or as logits at once if those are more.
     """
+    if model.device.type != "cpu":
+        return math.inf
     outputs = sum(weight_of(layer.module).shape[0] for layer in model.layers().values())
-    kept = KEPT_OF_OUTPUTS * outputs * tokens
-    if model.device.type != "cpu" or kept < sum(w.numel() for w in model.weights().values()):
-        yield
-        return
+    numbers = max(sum(w.numel() for w in model.weights().values()), most_logits(model.device))
+    return numbers / (KEPT_OF_OUTPUTS * outputs)
+
+
+@contextmanager
+def _recomputed(model: LanguageModel, share: float) -> Iterator[None]:
+    """What this share of the blocks makes inside is made again in a pass back, and not kept.
+
+    It is the first blocks, which a pass back comes to once what the others keep is gone.
+    """
     blocks = [block for stack in model.stacks() for block in stack if "forward" not in vars(block)]
+    blocks = blocks[: math.ceil(share * len(blocks))]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
@@ -130,8 +139,10 @@ def output_fisher(
             hooks.callback(module.register_forward_hook(watch(name)).remove)
         hooks.enter_context(_fixed_weights(model))
         windows = model.window(_shorter(windows, most_logits(device) // (2 * vocab)))
-        batch = max(1, min(batch, most_logits(device) // (vocab * windows.shape[1])))
-        hooks.enter_context(_recomputed(model, batch * windows.shape[1]))
+        length, kept = windows.shape[1], _tokens_kept(model)
+        fits = min(most_logits(device) // (vocab * length), kept // length)
+        batch = int(max(1, min(batch, fits)))
+        hooks.enter_context(_recomputed(model, max(0.0, 1 - kept / (batch * length))))
         rows = max(1, PART_LOGITS // vocab)
         for start in range(0, len(windows), batch):
             tokens = windows[start : start + batch].to(device)
