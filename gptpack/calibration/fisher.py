@@ -140,8 +140,7 @@ def output_fisher(
         hooks.enter_context(_fixed_weights(model))
         windows = model.window(_shorter(windows, most_logits(device) // (2 * vocab)))
         length, kept = windows.shape[1], _tokens_kept(model)
-        fits = min(most_logits(device) // (vocab * length), kept // length)
-        batch = int(max(1, min(batch, fits)))
+        batch = max(1, int(min(batch, most_logits(device) / (vocab * length), kept / length)))
         hooks.enter_context(_recomputed(model, max(0.0, 1 - kept / (batch * length))))
         rows = max(1, PART_LOGITS // vocab)
         for start in range(0, len(windows), batch):

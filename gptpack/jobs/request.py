@@ -100,10 +100,7 @@ class PackRequest:
     """``auto``, ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
-        if (
-            not (self.calibration is None or isinstance(self.calibration, str))
-            and self.tokens is None
-        ):
+        if self.tokens is None and not isinstance(self.calibration, str | None):
             raise ConfigError(_no_tokens(self.calibration))
         for name, choices in CHOICES.items():
             if name != "calibration" or self.tokens is None:

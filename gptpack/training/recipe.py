@@ -261,9 +261,10 @@ def find_recipe(recipe: str | Path) -> Path:
     packaged = FOLDER / f"{path.name}.toml"
     if len(path.parts) == 1 and packaged.is_file():
         return packaged
+    names = recipe_names()
     raise ConfigError(
         f"recipe '{recipe}' is not a file, and the packaged recipes are: "
-        f"{', '.join(recipe_names())}{nearest(str(recipe), recipe_names())}"
+        f"{', '.join(names)}{nearest(str(recipe), names)}"
     )
 
 

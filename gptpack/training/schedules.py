@@ -43,7 +43,7 @@ def phases(recipe: Recipe) -> list[Phase]:
     """The parts of a run, in order; their shares add up to 1."""
     training = recipe.training
     halvings, full = training.context_halvings, training.full_context_start
-    starts = {stage * full / halvings for stage in range(1, halvings + 1)} if halvings else set()
+    starts = {stage * full / halvings for stage in range(1, halvings + 1)}
     if recipe.model.loops:
         starts.add(training.recurrence_start)
     found = []
