@@ -353,6 +353,7 @@ def test_flash_kernels_are_given_documents_and_windows(monkeypatch, backend):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
 @pytest.mark.parametrize("backend", ["flex", "fa4"])
 def test_backends_agree_on_a_gpu(backend):
     if backend == "fa4":

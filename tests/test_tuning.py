@@ -235,7 +235,7 @@ def test_a_clock_ends_tuning_with_rates_near_zero(case, monkeypatch):
         step(adam, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", noted)
-    settings = TuneConfig(steps=1000, seconds=1.05, tokens=64, warmup=0, scale_lr=1.0)
+    settings = TuneConfig(steps=4, seconds=1.05, tokens=64, warmup=0, scale_lr=1.0)
     result = tune(student, case().model, windows(16), settings, CPU)
     assert result.steps == len(rates) == 10
     assert rates == pytest.approx([1 - look / 10.5 for look in range(1, 11)])
@@ -438,11 +438,18 @@ def test_layers_are_tuned_behind_an_embedding_of_another_method(case, variant):
 
 
 @pytest.mark.parametrize("by_layer", [True, False])
-def test_a_limit_in_seconds_leaves_steps_out_and_says_how_many_there_were(case, by_layer):
+def test_seconds_take_the_place_of_steps_and_the_file_says_how_many_there_were(
+    case, by_layer, monkeypatch
+):
+    """Each look at the clock takes a tenth of a second here."""
     chosen = case()
-    settings = dataclasses.replace(QUICK, by_layer=by_layer, final_steps=100_000, seconds=0.3)
+    looks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(looks) / 10)
+    monkeypatch.setattr(tuning, "time", clock)
+    monkeypatch.setattr(progressive, "time", clock)
+    settings = dataclasses.replace(QUICK, by_layer=by_layer, final_steps=3, seconds=4.0)
     packed = progressively(chosen, chosen.packer(SMALL), settings, delta=DELTA)
-    assert packed.record.tuned_steps < 50_000
+    assert 15 < packed.record.tuned_steps < 40
     assert len(packed.assemble()) > 0
 
 

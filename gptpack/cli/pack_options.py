@@ -103,7 +103,7 @@ PACK_OPTIONS = together(
     click.option(
         "--tune-seconds",
         type=POSITIVE,
-        help="Most seconds of tuning.  [default: a number of steps]",
+        help="Tune for so many seconds.  [default: a number of steps]",
     ),
     click.option(
         "--tune-labels",

@@ -89,7 +89,7 @@ class PackRequest:
     tune_labels: float = 0.0
     """Weight of cross entropy on the text in tuning; the rest is KL to the unpacked model."""
     tune_seconds: float | None = None
-    """Most seconds of tuning after the first search; None goes by steps."""
+    """Seconds of tuning after the first search; None makes a number of steps."""
     eval_tokens: int = 0
     """Prove on the first so many validation targets; 0 proves on all."""
     stride: int | None = None

@@ -60,8 +60,8 @@ class ProgressiveConfig:
     gain for a checkpoint that was stopped early, a loss for one that was not (docs/log.md,
     2026-11-28)."""
     seconds: float = 0.0
-    """Most seconds after the first search, shared among the groups by their steps; 0 has no limit.
-    With a limit, two packs of a checkpoint need not be the same bytes."""
+    """Seconds after the first search, shared among the groups in proportion to those steps; 0 goes
+    by the steps. By the clock, two packs of a checkpoint need not be the same bytes."""
     calibration_windows: int = 64
     """Windows from which each group's Hessians are collected anew."""
 

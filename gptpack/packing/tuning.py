@@ -12,6 +12,7 @@ the cross entropy of the text itself (`TuneConfig.labels`).
 Shape legend: B = sequences, T = positions, R = outputs, C = inputs, V = vocabulary.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -34,9 +35,9 @@ class TuneConfig:
     """How to train by Adam, with learning rates that fall linearly to 0."""
 
     steps: int = 250
-    """Most optimizer steps; there are fewer if `seconds` are over before."""
+    """Optimizer steps, where `seconds` is 0."""
     seconds: float = 0.0
-    """Most seconds; 0 has no limit. Rates fall with the clock or the steps, whichever is ahead."""
+    """Seconds that tuning takes, by whose clock the rates fall, in place of a number of steps."""
     tokens: int = 16384
     """Tokens of a step over all ranks."""
     scale_lr: float = 2e-3
@@ -148,18 +149,19 @@ def tune(
         fused=device.type == "cuda",
     )
     losses: list[Tensor] = []
+    whole = config.seconds or config.steps
     start = time.perf_counter()
     with (
         student.compiled_predictions(compiler) as learned,
         teacher.compiled_predictions(compiler) as taught,
     ):
         loss_of = compiler(_loss, dynamic=False) if compiler is not None else _loss
-        for step in range(config.steps):
+        for step in itertools.count():
             # all ranks go by rank 0's clock, so that they make the same steps
-            spent = ranks.first(time.perf_counter() - start) if config.seconds else 0.0
-            done = max(step / config.steps, spent / config.seconds if config.seconds else 0.0)
-            if done >= 1:
+            now = ranks.first(time.perf_counter() - start) if config.seconds else step
+            if now >= whole:
                 break
+            done = now / whole
             for group in adam.param_groups:
                 rise = min(1.0, (step + 1) / max(1, config.warmup))
                 group["lr"] = group["base"] * rise * (1 - done)
@@ -181,7 +183,7 @@ def tune(
             losses.append(total)
             if config.seconds and device.type == "cuda":
                 torch.cuda.synchronize()  # otherwise the clock would time launches
-            progress(phase, step + 1, config.steps)
+            progress(phase, now if config.seconds else step + 1, whole)
     recent = losses[-max(1, len(losses) // 10) :]
     mean = float(torch.stack(recent).mean()) if recent else float("nan")
     return Tuned(len(losses), mean)
