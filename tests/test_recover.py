@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from gptpack.quant import recover
 from gptpack.quant.allocation import grid_tensor
-from gptpack.quant.int8 import to_bfloat16
+from gptpack.quant.int8 import keep_float, to_bfloat16
 from gptpack.quant.recover import recovered
 from gptpack.quant.types import PackedTensor, dequantize
 
@@ -77,3 +78,10 @@ def test_what_lies_on_no_grid_of_ours_gives_nothing():
     assert recovered("w", values, 8) is None  # another trellis
     values[5, 5] = np.nextafter(values[5, 5], np.float32(1))
     assert recovered("w", values, 256) is None
+
+
+def test_a_row_in_sixteen_bits_is_enough_to_see_that_there_is_no_grid(monkeypatch):
+    monkeypatch.setattr(recover, "_scales", lambda *_: pytest.fail("looked at all weights"))
+    values = np.random.default_rng(0).normal(0, 1, (16, 4096)).astype(np.float32)
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert recovered("w", dequantize(keep_float("w", values, dtype)), 256) is None

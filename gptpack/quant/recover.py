@@ -35,8 +35,9 @@ COARSE = ROW_SCALES_PER_OCTAVE // COLUMN_SCALES_PER_OCTAVE
 """Steps of a row scale in one of a column scale."""
 ODD_PARTS = range(1, 16, 2)
 """Odd parts of points that are looked for; some points of each row and column have one of them."""
-LEAST_SHARE = 0.05
-"""Least share of such points in a row; elsewhere one value in 1,500 looks like one."""
+LEAST_SHARE = 0.1
+"""Least share of such points in a row; elsewhere one value in 1,500 looks like one, or one in 16 of
+those in bfloat16."""
 DIGITS = 16
 """Bits of a point; a file's codes have as many."""
 DIGITS_BY_OFFSETS = 10
