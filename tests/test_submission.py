@@ -21,7 +21,13 @@ from test_packaging import bare_environment
 from gptpack import atomic
 from gptpack.cli import main
 from gptpack.contest.folder import check_output, write_folder
-from gptpack.contest.logs import decisive_score, plain_score, submission_log
+from gptpack.contest.logs import (
+    RunRecord,
+    decisive_score,
+    plain_score,
+    submission_log,
+    training_lines,
+)
 from gptpack.contest.rules import check_submitted
 from gptpack.contest.script import make_script
 from gptpack.contest.submitted import read_submitted
@@ -31,6 +37,7 @@ from gptpack.jobs import standalone
 from gptpack.jobs.submission import run_script as in_a_process
 from gptpack.jobs.submission_check import _exchange
 from gptpack.quant.int8 import keep_float, quantize_int8_rows
+from gptpack.runs.logs import parse_log
 from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 from gptpack.training.recipe import Recipe, TrainingConfig
 
@@ -269,6 +276,25 @@ def test_pack_reports_beside_a_file_make_the_times_known(
     assert "SOURCES['gptpack.jobs.load']" in (tmp_path / "out" / "train_gpt.py").read_text()
     assert rules(tmp_path / "out")["times"][0] == "pass"
     assert gptpack(*arguments, *options) == 2  # before anything is run
+
+
+def test_the_log_of_a_short_run_with_seconds_after_its_last_metrics_does_not_contradict_itself():
+    metrics = [{"step": n + 1, "loss_nats": 5.0, "seconds": 0.5 * n} for n in range(4)]
+    run = RunRecord(
+        name="a",
+        seed=1,
+        artifact=Path("a.gptpack"),
+        file_bytes=1,
+        codecs=frozenset(),
+        metrics=metrics,
+        train_seconds=4.0,
+    )
+    text = "\n".join(training_lines(run))
+    assert "step:1/4 train_loss:5.000000 train_time:500ms step_avg:500.00ms" in text
+    assert "step:4/4 train_loss:5.000000 train_time:4000ms step_avg:1000.00ms" in text
+    log = parse_log(text, "a.log")
+    assert (log.steps, log.train_seconds) == (4, 4.0)
+    assert not log.contradictions
 
 
 def test_a_folder_that_is_no_submission_is_never_replaced(tmp_path: Path) -> None:

@@ -57,10 +57,13 @@ def training_lines(run: RunRecord) -> Iterator[str]:
     total = int(run.recipe.get("training", {}).get("steps", 0)) or len(run.metrics)
     stride = max(1, -(-len(run.metrics) // MOST_STEPS))
     last = len(run.metrics) - 1
+    # metrics have the seconds at which a step begins, a log those at which it ends
+    began = [entry.get("seconds", 0.0) for entry in run.metrics]
+    ends = [*began[1:], *(began[-1:] if run.train_seconds is None else [run.train_seconds])]
     for index, entry in enumerate(run.metrics):
         if index % stride and index != last:
             continue
-        spent = 1000 * entry.get("seconds", 0.0)
+        spent = 1000 * ends[index]
         yield (
             f"step:{entry['step']}/{total} train_loss:{entry.get('loss_nats', 0.0):.6f} "
             f"train_time:{spent:.0f}ms step_avg:{spent / max(entry['step'], 1):.2f}ms"

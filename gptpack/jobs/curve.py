@@ -11,6 +11,7 @@ from gptpack.errors import ConfigError
 from gptpack.evaluation.result import Evaluation
 from gptpack.jobs.load import Loaded
 from gptpack.jobs.prepare import prepared
+from gptpack.jobs.proof import quality
 from gptpack.jobs.request import PackRequest
 from gptpack.packing.packer import CodedFile, grid_bits
 from gptpack.progress import Progress, silent
@@ -38,13 +39,14 @@ class Point:
         return self.bpb_measured - self.bpb_before
 
 
-def point_of(coded: CodedFile, size: int, scores: tuple[Evaluation, Evaluation] | None) -> Point:
-    """The point of a file of `size` bytes, with its scores before and after packing, if any."""
+def point_of(coded: CodedFile, scores: tuple[Evaluation, Evaluation] | None) -> Point:
+    """The point of a file that says its scores before and after packing, if there are any."""
     measured: dict[str, float] = {}
     if scores is not None:
         before, after = (each.plain for each in scores)
         measured["bpb_before"] = before.bpb
         measured["bpb_measured"] = after.bpb
+    size = len(coded.assemble(None if scores is None else quality(*scores)))
     bits = grid_bits(coded.encoded) or 0.0
     return Point(delta=coded.delta, bits=bits, bytes=size, **measured)
 
@@ -133,7 +135,7 @@ def make_curve(
                 coded = ready.fit(delta=delta * 2 ** (reached - wanted))
             file = coded.assemble()
             scores = ready.proof.of(file, progress=progress) if ready.ranks.main else None
-            points.append(point_of(coded, len(file), scores))
+            points.append(point_of(coded, scores))
         plot = _write(points, path, notes) if ready.ranks.main else None
         assumed = ready.packer.record.assumed or ()
     notes += ready.kept_notes()

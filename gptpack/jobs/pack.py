@@ -10,7 +10,7 @@ from typing import Any
 
 from gptpack.artifact.layout import MAGIC
 from gptpack.artifact.reader import decode_header
-from gptpack.artifact.record import PackRecord, Quality
+from gptpack.artifact.record import PackRecord
 from gptpack.artifact.writer import write_atomic
 from gptpack.atomic import check_target
 from gptpack.errors import ConfigError
@@ -19,6 +19,7 @@ from gptpack.families.language_model import LanguageModel
 from gptpack.jobs.curve import Point
 from gptpack.jobs.load import Loaded
 from gptpack.jobs.prepare import check_unpacked, prepared
+from gptpack.jobs.proof import quality
 from gptpack.jobs.request import PackRequest
 from gptpack.jobs.rise import smallest
 from gptpack.memory import give_back
@@ -186,14 +187,4 @@ def pack(
         after=after,
         search=points,
         seconds=ready.seconds,
-    )
-
-
-def quality(before: Evaluation, after: Evaluation) -> Quality:
-    """What the header says of the file's worth."""
-    return Quality(
-        bpb_before=round(before.plain.bpb, 6),
-        bpb_after=round(after.plain.bpb, 6),
-        context=after.plain.context,
-        tokens=after.plain.tokens,
     )

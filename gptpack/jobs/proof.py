@@ -6,6 +6,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptpack.artifact.record import Quality
 from gptpack.artifact.writer import write_atomic
 from gptpack.evaluation.result import Evaluation
 from gptpack.jobs.evaluate import evaluate
@@ -118,3 +119,13 @@ class Proof:
                 with suppress(OSError):
                     folder.rmdir()
         return before, after
+
+
+def quality(before: Evaluation, after: Evaluation) -> Quality:
+    """What the header says of the file's worth."""
+    return Quality(
+        bpb_before=round(before.plain.bpb, 6),
+        bpb_after=round(after.plain.bpb, 6),
+        context=after.plain.context,
+        tokens=after.plain.tokens,
+    )

@@ -51,7 +51,7 @@ def smallest(ready: Prepared, most: float) -> tuple[CodedFile, Scores | None, tu
             break
         file = coded.assemble()
         scores = ready.proof.of(file, progress=ready.progress) if ready.ranks.main else None
-        point = point_of(coded, len(file), scores)
+        point = point_of(coded, scores)
         rise = ready.ranks.first(point.rise if point.rise is not None else math.nan)
         # of two within the limit the coarser need not be the smaller one
         if rise <= most and len(file) < size:
