@@ -6,8 +6,9 @@
     found = gptpack.evaluate("m.gptpack", "shards", stride=64)
     model = gptpack.load("m.gptpack").model
 
-Every function raises `GptpackError` or a subclass of it for what is wrong with its input, prints
-nothing, and says where it is through a callback. Importing this module loads no torch.
+Every function raises `GptpackError` or a subclass of it for what is wrong with its input, and
+prints nothing; those that take long tell a callback, `progress`, where they are. Importing this
+module loads no torch.
 """
 
 import importlib

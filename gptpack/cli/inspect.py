@@ -23,7 +23,7 @@ def command(path: str, as_json: bool, decode: bool) -> None:
       gptpack inspect model.gptpack
       gptpack inspect model.gptpack --json | jq .headroom_bytes
 
-    The sections are not read: `gptpack eval` verifies them and measures the bits per byte anew.
+    The sections are not read: `gptpack verify` does, and `gptpack eval` measures the bits per byte.
     The bytes of a tensor are those that its codes cost when they were packed. Files of older
     versions do not say them: then they are a share of a section, or, with --decode, measured.
     """

@@ -39,10 +39,10 @@ def command(
       gptpack pack checkpoint.pt --curve curve.csv --data shards/
       gptpack pack final_model.pt --model golf-1060 --tokenizer tok.model --budget 16MiB
 
-    With --data the file is reloaded in a fresh process and its bits per byte are measured, beside
-    those of the checkpoint, before it gets its name. Files given by --code count into the budget.
-    Hessians are kept beside the checkpoint, unless --no-keep is given, and those that a pack before
-    has left are used. Runs under torchrun as well: calibration and tuning are shared by the ranks.
+    With --data or --eval-text the file is reloaded in a fresh process and its bits per byte are
+    measured, beside those of the checkpoint, before it gets its name. Hessians are kept beside the
+    checkpoint, unless --no-keep is given, and those that a pack before has left are used. Runs
+    under torchrun as well: calibration and tuning are shared by the ranks.
     """
     from gptpack.jobs.curve import make_curve, parse_bits
     from gptpack.jobs.pack import pack

@@ -15,7 +15,7 @@ PATH = click.Path(path_type=Path)
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="RUN_OR_FILE...")
 @click.option("--output", "-o", default=Path("report.html"), type=PATH, help="Page to write.")
 @click.option(
-    "--title", default="", help="Title of the page. [default: the names of what is shown]"
+    "--title", default="", show_default="the names of what is shown", help="Title of the page."
 )
 def command(paths: tuple[Path, ...], output: Path, title: str) -> None:
     """Make one page about runs and packed files, side by side: where the bytes go, bits per

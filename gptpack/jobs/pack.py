@@ -106,10 +106,11 @@ def pack(
 ) -> Packed:
     """Pack a model into one file that is never a byte over its budget, and prove it.
 
-    With `data` that has validation shards, the file is reloaded in a fresh process and its bits per
-    byte are measured, beside those of the unpacked model, before it gets its name. Hessians are
-    kept beside a checkpoint and used again, which the notes say. Under torchrun every rank calls
-    this: calibration and tuning are shared, and rank 0 alone writes, proves, and has scores.
+    With validation shards in `data`, or with `eval_text`, the file is reloaded in a fresh process
+    and its bits per byte are measured, beside those of the unpacked model, before it gets its name.
+    Hessians are kept beside a checkpoint and used again, which the notes say. Under torchrun every
+    rank calls this: calibration and tuning are shared, and rank 0 alone writes, proves, and has
+    scores.
 
     Args:
         source: a checkpoint's path, what `load` made of one, or a model in memory. Its weights stay
