@@ -71,8 +71,8 @@ def run_folder(folder: Path, world: World, seed: int, *, codecs: list[str]) -> P
         ),
     )
     lines = [
-        json.dumps({"step": i, "loss_nats": 6 - i / 10, "lr_multiplier": 1.0, "seconds": i / 4})
-        for i in range(1, 41)
+        json.dumps({"step": i + 1, "loss_nats": 6 - i / 10, "lr_multiplier": 1.0, "seconds": i / 4})
+        for i in range(40)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     tensors = [
@@ -236,7 +236,8 @@ def test_everything_in_the_folder_is_from_the_logs(made: Path) -> None:
     assert values["seed_results"]["2"]["steps"] == 40
     assert f"{values['val_bpb']:.6f}" in (made / "README.md").read_text()
     log = (made / logs[0]).read_text()
-    assert "step:40/40 train_loss:2.000000 train_time:10000ms step_avg:250.00ms" in log
+    assert "step:39/40 train_loss:2.200000 train_time:9750ms step_avg:250.00ms" in log
+    assert "step:40/40 train_loss:2.100000 train_time:13500ms step_avg:337.50ms" in log
     assert (made / "requirements.txt").read_text().split() == [
         "numpy>=2.0",
         "sentencepiece>=0.2",

@@ -40,7 +40,7 @@ class DefaultGroup(Group):
 
 @click.group(cls=DefaultGroup)
 def command() -> None:
-    """Make a contest submission out of runs, or check one.
+    """Make a contest submission out of runs (the word `make` may be left out), or check one.
 
     \b
     Examples:
