@@ -126,3 +126,7 @@ def test_every_dependency_has_its_licence_listed():
     listed = {name.strip() for row in rows for name in row.split(",")} - {"package", "---"}
     assert len(needed) > 20
     assert listed == needed
+    always = setup.partition("install_requires =\n")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| (\S+) \| always", page, re.M)) == set(
+        re.findall(r"^    (\w+)>=", always, re.M)
+    )

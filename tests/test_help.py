@@ -36,11 +36,12 @@ def options(command: click.Command) -> list[click.Option]:
 
 
 @ALL
-def test_no_bracket_is_left_of_what_click_says_of_a_default(words, command):
-    with click.Context(command, info_name=words) as context:
+def test_an_option_has_one_default_and_no_bracket_left_of_what_click_says_of_it(words, command):
+    with click.Context(command, info_name=words, show_default=True) as context:
         text = " ".join(command.get_help(context).split())
     for default in re.findall(r"\[default: [^]]*\]", text):
         assert default.count("(") == default.count(")"), default
+    assert not re.search(r"\[default: [^]]*\] *\[default: ", text), "two defaults of one option"
 
 
 @ALL
