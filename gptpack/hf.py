@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gptpack.errors import ConfigError, MissingDependencyError
-from gptpack.families.transformers.export import QUANT_METHOD
+from gptpack.families.transformers.folder import QUANT_METHOD
 from gptpack.jobs.load import load_packed
 
 try:

@@ -15,12 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from gptpack.families.language_model import LanguageModel
-from gptpack.families.transformers.folder import CONFIG, SHIPPED
+from gptpack.families.transformers.folder import CONFIG, QUANT_METHOD, SHIPPED
 from gptpack.families.transformers.library import quiet
 from gptpack.families.transformers.texts import FILES
 
-QUANT_METHOD = "gptpack"
-"""Name of the quantizer in ``quantization_config``."""
 SHARD_BYTES = 4_000_000_000
 """Most bytes of one file of weights; what is larger is sharded."""
 WEIGHTS = "model.safetensors"

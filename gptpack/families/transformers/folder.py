@@ -28,6 +28,8 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Names of the files that hold weights; the first kind that is there is loaded."""
 LEAST_TENSOR_BYTES = 64
 """Bytes that a tensor takes in such a file at least: its name, its place and its type, in words."""
+QUANT_METHOD = "gptpack"
+"""Name of the quantizer in ``quantization_config``."""
 SHIPPED = ("generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
 """Names of files that go into the packed file beside those of the tokenizer."""
 
@@ -160,9 +162,9 @@ def _config_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise CheckpointError(f"{path}: does not say its model_type; needed transformers' own file")
     if "quantization_config" in values:
-        raise CheckpointError(
-            f"{path}: the weights are quantized already; give the folder of the original model"
-        )
+        ours = values["quantization_config"] == {"quant_method": QUANT_METHOD}
+        better = "packed file that it was unpacked from" if ours else "folder of the original model"
+        raise CheckpointError(f"{path}: the weights are quantized already; give the {better}")
     with _refusing(f"{path}: no configuration", CheckpointError, f"{path}: "):
         TransformersConfig(values=portable(values))
     return values
