@@ -136,6 +136,8 @@ def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
         ({"stride": 0}, "stride=0 must be a whole number above 0"),
         ({"seed": -1}, "seed=-1 must be a whole number below"),
         ({"tune_labels": 2}, "tune_labels=2 must lie in"),
+        ({"states": 8.0}, r"states=8\.0 must be a whole number above 0"),
+        ({"keep": "no"}, "keep=no must be True or False"),
         ({"states": 7}, "states=7: the trellis has"),
         ({"budget": "16 apples"}, "write a number and a unit"),
         ({"budget": 1.5}, "budget=1.5 must be text such as 16MB"),
@@ -150,6 +152,15 @@ def test_settings_that_mean_nothing_are_refused_before_any_work(settings, said):
             **({"bits": 3} if not settings.keys() & {"bits", "delta", "budget", "request"} else {}),
             **settings,
         )
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"seed": np.int64(3), "states": np.uint16(8), "keep": np.bool_(False)}
+    plain = {"seed": 3, "states": 8, "keep": False}
+    for name, value in {"bits": np.float32(3), "budget": np.int64(60_000)}.items():
+        found = gptpack.PackRequest(**given, **{name: value})
+        assert found == gptpack.PackRequest(**plain, **{name: value.item()})
+        assert type(found.seed) is int
 
 
 def test_what_is_altered_in_memory_is_scored_as_it_is(place):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import gptpack
 from gptpack.artifact.reader import decode_header
 from gptpack.errors import CheckpointError, ConfigError, DataError
+from gptpack.jobs import prepare
 
 VOCAB, WIDTH, CONTEXT = 96, 64, 32
 
@@ -131,13 +133,14 @@ def test_a_configuration_that_is_no_json_is_refused_at_once(value):
     assert error.value.exit_status == 2
 
 
-def test_tuning_trains_a_copy_that_the_caller_can_call(tmp_path, monkeypatch):
-    from functools import partial
-
-    from gptpack.jobs import prepare
-
+@pytest.fixture
+def quickly(monkeypatch):
+    """Tuning takes few steps."""
     quick = partial(prepare.ProgressiveConfig, final_steps=15, group_steps=2, tokens=8 * CONTEXT)
     monkeypatch.setattr(prepare, "ProgressiveConfig", quick)
+
+
+def test_tuning_trains_a_copy_that_the_caller_can_call(tmp_path, quickly):
     model = Script()
     text = tokens()
     module = gptpack.Module(
@@ -177,3 +180,142 @@ def test_modules_and_tokens_that_cannot_be_used_are_refused_in_one_line(tmp_path
         gptpack.pack(wrapped(model), calibration=tokens(), delta=1e-3, data=tmp_path)
     with pytest.raises(ConfigError, match=r"weights in torch\.bfloat16 cannot be packed"):
         gptpack.pack(wrapped(model.bfloat16()), calibration=tokens(), delta=1e-3)
+
+
+class Tied(nn.Module):
+    """A model whose output layer is the embedding by assignment, and made before or after it."""
+
+    def __init__(self, first: str = "wte") -> None:
+        super().__init__()
+        layers = {
+            "wte": nn.Embedding(VOCAB, WIDTH),
+            "lm_head": nn.Linear(WIDTH, VOCAB, bias=False),
+        }
+        for name in sorted(layers, key=lambda name: name != first):
+            self.add_module(name, layers[name])
+        self.lm_head.weight = self.wte.weight
+        self.up = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.drop = nn.Dropout(0.2)
+        self.norm = nn.BatchNorm1d(2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH, bias=False)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.3, generator=generator)
+
+    def forward(self, tokens):
+        x = self.wte(tokens)
+        h = self.norm(self.drop(self.up(x)).transpose(1, 2)).transpose(1, 2)
+        return self.lm_head(F.rms_norm(x + self.down(h.relu()), (WIDTH,)))
+
+
+def tied(model: nn.Module) -> gptpack.Module:
+    return gptpack.Module(model, logits=lambda own, given: own(given), context=CONTEXT)
+
+
+@pytest.mark.parametrize("tune", ["none", "deep"])
+@pytest.mark.parametrize("first", ["wte", "lm_head"])
+def test_a_weight_of_two_names_is_coded_once_and_given_back_under_both(
+    tmp_path, quickly, first, tune
+):
+    model = Tied(first).eval()
+    text = tokens()
+    windows = text.view(-1, CONTEXT)
+    with torch.no_grad():
+        wanted = model(windows).log_softmax(-1)
+    path = tmp_path / "m.gptpack"
+    done = gptpack.pack(tied(model), calibration=text, bits=4, output=path, tune=tune)
+    methods = {tensor.name: tensor.method for tensor in decode_header(done.data).tensors}
+    assert methods[f"{first}.weight"] == "trellis"
+    assert len(methods) == len(model.state_dict()) - 1
+    copy = Tied(first).eval()
+    copy.load_state_dict(gptpack.load(path).state_dict())
+    with torch.no_grad():
+        found = copy(windows).log_softmax(-1)
+    assert 0 < (wanted.exp() * (wanted - found)).sum(-1).mean() < 0.1
+    gptpack.unpack(path, tmp_path / "m.safetensors", to="safetensors")
+
+
+def test_what_a_tuned_file_gives_is_the_model_that_was_tuned():
+    from gptpack.packing.tuning import freeze, gains
+
+    model = Tied()
+    student = tied(model.eval())
+    value = model.wte.weight.detach() * 2
+    windows = tokens().view(-1, CONTEXT)[:2]
+    freeze(student, {"wte.weight": value})
+    assert model.lm_head.weight.equal(value)
+    student.predictions(windows).sum().backward()
+    assert [*gains(student)] == ["wte.weight"]
+    assert model.lm_head.coded_gain is model.wte.coded_gain
+
+
+def test_a_name_in_a_record_never_hides_a_tensor():
+    from gptpack.artifact.plan import TensorEntry
+    from gptpack.artifact.tables import FURTHER_NAMES, further_names
+
+    def entry(name: str, said: object) -> TensorEntry:
+        return TensorEntry(
+            name=name, shape=(1,), method="float32", parameters={}, record={FURTHER_NAMES: said}
+        )
+
+    said = {"a": ["b", "c", 7, ["d"]], "b": "xyz", "e": {"f": 1}, "g": ["c", "h"]}
+    entries = [entry(name, names) for name, names in said.items()]
+    assert further_names(entries) == {"c": "a", "h": "g"}
+
+
+def test_wrapping_a_model_in_training_leaves_it_and_the_generator_as_they_were():
+    model = Tied()
+    model.norm.eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    tied(model)
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert (model.training, model.drop.training, model.norm.training) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.tensor([2**24 + 1]), "int64 that float32 does not hold"),
+        (torch.ones(3, dtype=torch.complex64), "complex64 that float32 does not hold"),
+        (torch.empty(0), r"has shape \[0\]"),
+        (torch.ones(1, 1, 1, 1, 1), r"has shape \[1, 1, 1, 1, 1\]"),
+    ],
+)
+def test_a_state_that_no_file_holds_is_refused_before_any_work(value, said):
+    model = Script()
+    model.register_buffer("held", value)
+    phases = []
+    with pytest.raises(CheckpointError, match=said):
+        gptpack.pack(
+            wrapped(model),
+            calibration=tokens(),
+            delta=1e-3,
+            progress=lambda phase, *_: phases.append(phase),
+        )
+    assert not phases
+
+
+def test_a_module_that_gradients_cannot_go_through_or_that_is_no_tensors_is_refused():
+    with torch.inference_mode():
+        model = Script()
+    with pytest.raises(CheckpointError, match="make it outside"):
+        gptpack.pack(wrapped(model), calibration=tokens(), delta=1e-3)
+
+    class Extra(CastedLinear):
+        def get_extra_state(self):
+            return {"scale": 1}
+
+    model = Script(tied=False)
+    model.lm_head.__class__ = Extra
+    with pytest.raises(CheckpointError, match=r"lm_head\._extra_state: a dict in the state"):
+        gptpack.pack(wrapped(model), calibration=tokens(), delta=1e-3)
+
+
+def test_weights_of_64_bits_are_tuned_in_them(quickly):
+    text = tokens()
+    model = tied(Tied().double())
+    done = gptpack.pack(model, calibration=text, bits=4, tune="deep")
+    assert done.record.tuned_steps

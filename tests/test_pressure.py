@@ -335,3 +335,12 @@ def test_a_target_needs_a_foresight(tmp_path):
 def test_settings_are_checked(field, value):
     with pytest.raises(ConfigError, match=field):
         CompressionConfig(**{field: value})
+
+
+def test_a_target_needs_no_more_text_than_there_is():
+    from gptpack.jobs.train import packer_foresight
+
+    few = [text()[0][:1000]]
+    found = packer_foresight(aware(), few, IDENTITY, CPU)
+    assert found is not None
+    assert found.windows.shape == (1000 // 16, 16)

@@ -4,7 +4,7 @@ What a row may hold, docs/format.md says; each error names the row.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ FILE_NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"
 """Names that files may have: of one part, and not hidden."""
 TRANSPOSED = "transposed"
 """Parameter of a tensor whose transpose the model's state has; version 2 alone knows it."""
+FURTHER_NAMES = "further_names"
+"""Key of a tensor's record: names that the module's state has for it beside that of its row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ def most_files_bytes(stored_bytes: int) -> int:
     return FILES_RAW_PER_STORED * stored_bytes + RAW_ALWAYS
 
 
-def check_table(tensors: Sequence[TensorEntry]) -> None:
+def check_table(tensors: Iterable[TensorEntry]) -> None:
     """Raise `ArtifactError` if no header can hold this tensor table."""
     list(tensor_entries([tensor_row(tensor) for tensor in tensors], version=FORMAT_VERSION))
 
@@ -145,6 +147,18 @@ def _turned(shape: Sequence[int], parameters: Mapping[str, Any], version: int) -
         return ""
     right = len(shape) == 2 and type(parameters[TRANSPOSED]) is int and parameters[TRANSPOSED] == 1
     return "" if right else f"{TRANSPOSED} must be 1, and the tensor a matrix"
+
+
+def further_names(tensors: Sequence[TensorEntry]) -> dict[str, str]:
+    """The further names that records say, which may be anything, each with that of its row."""
+    rows = {tensor.name for tensor in tensors}
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        names = tensor.record.get(FURTHER_NAMES)
+        for name in names if type(names) is list else ():
+            if type(name) is str and name not in rows:
+                found.setdefault(name, tensor.name)
+    return found
 
 
 def section_entries(

@@ -5,6 +5,7 @@ Offsets of columns, where there are any, are added after that.
 Shape legend: R = outputs, C = inputs.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, cast
 
@@ -13,20 +14,25 @@ from torch import Tensor, nn
 BASE, GAIN, OFFSET = "coded_base", "coded_gain", "coded_offset"
 
 
-def put_values(module: nn.Module, values: Tensor, offset: Tensor | None = None) -> None:
-    """Put `values` ``[R, C]``, of which `offset` ``[C]`` is a part, in the weight's place.
+def put_values(modules: Iterable[nn.Module], values: Tensor, offset: Tensor | None = None) -> None:
+    """Put `values` ``[R, C]``, of which `offset` ``[C]`` is a part, in the place of a weight.
 
     They stay as they are; a gain for each row, one at first, is a parameter. It is of the values
     without their offset.
+
+    Args:
+        modules: all modules that have that weight, and share it from then on as before.
     """
-    del module.weight
     if offset is not None:
-        offset = offset.to(values.device)
+        offset = offset.to(values)
         values = values - offset
-    module.register_buffer(BASE, values, persistent=False)
-    module.register_buffer(OFFSET, offset, persistent=False)
-    module.register_parameter(GAIN, nn.Parameter(values.new_ones(values.shape[0])))
-    module.__class__ = _coded(cast(Any, type(module)))
+    gain = nn.Parameter(values.new_ones(values.shape[0]))
+    for module in modules:
+        del module.weight
+        module.register_buffer(BASE, values, persistent=False)
+        module.register_buffer(OFFSET, offset, persistent=False)
+        module.register_parameter(GAIN, gain)
+        module.__class__ = _coded(cast(Any, type(module)))
 
 
 def is_coded(module: nn.Module) -> bool:

@@ -79,15 +79,12 @@ class LanguageModel(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The state by name, in its own order; of several names of one tensor, the first."""
-        found: dict[str, Tensor] = {}
-        seen = set()
-        for name, value in self.state_dict().items():
-            place = (value.data_ptr(), value.shape, value.stride())
-            if value.numel() and not value.is_meta and place in seen:
-                continue
-            seen.add(place)
-            found[name] = value
-        return found
+        state = self.state_dict()
+        return {names[0]: state[names[0]] for names in by_tensor(state)}
+
+    def further_names(self) -> dict[str, list[str]]:
+        """The names that `weights` leaves out, by the first one, where no configuration says it."""
+        return {}
 
     def stacks(self) -> list[nn.ModuleList]:
         """The outermost lists of modules: a transformer's layers."""
@@ -233,6 +230,16 @@ class LanguageModel(nn.Module):
         Raises:
             ConfigError: there is no scaling of this name.
         """
+
+
+def by_tensor(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names in `state`, in its own order; those of one tensor are together."""
+    found: dict[Any, list[str]] = {}
+    for name, value in state.items():
+        place = (value.data_ptr(), value.shape, value.stride())
+        known = value.numel() and not value.is_meta
+        found.setdefault(place if known else name, []).append(name)
+    return list(found.values())
 
 
 def first_read(length: int, reach: int) -> int:

@@ -141,13 +141,13 @@ class Wrapped(LanguageModel):
 
     def lookups(self) -> Mapping[str, nn.Module]:
         return {
-            f"{path}.weight": module
+            self.embedding_name if module is self.embedding else f"{path}.weight": module
             for path, module in self.module.named_modules()
             if isinstance(module, nn.Embedding)
         }
 
     def lookup_gain(self, name: str) -> float:
-        module = self.get_submodule(name.removesuffix(".weight"))
+        module = self.lookups()[name]
         if type(module).forward is nn.Embedding.forward:
             return 1.0
         assert isinstance(module, nn.Embedding)

@@ -65,6 +65,8 @@ class Loaded:
     """Wall-clock time of ``decode`` (read, decode, verify) and of ``build`` (the model)."""
     tensors: Mapping[str, "torch.Tensor"] = field(default_factory=dict, repr=False)
     """The tensors of a packed module, by name."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Further names of those tensors, each with the name in `tensors`."""
 
     def runnable(self) -> "LanguageModel":
         """The model as packing and evaluation see it.
@@ -108,7 +110,9 @@ class Loaded:
 
     def state_dict(self) -> "dict[str, torch.Tensor]":
         """The model's state, by the names that its module has; float32 unless loaded otherwise."""
-        return dict(self.tensors) if self.language_model is None else self.model.state_dict()
+        if self.language_model is not None:
+            return self.model.state_dict()
+        return {**self.tensors, **{name: self.tensors[own] for name, own in self.tied.items()}}
 
 
 def load(
@@ -201,7 +205,7 @@ def load_packed(
     import torch
 
     from gptpack.artifact.reader import read_artifact
-    from gptpack.artifact.tables import TRANSPOSED
+    from gptpack.artifact.tables import TRANSPOSED, further_names
 
     began = time.perf_counter()
     values: dict[str, npt.NDArray[np.float32]] = {}
@@ -235,6 +239,7 @@ def load_packed(
     return Loaded(
         language_model=None if model is None else model.to(device).eval(),
         tensors={} if model is not None else {n: v.to(device) for n, v in weights.items()},
+        tied={} if model is not None else further_names(header.tensors),
         kind="artifact",
         path=path,
         file_bytes=header.file_bytes,

@@ -35,7 +35,7 @@ from gptpack.jobs.scored_text import check_text
 from gptpack.jobs.training_text import check_texts, training_tokens
 from gptpack.memory import give_back
 from gptpack.packing.again import pack_again
-from gptpack.packing.apart import check_files_fit, take_apart
+from gptpack.packing.apart import check_files_fit, check_storable, take_apart
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
@@ -250,6 +250,7 @@ def _opened(
     if loaded.kind != "checkpoint":
         raise CheckpointError(f"{loaded.path}: {PACKED_ALREADY}")
     model = loaded.runnable().to(here.device).eval()
+    check_storable(model)
     if halves := {v.dtype for v in model.weights().values()} & {torch.bfloat16, torch.float16}:
         raise ConfigError(
             f"a model with weights in {halves.pop()} cannot be packed; needed float32: load it "

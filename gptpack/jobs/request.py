@@ -1,9 +1,11 @@
 """What one asks of a pack, as text or numbers -> one frozen value, checked where it is made."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from gptpack.codec.sections import codec_names
 from gptpack.errors import ConfigError, DataError
@@ -26,6 +28,7 @@ BYTES: Check = (
     "be text such as 16MB, or a whole number above 0",
     lambda v: v is None or isinstance(v, str) or (type(v) is int and v > 0),
 )
+SWITCH: Check = ("be True or False", lambda v: type(v) is bool)
 SEVERAL: Check = ("be a tuple or list", lambda v: isinstance(v, tuple | list))
 
 
@@ -100,6 +103,9 @@ class PackRequest:
     """``auto``, ``cpu`` or ``cuda``."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if isinstance(value := getattr(self, each.name), np.generic):
+                object.__setattr__(self, each.name, value.item())
         if self.tokens is None and not isinstance(self.calibration, str | None):
             raise ConfigError(_no_tokens(self.calibration))
         for name, choices in CHOICES.items():
@@ -108,7 +114,8 @@ class PackRequest:
         check_fields(self, BYTES, "budget")
         check_fields(self, SOME, "max_rise bits delta tune_seconds")
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
-        check_fields(self, WIDTH, "stride")
+        check_fields(self, WIDTH, "stride states")
+        check_fields(self, SWITCH, "force strict keep plan")
         check_fields(self, SHARE, "tune_labels")
         check_fields(self, SEVERAL, "methods delta_factors codecs code text eval_text")
         check_idle(

@@ -203,11 +203,12 @@ def packer_foresight(
     if not settings.compression.target_bytes:
         return None
     context = settings.model.context
+    held = sum(len(shard) // context for shard in shards)
     return PackerForesight(
         build=partial(build, settings.model, device=here.device),
         windows=shard_windows(
             shards,
-            windows=max(1, MEASURED_TOKENS[here.device.type] // context),
+            windows=max(1, min(held, MEASURED_TOKENS[here.device.type] // context)),
             context=context,
             seed=settings.training.seed & (2**64 - 1),
         ),

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from gptpack.artifact.plan import TensorEntry
 from gptpack.artifact.record import PackRecord
+from gptpack.artifact.tables import check_table
 from gptpack.artifact.writer import NO_FILES, EncodedFiles
-from gptpack.errors import BudgetError, CheckpointError, QuantError
+from gptpack.errors import ArtifactError, BudgetError, CheckpointError, QuantError
 from gptpack.families.language_model import LanguageModel, not_finite
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.packing.packer import UNLIMITED, Packer
@@ -71,6 +75,7 @@ def take_apart(
         config=config,
         order=list(weights),
         transposed=model.transposed,
+        further_names=model.further_names(),
         feeds=model.feeds(),
         files=files,
         budget_bytes=budget_bytes,
@@ -150,6 +155,35 @@ def check_files_fit(
         f"{files.stored_bytes:,} bytes of {files.named}{code} leave nothing of the budget of "
         f"{budget_bytes:,} for the weights; {enough:,} bytes are enough, and fewer may be"
     )
+
+
+def check_storable(model: LanguageModel) -> None:
+    """Check, before anything is calibrated, that a file can hold each tensor of the model's state.
+
+    Raises:
+        CheckpointError: one is no tensor, or of a name, shape or type that no file holds.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{name}: a {type(value).__name__} in the state; needed tensors")
+        if value.is_inference():
+            raise CheckpointError(
+                f"{name} was made in torch.inference_mode, where no gradient goes; make it outside"
+            )
+        if value.is_complex() or not (
+            value.is_floating_point() or torch.equal(value.float().to(value.dtype), value)
+        ):
+            raise CheckpointError(
+                f"{name} has values in {value.dtype} that float32 does not hold; give them to "
+                "register_buffer with persistent=False, which keeps them out of the state"
+            )
+    try:
+        check_table(
+            TensorEntry(name=n, shape=tuple(v.shape), method="float32", parameters={}, record={})
+            for n, v in model.weights().items()
+        )
+    except ArtifactError as error:
+        raise CheckpointError(f"the model's state cannot be packed: {error}") from error
 
 
 def finite_weights(model: LanguageModel) -> dict[str, Float32]:

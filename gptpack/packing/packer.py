@@ -12,7 +12,7 @@ import numpy as np
 
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.artifact.shares import with_coded_bytes
-from gptpack.artifact.tables import TRANSPOSED
+from gptpack.artifact.tables import FURTHER_NAMES, TRANSPOSED
 from gptpack.artifact.writer import (
     NO_FILES,
     EncodedFiles,
@@ -143,6 +143,8 @@ class Packer:
     """Names of all tensors in the order of the table."""
     transposed: frozenset[str] = frozenset()
     """Names of the tensors whose transpose the model's state has."""
+    further_names: Mapping[str, list[str]] = field(default_factory=dict)
+    """Names that tensors have beside the one in the table, for their record."""
     files: EncodedFiles = NO_FILES
     """Files that go with the model, coded."""
     matrices: list[Matrix] = field(default_factory=list)
@@ -183,10 +185,14 @@ class Packer:
     def tensors(self, coded: Mapping[str, PackedTensor]) -> list[PackedTensor]:
         """All tensors in the order of the table."""
         found = [coded[name] if name in coded else self.fixed[name] for name in self.order]
+        turned = {name: {TRANSPOSED: 1} for name in self.transposed}
+        more = {name: {FURTHER_NAMES: names} for name, names in self.further_names.items()}
         return [
-            replace(t, parameters={**t.parameters, TRANSPOSED: 1})
-            if t.name in self.transposed
-            else t
+            replace(
+                t,
+                parameters={**t.parameters, **turned.get(t.name, {})},
+                record={**t.record, **more.get(t.name, {})},
+            )
             for t in found
         ]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gptpack.errors import ConfigError
 from gptpack.families.coded import GAIN, put_values
-from gptpack.families.language_model import LanguageModel, most_logits
+from gptpack.families.language_model import LanguageModel, most_logits, weight_of
 from gptpack.progress import Progress, silent
 from gptpack.ranks import Ranks
 
@@ -74,8 +74,9 @@ def freeze(
         offsets: by name, what of the values are offsets of the columns ``[C]``; no gain scales it.
     """
     for name, value in values.items():
-        module = student.get_submodule(name.removesuffix(".weight"))
-        put_values(module, value.to(student.device), (offsets or {}).get(name))
+        weight = weight_of(student.get_submodule(name.removesuffix(".weight")))
+        sharing = [m for m in student.modules() if m._parameters.get("weight") is weight]
+        put_values(sharing, value.to(weight), (offsets or {}).get(name))
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

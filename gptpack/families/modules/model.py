@@ -5,7 +5,8 @@ Shape legend: B = sequences, T = positions, C = inputs, V = vocabulary.
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gptpack.errors import CheckpointError, ConfigError
+from gptpack.families.language_model import by_tensor
 from gptpack.families.modules.config import ModuleConfig
 from gptpack.families.wrapped import PROBE_TOKENS, Wrapped
 
@@ -40,6 +42,18 @@ class _HeadInputs(TorchFunctionMode):
             return True
         same = isinstance(weight, Tensor) and weight.shape == self.weight.shape
         return same and torch.equal(weight, self.weight.to(weight.dtype))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, all of `module` is in evaluation mode: no dropout draws, no statistics move."""
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True
 
 
 class Module(Wrapped):
@@ -90,10 +104,18 @@ class Module(Wrapped):
         self.copies = takes > 1
         """Whether a copy of this model calls a copy of the module."""
         self._function = logits
-        self._table_name = f"{self._path(tables[0])}.weight"
+        self._table = (tables[0],)  # in a tuple, as it is the module's and no part of this one
+        weight = tables[0].weight
+        # a tied output layer that was made first gives the tensor its name
+        self._table_name = next(
+            (name for name, each in module.named_parameters() if each is weight),
+            f"{self._path(tables[0])}.weight",
+        )
         self._head: tuple[nn.Linear, ...] = ()
+        # asked once: tuning puts something else in the place of a coded embedding
+        self._tied = True
         tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device=self.device)
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(module):
             found = self._run(tokens)
             if found.ndim != 3 or found.shape[:2] != tokens.shape:
                 raise ConfigError(
@@ -122,7 +144,8 @@ class Module(Wrapped):
             with _HeadInputs(head.weight) as seen:
                 self._run(tokens)
             if seen.inputs:
-                self._head = () if head.weight is table else (head,)
+                self._head = (head,)
+                self._tied = head.weight is table
                 return
         with _HeadInputs(table) as seen:
             self._run(tokens)
@@ -132,13 +155,20 @@ class Module(Wrapped):
                 f"{self.config.vocab:,} outputs, nor from the embedding"
             )
 
+    def further_names(self) -> dict[str, list[str]]:
+        return {names[0]: names[1:] for names in by_tensor(self.state_dict()) if names[1:]}
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self._table[0]
+
     @property
     def embedding_name(self) -> str:
         return self._table_name
 
     @property
     def head_name(self) -> str:
-        return f"{self._path(self._head[0])}.weight" if self._head else self._table_name
+        return self._table_name if self._tied else f"{self._path(self._head[0])}.weight"
 
     @property
     def head_module(self) -> nn.Module | None:
