@@ -75,7 +75,7 @@ INSIDE: dict[str, set[str]] = {
         "shelf",
         "training",
     },
-    "hf": {"families.transformers.export", "jobs.load"},
+    "hf": {"families.transformers.folder", "jobs.load"},
     "cli": {"contest", "gate", "inspection", "jobs", "runs"},
 }
 """Part -> the parts it may import; a dotted name allows that module only. Commands may also import
