@@ -280,6 +280,10 @@ def test_wrapping_a_model_in_training_leaves_it_and_the_generator_as_they_were()
     [
         (torch.tensor([2**24 + 1]), "int64 that float32 does not hold"),
         (torch.ones(3, dtype=torch.complex64), "complex64 that float32 does not hold"),
+        (
+            torch.full((4, 4), -torch.inf).triu(1),
+            "not finite: held; give a mask to register_buffer",
+        ),
         (torch.empty(0), r"has shape \[0\]"),
         (torch.ones(1, 1, 1, 1, 1), r"has shape \[1, 1, 1, 1, 1\]"),
     ],

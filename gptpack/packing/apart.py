@@ -161,7 +161,8 @@ def check_storable(model: LanguageModel) -> None:
     """Check, before anything is calibrated, that a file can hold each tensor of the model's state.
 
     Raises:
-        CheckpointError: one is no tensor, or of a name, shape or type that no file holds.
+        CheckpointError: one is no tensor, or of a name, shape or type that no file holds, or not
+            finite.
     """
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
@@ -177,6 +178,7 @@ def check_storable(model: LanguageModel) -> None:
                 f"{name} has values in {value.dtype} that float32 does not hold; give them to "
                 "register_buffer with persistent=False, which keeps them out of the state"
             )
+    _check_finite(model.weights())
     try:
         check_table(
             TensorEntry(name=n, shape=tuple(v.shape), method="float32", parameters={}, record={})
@@ -193,9 +195,19 @@ def finite_weights(model: LanguageModel) -> dict[str, Float32]:
         CheckpointError: some are not finite; names them.
     """
     weights = {name: value.detach().float().cpu() for name, value in model.weights().items()}
-    if broken := not_finite(weights):
-        raise CheckpointError(f"the model has weights that are not finite: {', '.join(broken[:4])}")
+    _check_finite(weights)
     return {name: value.numpy() for name, value in weights.items()}
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    broken = not_finite(weights)
+    if not broken:
+        return
+    mask = any(weights[name].isneginf().any() for name in broken)
+    hint = "; give a mask to register_buffer with persistent=False, as it is no weight"
+    raise CheckpointError(
+        f"the model has weights that are not finite: {', '.join(broken[:4])}{hint if mask else ''}"
+    )
 
 
 def on_grid(name: str, shape: Sequence[int]) -> bool:
