@@ -18,6 +18,14 @@ from gptpack.jobs import prepare
 VOCAB, WIDTH, CONTEXT = 96, 64, 32
 
 
+def draw(model: nn.Module) -> None:
+    """Give the model's matrices random values, the same in every test."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+
+
 class CastedLinear(nn.Linear):
     """As contest scripts have it: weights are cast to the type of what comes in."""
 
@@ -43,10 +51,7 @@ class Script(nn.Module):
             for _ in range(2)
         )
         self.lm_head = None if tied else CastedLinear(WIDTH, VOCAB, bias=False)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.3, generator=generator)
+        draw(self)
 
     def forward_logits(self, tokens):
         x = self.tok_emb(tokens)
@@ -198,10 +203,7 @@ class Tied(nn.Module):
         self.drop = nn.Dropout(0.2)
         self.norm = nn.BatchNorm1d(2 * WIDTH)
         self.down = nn.Linear(2 * WIDTH, WIDTH, bias=False)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.3, generator=generator)
+        draw(self)
 
     def forward(self, tokens):
         x = self.wte(tokens)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gptpack.artifact.record import Quality
 from gptpack.atomic import check_target, replacing
 from gptpack.errors import ConfigError
 from gptpack.evaluation.result import Evaluation
@@ -46,7 +47,8 @@ def point_of(coded: CodedFile, scores: tuple[Evaluation, Evaluation] | None) -> 
         before, after = (each.plain for each in scores)
         measured["bpb_before"] = before.bpb
         measured["bpb_measured"] = after.bpb
-    size = len(coded.assemble(None if scores is None else quality(*scores)))
+    said = Quality() if scores is None else quality(*scores)
+    size = coded.bytes_for(coded.budget_bytes, said)
     bits = grid_bits(coded.encoded) or 0.0
     return Point(delta=coded.delta, bits=bits, bytes=size, **measured)
 

@@ -178,11 +178,12 @@ def check_storable(model: LanguageModel) -> None:
                 f"{name} has values in {value.dtype} that float32 does not hold; give them to "
                 "register_buffer with persistent=False, which keeps them out of the state"
             )
-    _check_finite(model.weights())
+    weights = model.weights()
+    _check_finite(weights)
     try:
         check_table(
             TensorEntry(name=n, shape=tuple(v.shape), method="float32", parameters={}, record={})
-            for n, v in model.weights().items()
+            for n, v in weights.items()
         )
     except ArtifactError as error:
         raise CheckpointError(f"the model's state cannot be packed: {error}") from error
