@@ -104,13 +104,15 @@ def measure(
     stepper: Stepper, attention: str, kernels: str, how: str, *, steps: int, rows: int
 ) -> None:
     """Print the lines of one variant, and its profile if that has `rows`."""
-    compile_seconds = stepper.warm_up()
     cuda = stepper.ranks.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    compile_seconds = stepper.warm_up()
+    # that of all phases: what a recorded graph holds is no longer counted when it is launched
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
     size = stepper.micro_batch() * stepper.recipe.model.context
     parts = phases(stepper.recipe)
     for phase in parts:
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
         stepper.update(0.0, phase=phase)
         stepper.synchronize()
         start = time.perf_counter()
@@ -118,7 +120,6 @@ def measure(
             stepper.update(0.0, phase=phase)
         stepper.synchronize()
         milliseconds = 1000 * (time.perf_counter() - start) / steps
-        peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
         print(
             f"{attention:9}  {kernels:18}  {how:7}  {size:11,}  {compile_seconds:9.1f}  "
             f"{milliseconds:7.1f}  {peak:7.2f}  {told(phase) if len(parts) > 1 else ''}",
@@ -139,8 +140,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0, help="rows of the profile to print")
     parser.add_argument("--compile", nargs="+", default=["parts"], choices=("parts", "whole"))
+    parser.add_argument("--no-record", action="store_true", help="launch kernel by kernel")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.set)
+    recorded = False if options.no_record else None
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab, 4_000_000).astype(np.uint16)
     print("attention  kernels             compile  micro batch  compile s  ms/step  peak GB")
     with ranks() as here:
@@ -151,7 +154,8 @@ def main() -> None:
             training = dataclasses.replace(recipe.training, micro_batch_tokens=micro)
             variant = dataclasses.replace(recipe, training=training)
             with taken(kernels) as choice:
-                stepper = Stepper(variant, [tokens], here, attention=attention, kernels=choice)
+                chosen = {"attention": attention, "kernels": choice}
+                stepper = Stepper(variant, [tokens], here, **chosen, recorded=recorded)
                 if how == "whole" and stepper.compiled:
                     whole = stepper.model.token_losses
                     stepper.losses = torch.compile(whole, fullgraph=True, dynamic=False)

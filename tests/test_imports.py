@@ -20,6 +20,7 @@ PACKAGE = ROOT / "gptpack"
 EVERYONE = {
     "atomic",
     "byte_level",
+    "cores",
     "errors",
     "escape",
     "inputs",

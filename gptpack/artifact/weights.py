@@ -1,7 +1,6 @@
 """Packed tensors -> one hash of the weights that they stand for, whatever holds them."""
 
 import hashlib
-import os
 import struct
 import sys
 from collections import deque
@@ -13,6 +12,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.cores import usable_cores
 from gptpack.errors import ArtifactError, MissingDependencyError
 from gptpack.quant.types import PackedTensor, dequantize
 
@@ -77,7 +77,7 @@ def _dequantized(
     tensors: Iterable[PackedTensor],
 ) -> Iterator[tuple[PackedTensor, npt.NDArray[np.float32]]]:
     """Each tensor with its values; those of large ones are computed in threads, a few ahead."""
-    ahead = min(4, os.cpu_count() or 1)
+    ahead = min(4, usable_cores())
     pending: deque[tuple[PackedTensor, partial[npt.NDArray[np.float32]]]] = deque()
     with ThreadPoolExecutor(ahead) as pool:
         try:

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gptpack.cores import usable_cores
 from gptpack.data.accounting import PieceBytes, audit
 from gptpack.data.byte_pairs import BytePairs, load_tokenizer
 from gptpack.data.byte_tables import audit_pieces
@@ -139,7 +139,7 @@ Encode = Callable[[Iterable[list[Document]]], Iterator[tuple[list[Document], Enc
 @contextmanager
 def encoder(tokenizer: Tokenizer | BytePairs, workers: int) -> Iterator[Encode]:
     """A function that encodes chunks in their order and holds two of them per worker."""
-    workers = workers or _usable_cores()
+    workers = workers or usable_cores()
     pool = _pool(tokenizer, workers)
     if pool is None:
         worker = _Worker(tokenizer)
@@ -164,13 +164,6 @@ def _pool(tokenizer: Tokenizer | BytePairs, workers: int) -> Executor | None:
         return ProcessPoolExecutor(workers, context, _Worker.start, (tokenizer.path,))
     except (ImportError, NotImplementedError, OSError):  # a container without /dev/shm, say
         return None
-
-
-def _usable_cores() -> int:
-    # macOS and Windows do not have it
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _ordered(

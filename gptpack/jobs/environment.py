@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpack.codec.general import BYTE_CODECS
+from gptpack.cores import usable_cores
 from gptpack.errors import GptpackError
 
 
@@ -116,7 +117,7 @@ def abilities(findings: Iterable[Finding]) -> list[Ability]:
 
 def _machine(folder: Path) -> list[Finding]:
     """Findings about Python, processor, memory and disk."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
     python = platform.python_version_tuple()[:2]
     recent = tuple(map(int, python)) >= (3, 11)

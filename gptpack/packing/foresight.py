@@ -8,7 +8,6 @@ Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from gptpack.artifact.record import PackRecord
 from gptpack.calibration.text import calibrate
 from gptpack.codec.trellis import noise_of
+from gptpack.cores import usable_cores
 from gptpack.errors import QuantError
 from gptpack.families.language_model import LanguageModel
 from gptpack.packing.apart import on_grid, take_apart
@@ -83,7 +83,7 @@ class PackerForesight:
             ),
         )
         # every rank quantizes, all at the same time
-        self.packer.threads = max(1, len(os.sched_getaffinity(0)) // self.ranks.world)
+        self.packer.threads = max(1, usable_cores() // self.ranks.world)
         if not self.packer.matrices:
             raise QuantError(
                 "no matrix of this model is coded on a grid, so training cannot move its bytes; "

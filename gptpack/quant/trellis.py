@@ -17,7 +17,6 @@ S = states, K = 4 subsets (residues modulo 4).
 """
 
 import functools
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ import numpy.typing as npt
 
 from gptpack.codec.trellis import polynomials
 from gptpack.compiled import compiled
+from gptpack.cores import usable_cores
 from gptpack.errors import QuantError
 from gptpack.quant.columns import (
     Array,
@@ -239,7 +239,7 @@ def _search(work: Workspace, weight_R: Array, states: int, block: int, threads: 
     if bands == 1:
         search(0)
         return
-    workers = min(bands, threads or len(os.sched_getaffinity(0)))
+    workers = min(bands, threads or usable_cores())
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for _ in pool.map(search, range(bands)):
             pass

@@ -1,6 +1,5 @@
 """Independent items -> a function's results: a thread each, in which torch has no others."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from gptpack.cores import usable_cores
 
 LEAST_ROOM = 1 << 30
 """Bytes that items in work may need together, however small the model is."""
@@ -43,7 +44,7 @@ def side_by_side(
     Raises:
         Exception: that of the first item whose function raises one.
     """
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or usable_cores()
     costliest_first = sorted(range(len(items)), key=lambda i: -cost(items[i]))
     room, taken, changed = max(LEAST_ROOM, ROOM * weights), 0, threading.Condition()
 

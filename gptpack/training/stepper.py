@@ -19,6 +19,7 @@ from gptpack.training.averages import Average
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
 from gptpack.training.recipe import Recipe
+from gptpack.training.recording import CudaGraphs, Recording
 from gptpack.training.schedules import Phase, Scheduled, draw_seed, in_phase, phases, scheduled
 
 MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
@@ -32,6 +33,7 @@ class Stepper:
         compiled: use torch.compile; None does so on CUDA only.
         kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         foresight: measures what the packer would do; a recipe with a target in bytes needs one.
+        recorded: launch passes as CUDA graphs; None does so on one GPU where compiled ones can be.
 
     Raises:
         ConfigError: the batch has no whole window for each rank.
@@ -47,6 +49,7 @@ class Stepper:
         compiled: bool | None = None,
         kernels: str = "auto",
         foresight: Foresight | None = None,
+        recorded: bool | None = None,
     ) -> None:
         self.recipe, self.ranks = recipe, ranks
         context = recipe.model.context
@@ -75,6 +78,13 @@ class Stepper:
         if self.compiled:
             self.losses = self.model.compiled_losses(torch.compile)
         self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
+        self.recording: Recording | None = None
+        if recorded is None:
+            # several ranks: not measured yet
+            alone = ranks.device.type == "cuda" and ranks.world == 1
+            recorded = alone and self.compiled and self.model.recordable
+        if recorded:
+            self.recording = Recording(self._passes, self.model.parameters(), CudaGraphs())
         self.average = Average(self.model, recipe.optimizer)
         self.pressure: Pressure | None = None
         if recipe.compression.target_bytes and foresight is not None:
@@ -85,6 +95,8 @@ class Stepper:
                 world=ranks.world,
                 compiled=self.compiled,
             )
+        self.kind = (False, 0)
+        """Whether layers run more than once, and halvings of the context, in the step's passes."""
         self.step = 0
         """Steps that are made."""
 
@@ -109,11 +121,18 @@ class Stepper:
                 # a resumed run leaves out the same, and each window something else
                 window = step * self.sequences + self.share.start + start
                 self.dropout.draw(draw_seed(self.recipe.training.seed, window))
-            losses = self.losses(inputs[start : start + micro], targets[start : start + micro])
-            weighted = losses.mean() * (micro / self.sequences)
-            weighted.backward()  # type: ignore[no-untyped-call]
-            total += weighted.detach()
+            part = (inputs[start : start + micro], targets[start : start + micro])
+            if self.recording is None:
+                total += self._passes(*part)
+            else:
+                total += self.recording(self.kind, *part)
         return total
+
+    def _passes(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Add a micro batch's part to the gradients; returns its part of the loss."""
+        weighted = self.losses(inputs, targets).mean() * (len(inputs) / self.sequences)
+        weighted.backward()  # type: ignore[no-untyped-call]
+        return weighted.detach()
 
     def update(self, elapsed: float, *, phase: Phase | None = None) -> tuple[Tensor, Scheduled]:
         """Make one optimizer step; returns its loss and the settings it was made with.
@@ -137,6 +156,7 @@ class Stepper:
             self.model.use_stage(now.window_stage)
         else:
             self.model.use_halvings(now.context_halvings)
+        self.kind = (self.model.looped, now.context_halvings)
         part = self.gradients(self.step)
         if self.pressure is not None:
             self.pressure.press(now)

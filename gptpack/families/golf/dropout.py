@@ -33,7 +33,10 @@ class Dropout(nn.Module):
         """Choose anew what is left out; the same `seed` chooses the same."""
         generator = torch.Generator().manual_seed(seed)
         words = torch.randint(0, WORD, self.seeds.shape, dtype=torch.int32, generator=generator)
-        self.seeds.copy_(words)
+        if self.seeds.is_cuda:
+            # from memory that is not pinned, the copy would wait for all that the device has to do
+            words = words.pin_memory()
+        self.seeds.copy_(words, non_blocking=True)
 
 
 def thinned(branch: Tensor, seeds: Tensor, share: float) -> Tensor:

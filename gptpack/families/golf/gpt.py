@@ -377,6 +377,12 @@ class GPT(LanguageModel):
             return super().compiled_losses(compiler)
         return partial(self._in_parts, compiled(compiler))
 
+    @property
+    def recordable(self) -> bool:
+        """Whether CUDA can record passes: they launch the same, whatever the tokens."""
+        backends = {block.attn.backend for block in self.blocks if isinstance(block, Block)}
+        return not self.config.document_mask and not backends & {"fa3", "fa4"}
+
     @contextmanager
     def compiled_predictions(self, compiler: Callable[..., Any] | None) -> Iterator[Predict]:
         if compiler is None or self.config.document_mask:

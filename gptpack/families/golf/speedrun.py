@@ -303,6 +303,10 @@ class Speedrun(GPT):
         x = rms_norm(x)
         return x if last is None or last == new else x[:, -last:]
 
+    @property
+    def recordable(self) -> bool:
+        return False
+
     def _windows(
         self, text: Tensor, spans: Tensor, gain: Tensor, *, plain: bool
     ) -> tuple[list[Window], Tensor]:
