@@ -203,13 +203,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
 
 
-def test_recipes_with_settings_that_are_gone_still_load(tmp_path):
-    save_checkpoint(tmp_path / "c.pt", Checkpoint(model=CONFIG, weights={}, recipe=Recipe()))
-    content = torch.load(tmp_path / "c.pt", weights_only=True)
-    content["recipe"]["training"]["qat_start"] = 0.5
-    content["recipe"]["compression"]["qat"] = "noise"
-    torch.save(content, tmp_path / "c.pt")
-    assert load_checkpoint(tmp_path / "c.pt").recipe == Recipe()
+def test_a_recipe_of_another_version_keeps_no_weights_from_being_read(tmp_path):
+    loop.train(tiny(), shards(), tmp_path, CPU)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["recipe"]["training"]["later_setting"] = 0.5
+    torch.save(content, path)
+    found = load_checkpoint(path)
+    assert found.recipe is None
+    assert found.weights.keys() == content["weights"].keys()
+    with pytest.raises(CheckpointError, match=r"another version.*later_setting.*can be packed"):
+        loop.train(tiny(), shards(), tmp_path, CPU, resume=True)
+    content["model"]["later_part"] = True
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"does not know its model.*later_part"):
+        load_checkpoint(path)
 
 
 SHARED = torch.zeros(16, 64)

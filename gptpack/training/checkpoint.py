@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gptpack.atomic import replacing
 from gptpack.data.manifest import ShardEntry
-from gptpack.errors import CheckpointError
+from gptpack.errors import CheckpointError, ConfigError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.quantized import dequantized
 from gptpack.families.golf.reference import (
@@ -68,6 +68,8 @@ class Checkpoint:
     data: tuple[ShardEntry, ...] = ()
     """Shards that the run trains on: names, counts and hashes."""
     recipe: Recipe | None = None
+    unread: str = ""
+    """What this version does not know in the file's recipe, which it then leaves out."""
     step: int = 0
     training: Mapping[str, Any] | None = None
     """State that only a resumed run needs: raw weights, optimizers, seconds spent."""
@@ -101,16 +103,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             ) from error
 
 
-def _recipe(values: Mapping[str, Any]) -> Recipe:
-    """The recipe of a checkpoint, without the settings that recipes had before."""
-    gone = {"training": "qat_start", "compression": "qat"}
-    kept = {
-        table: {key: value for key, value in settings.items() if key != gone.get(table)}
-        for table, settings in values.items()
-    }
-    return from_dict(Recipe, kept)
-
-
 def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     """Read a checkpoint.
 
@@ -127,15 +119,32 @@ def load_checkpoint(path: Path, model: ModelConfig | None = None) -> Checkpoint:
     if not isinstance(version, int) or version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version!r:.20}, needed {VERSION}")
     with refusing_damage(path):
+        recipe, unread = None, ""
+        try:
+            recipe = content["recipe"] and from_dict(Recipe, content["recipe"])
+        except ConfigError as error:
+            # of another version: only going on with its training needs it
+            unread = str(error)
         return Checkpoint(
-            model=from_dict(ModelConfig, content["model"]),
+            model=_model(path, content["model"]),
             weights=own_weights(path, content["weights"]),
             tokenizer=content["tokenizer"] and from_dict(TokenizerIdentity, content["tokenizer"]),
             data=tuple(from_dict(ShardEntry, shard) for shard in content.get("data", ())),
-            recipe=content["recipe"] and _recipe(content["recipe"]),
+            recipe=recipe,
+            unread=unread,
             step=_step(content["step"]),
             training=content["training"],
         )
+
+
+def _model(path: Path, values: Mapping[str, Any]) -> ModelConfig:
+    try:
+        return from_dict(ModelConfig, values)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path}: this version of gptpack does not know its model: {error}; use the version "
+            "that trained it"
+        ) from error
 
 
 def _step(value: Any) -> int:
@@ -204,6 +213,11 @@ def load_resumable(
         )
     if checkpoint.data != data:
         raise CheckpointError(f"{path}: {_other_data(checkpoint.data, data)}; resume with its data")
+    if checkpoint.unread:
+        raise CheckpointError(
+            f"{path} has a recipe of another version of gptpack ({checkpoint.unread}); its weights "
+            "can be packed, but training goes on by that version alone"
+        )
     if checkpoint.recipe is None:
         raise CheckpointError(f"{path} does not say its recipe; it cannot be resumed")
     if checkpoint.recipe != recipe:
