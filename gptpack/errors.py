@@ -19,6 +19,7 @@ ARGUMENTS = {
     "force": "force=True",
     "keep-packed": "keep_packed=True",
     "method": "methods",
+    "no-compile": "compiled=False",
     "no-eval": "validate=False",
     "no-keep": "keep=False",
     "plan": "plan=True",

@@ -1,12 +1,19 @@
 """Recorded passes: the gradients of passes that are launched one kernel after the other."""
 
+import gc
+import weakref
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
 from worlds import CPU, shards, tiny
 
+from gptpack.errors import TrainingError
+from gptpack.families.golf.config import ModelConfig
+from gptpack.families.golf.gpt import GPT
 from gptpack.ranks import ranks
-from gptpack.training.recording import WARM_PASSES, Recording
+from gptpack.training.recording import WARM_PASSES, CudaGraphs, Recording
 from gptpack.training.stepper import Stepper
 
 PHASES = (
@@ -42,13 +49,13 @@ class Again:
 def test_a_run_whose_passes_are_recorded_learns_the_same():
     plain, recorded = (Stepper(tiny(*PHASES), shards(4000), CPU) for _ in range(2))
     recorder = Again()
-    recorded.recording = Recording(recorded._passes, recorded.model.parameters(), recorder)
+    recorded.recording = Recording(recorded.model.parameters(), recorder)
     for _ in range(12):
         losses = [float(stepper.update(0.0)[0]) for stepper in (plain, recorded)]
         assert losses[0] == losses[1]
     for stepper in (plain, recorded):
         stepper.batches.close()
-    assert (recorder.runs, recorder.records) == (3, 3)
+    assert (recorder.runs, recorder.records) == (1, 3)
     for (name, one), two in zip(
         plain.model.state_dict().items(), recorded.model.state_dict().values(), strict=True
     ):
@@ -63,15 +70,65 @@ def test_a_parameter_without_gradient_stays_without():
         loss.backward()
         return loss.detach()
 
-    recording = Recording(passes, [used, unused], Again())
+    recording = Recording([used, unused], Again())
     inputs, targets = torch.arange(3.0), torch.zeros(3)
     for _ in range(WARM_PASSES + 3):
-        recording("kind", inputs, targets)
-        recording("kind", 2 * inputs, targets)
+        recording(passes, "kind", inputs, targets)
+        recording(passes, "kind", 2 * inputs, targets)
         assert used.grad is not None
         assert used.grad.tolist() == [0, 10, 40]
         assert unused.grad is None
         used.grad = None
+
+
+def test_warming_up_records_every_phase_and_leaves_the_run_as_it_was():
+    first = ("training.compile_warmup_steps=0",)
+    plain, recorded = (Stepper(tiny(*PHASES, *first), shards(4000), CPU) for _ in range(2))
+    recorder = Again()
+    recorded.recording = Recording(recorded.model.parameters(), recorder)
+    recorded.compiled = True
+    recorded.warm_up()
+    assert recorder.records == 3
+    assert float(plain.update(0.0)[0]) == float(recorded.update(0.0)[0])
+    for stepper in (plain, recorded):
+        stepper.batches.close()
+
+
+def test_a_run_that_is_over_is_freed_at_once():
+    stepper = Stepper(tiny(), shards(), CPU)
+    stepper.recording = Recording(stepper.model.parameters(), Again())
+    stepper.update(0.0)
+    stepper.batches.close()
+    model = weakref.ref(stepper.model)
+    gc.disable()
+    try:
+        del stepper
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+def test_what_was_not_tried_is_not_recorded():
+    model = GPT(ModelConfig(vocab=32, layers=2, width=16, heads=2, kv_heads=1, mlp_hidden=16))
+    assert model.recordable
+    model.blocks[1].attn.backend = "fa4"
+    assert not model.recordable
+    assert not GPT(ModelConfig(document_mask=True)).recordable
+    assert Stepper(tiny(), shards(), CPU).recording is None
+
+
+def test_cuda_that_refuses_is_one_line_with_a_way_out(monkeypatch):
+    @contextmanager
+    def refusing(*_arguments, **_named):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refusing)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    graphs = CudaGraphs.__new__(CudaGraphs)
+    graphs.pool = graphs.stream = None
+    with pytest.raises(TrainingError, match=r"not permitted.*compiled=False"):
+        graphs.record(lambda: torch.zeros(()))
 
 
 @pytest.mark.gpu

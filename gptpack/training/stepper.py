@@ -19,7 +19,7 @@ from gptpack.training.averages import Average
 from gptpack.training.optimizers import Optimizers
 from gptpack.training.pressure import Pressure
 from gptpack.training.recipe import Recipe
-from gptpack.training.recording import CudaGraphs, Recording
+from gptpack.training.recording import WARM_PASSES, CudaGraphs, Recording
 from gptpack.training.schedules import Phase, Scheduled, draw_seed, in_phase, phases, scheduled
 
 MICRO_BATCH_TOKENS = {"cuda": 65536, "cpu": 8192}
@@ -33,7 +33,8 @@ class Stepper:
         compiled: use torch.compile; None does so on CUDA only.
         kernels: ``auto``, ``on`` or ``off``: Triton kernels instead of torch's operations.
         foresight: measures what the packer would do; a recipe with a target in bytes needs one.
-        recorded: launch passes as CUDA graphs; None does so on one GPU where compiled ones can be.
+        recorded: launch passes as CUDA graphs; None does so on one GPU if the model is compiled
+            and recordable.
 
     Raises:
         ConfigError: the batch has no whole window for each rank.
@@ -84,7 +85,7 @@ class Stepper:
             alone = ranks.device.type == "cuda" and ranks.world == 1
             recorded = alone and self.compiled and self.model.recordable
         if recorded:
-            self.recording = Recording(self._passes, self.model.parameters(), CudaGraphs())
+            self.recording = Recording(self.model.parameters(), CudaGraphs())
         self.average = Average(self.model, recipe.optimizer)
         self.pressure: Pressure | None = None
         if recipe.compression.target_bytes and foresight is not None:
@@ -125,7 +126,7 @@ class Stepper:
             if self.recording is None:
                 total += self._passes(*part)
             else:
-                total += self.recording(self.kind, *part)
+                total += self.recording(self._passes, self.kind, *part)
         return total
 
     def _passes(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -177,8 +178,11 @@ class Stepper:
         changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
         before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
         now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
-        for phase in phases(self.recipe):
-            for _ in range(max(1, self.recipe.training.compile_warmup_steps)):
+        enough = 1 if self.recording is None else WARM_PASSES + 1
+        # all phases in turn: those that are recorded keep the memory of a pass to themselves, so
+        # all others should have run before
+        for _ in range(max(enough, self.recipe.training.compile_warmup_steps)):
+            for phase in phases(self.recipe):
                 self._learn(in_phase(now, phase))
         for tensor, value in zip(changing, before, strict=True):
             tensor.copy_(value)

@@ -11,7 +11,7 @@ those of the reference, so that its checkpoints load (gptpack/training/checkpoin
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -379,8 +379,9 @@ class GPT(LanguageModel):
 
     @property
     def recordable(self) -> bool:
-        """Whether CUDA can record passes: they launch the same, whatever the tokens."""
-        backends = {block.attn.backend for block in self.blocks if isinstance(block, Block)}
+        """Whether training may record its passes; not with documents apart, fa3 or fa4, which
+        were not tried."""
+        backends = {cast(Block, block).attn.backend for block in self.blocks}
         return not self.config.document_mask and not backends & {"fa3", "fa4"}
 
     @contextmanager
