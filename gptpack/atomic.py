@@ -4,13 +4,16 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
 from gptpack.errors import ConfigError, DataError, GptpackError
+
+OF_THE_SYSTEM = (".DS_Store", "._*")
+"""Patterns of the files that macOS puts into a folder which was looked at, or beside a file."""
 
 
 def check_writable(path: str | Path, error: type[GptpackError] = GptpackError) -> None:
@@ -63,7 +66,8 @@ def check_folder(path: str | Path, kind: str, mark: str, *names: str) -> None:
 
     Args:
         kind: what the directory will be, in words.
-        mark: the file by which one of that kind is known; an empty directory needs none.
+        mark: the file by which one of that kind is known; an empty directory needs none. What
+            macOS puts into directories does not count.
         names: patterns of the files that one of that kind consists of, besides.
 
     Raises:
@@ -72,16 +76,22 @@ def check_folder(path: str | Path, kind: str, mark: str, *names: str) -> None:
     target = Path(path)
     if not target.exists():
         return
-    entries = sorted(target.iterdir()) if target.is_dir() else None
-    if entries is None or (entries and not (target / mark).is_file()):
+    entries = [target]
+    if target.is_dir():
+        entries = [each for each in sorted(target.iterdir()) if not _is_named(each, OF_THE_SYSTEM)]
+    if entries and not (target / mark).is_file():
         raise ConfigError(f"{path} exists and is no {kind}; it stays as it is: choose another name")
     for entry in entries:
-        known = any(fnmatchcase(entry.name, pattern) for pattern in (mark, *names))
-        if not known or not entry.is_file():
+        if not _is_named(entry, (mark, *names)):
             raise ConfigError(
                 f"{path} exists and holds {entry.name}, which is not of the {kind} and would be "
                 "lost; choose another name"
             )
+
+
+def _is_named(entry: Path, patterns: Iterable[str]) -> bool:
+    """Whether `entry` is a regular file whose name one of `patterns` matches."""
+    return entry.is_file() and any(fnmatchcase(entry.name, pattern) for pattern in patterns)
 
 
 @contextmanager

@@ -108,13 +108,13 @@ def read_input(path: str | Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, errors: str = "strict") -> str:
-    """The UTF-8 text of the file at `path`, its lines ended by LF alone.
+    """The UTF-8 text of the file at `path`, its lines ended by LF alone, without a byte order mark.
 
     Raises:
         OSError: see `read_input`.
         UnicodeDecodeError: it is no UTF-8, and `errors` is ``strict``.
     """
-    return read_input(path).decode(errors=errors).replace("\r\n", "\n")
+    return read_input(path).decode("utf-8-sig", errors).replace("\r\n", "\n")
 
 
 def file_sha256(path: str | Path) -> str:

@@ -137,6 +137,16 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device(name if kind != "cuda" or local_rank is None else f"cuda:{local_rank}")
 
 
+def check_computes(device: torch.device) -> None:
+    """Refuse MPS, which has no float64, for what takes more than running a model.
+
+    Raises:
+        ConfigError: `device` is that.
+    """
+    if device.type == "mps":
+        raise ConfigError("device 'mps': models are only loaded and sampled there; use cpu or cuda")
+
+
 @contextmanager
 def ranks(device: str = "auto") -> Iterator[Ranks]:
     """This process among the ranks that torchrun started, or alone, on ``cpu`` or ``cuda``.
@@ -147,8 +157,7 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if chosen.type == "mps":
-        raise ConfigError("device 'mps': models are only loaded and sampled there; use cpu or cuda")
+    check_computes(chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:

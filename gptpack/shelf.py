@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+MOST_BYTES = 1 << 22
+"""Bytes that are read or written at once: macOS refuses 2 GiB, and what is read is copied."""
 
 
 def raw_bytes(array: Array) -> memoryview:
@@ -33,15 +35,16 @@ class Store:
             OSError: the file has become shorter, or the disk fails.
         """
         while into:
-            count = os.preadv(self._descriptor, [into], start)
-            if not count:
+            part = os.pread(self._descriptor, min(len(into), MOST_BYTES), start)
+            if not part:
                 raise OSError("a file that arrays wait in was cut short")
-            start, into = start + count, into[count:]
+            into[: len(part)] = part
+            start, into = start + len(part), into[len(part) :]
 
     def write(self, start: int, data: memoryview) -> None:
         """Write all of `data` from `start` on; raises OSError."""
         while data:
-            count = os.pwrite(self._descriptor, data, start)
+            count = os.pwrite(self._descriptor, data[:MOST_BYTES], start)
             start, data = start + count, data[count:]
 
 

@@ -56,6 +56,8 @@ def command(output: Path, budget: str, seconds: float | None, device: str, as_js
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     began = time.perf_counter()
     parse_size(budget)
+    if str(output).startswith("-"):  # which the commands below would read as an option
+        output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     text = write_demo_text(output / "text.txt")
     tokenizer, data, run = output / "tokenizer.model", output / "data", output / "run"

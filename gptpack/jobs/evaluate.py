@@ -188,9 +188,11 @@ def _beside(
 
 def _alone(loaded: Loaded) -> "Ranks":
     """The one rank of an evaluation of a model that is in memory already."""
-    from gptpack.ranks import Ranks
+    from gptpack.ranks import Ranks, check_computes
 
-    return Ranks(0, 1, loaded.runnable().device)
+    device = loaded.runnable().device
+    check_computes(device)
+    return Ranks(0, 1, device)
 
 
 def wait_for_file(device: "torch.device") -> None:

@@ -191,7 +191,7 @@ def _packed(path: Path) -> Path:
     """The one packed file of a run."""
     if path.is_file():
         return path
-    found = sorted(path.glob("*.gptpack"))
+    found = sorted(path.glob("[!.]*.gptpack"))
     if len(found) != 1:
         what = ", ".join(file.name for file in found) or "no *.gptpack"
         raise ConfigError(f"{path}: holds {what}; name the run's one packed file")

@@ -4,6 +4,7 @@ A source is a run's folder, or one of those files. Anything may be missing, but 
 and cannot be read is an error.
 """
 
+import codecs
 import csv
 import json
 import math
@@ -97,6 +98,7 @@ def _source(path: Path, name: str) -> Source:
         ) from error
     if kind_of(path) in MODELS:  # whatever its first bytes look like
         return Source(name=name, packed=(_packed(path, name, ()),))
+    start = start.removeprefix(codecs.BOM_UTF8)
     if start.startswith(b"{"):
         return Source(name=name, metrics=tuple(read_metrics(path)))
     if b"," in start and start.isascii():
@@ -111,11 +113,12 @@ def _folder(path: Path, name: str) -> Source:
     found = Source(
         name=name,
         packed=tuple(
-            _packed(file, f"{name}/{file.name}", beside) for file in sorted(path.glob("*.gptpack"))
+            _packed(file, f"{name}/{file.name}", beside)
+            for file in sorted(path.glob("[!.]*.gptpack"))
         ),
         metrics=tuple(read_metrics(metrics)) if metrics.exists() else (),
         curves=tuple(
-            read_curve(file, f"{name}/{file.name}") for file in sorted(path.glob("*.csv"))
+            read_curve(file, f"{name}/{file.name}") for file in sorted(path.glob("[!.]*.csv"))
         ),
         seconds=_training_seconds(beside),
     )

@@ -92,7 +92,8 @@ def _fa3_is_here(device: torch.device) -> bool:
     """Whether FlashAttention-3 is in the hub's cache already and runs on `device`."""
     if torch.cuda.get_device_capability(device) != (9, 0):
         return False
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    # unlike Path.expanduser, no error where the user has no home
+    home = Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     folder = FA3_KERNEL.replace("/", "--")
     here = ((cache / f"{kind}--{folder}").is_dir() for kind in ("kernels", "models"))

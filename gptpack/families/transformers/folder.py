@@ -24,7 +24,7 @@ from gptpack.families.transformers.texts import TextTokenizer, read_tokenizer
 from gptpack.inputs import read_input, read_text
 
 CONFIG = "config.json"
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+WEIGHTS = ("[!.]*.safetensors", "pytorch_model*.bin")
 """Names of the files that hold weights; the first kind that is there is loaded."""
 LEAST_TENSOR_BYTES = 64
 """Bytes that a tensor takes in such a file at least: its name, its place and its type, in words."""
