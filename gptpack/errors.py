@@ -135,3 +135,8 @@ def out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or torch_on_cpu
     )
+
+
+def lacks_compiler(error: BaseException) -> bool:
+    """Whether torch's or Triton's compiler found none of C or C++, as in a small container."""
+    return any(said in str(error) for said in ("InvalidCxxCompiler", "Failed to find C compiler"))

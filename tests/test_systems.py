@@ -2,18 +2,23 @@
 
 import os
 import pwd
+import resource
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from worlds import invoke
 
 import gptpack
 from gptpack import shelf
 from gptpack.cli import demo
-from gptpack.errors import ConfigError
+from gptpack.cli.exits import exit_statuses
+from gptpack.data.shards import Shard, write_shard
+from gptpack.errors import ConfigError, ShardError, lacks_compiler
 from gptpack.families.golf import attention
 from gptpack.gate.limits import load_check
 from gptpack.jobs.submission import read_run
@@ -113,6 +118,42 @@ def test_a_model_on_a_gpu_of_apples_is_not_scored_there():
     loaded = gptpack.Loaded(language_model=there, kind="checkpoint")
     with pytest.raises(ConfigError, match="only loaded and sampled there; use cpu or cuda"):
         gptpack.evaluate(loaded, "shards")
+
+
+def test_more_shards_than_files_may_be_open_are_one_line(tmp_path):
+    # a shell of macOS allows 256
+    paths = [tmp_path / f"x_train_{number:06d}.bin" for number in range(30)]
+    for path in paths:
+        write_shard(path, np.arange(9))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = os.open(os.devnull, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 20, hard))
+    try:
+        with pytest.raises(ShardError, match=r"\.bin: cannot (map|read) the shard: Too many open"):
+            _ = [Shard.open(path) for path in paths]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(taken)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
+def test_a_machine_without_a_compiler_is_said_to_lack_one(capsys):
+    config = torch._inductor.config
+    settings = {"cpp.cxx": (None, "none-of-that-name"), "force_disable_caches": True}
+    with pytest.raises(SystemExit) as ended, exit_statuses(), config.patch(settings):
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(3))
+    assert ended.value.code == 4
+    assert "install gcc or clang" in capsys.readouterr().err
+    # what Triton says of the compiler for its launchers
+    assert lacks_compiler(RuntimeError("Failed to find C compiler. Please specify via CC"))
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_changes_no_status(closed, monkeypatch):
+    # as of `gptpack check FILE >&-`, or of a service
+    monkeypatch.setattr(sys, closed, None)
+    assert invoke("check", str(GOLDEN), "--budget", "1MB") == 0
+    assert invoke("check", str(GOLDEN), "--budget", "1") == 1
 
 
 def test_the_demos_folder_may_begin_with_a_dash(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def reader_may_go() -> Iterator[None]:
     except BrokenPipeError:
         # what is still in the buffers goes there as well
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
             except BrokenPipeError:

@@ -21,6 +21,7 @@ from gptpack.errors import (
     GptpackError,
     InternalError,
     MissingDependencyError,
+    lacks_compiler,
     out_of_memory,
 )
 from gptpack.version import VERSION
@@ -91,15 +92,32 @@ def exit_statuses() -> Iterator[None]:
         note(f"gptpack: this needs {package}, which is not installed; see: gptpack doctor")
         sys.exit(MissingDependencyError.exit_status)
     except Exception as error:
-        if out_of_memory(error):
-            note("gptpack: too little memory here; ask for less at once, or use a larger machine")
+        if lacks := _lacking(error):
+            note(f"gptpack: {lacks}")
             sys.exit(MissingDependencyError.exit_status)
         _crash(error)
     finally:
         GptpackError.in_options = False
-        with reader_may_go():
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what is printed; a stream that was closed when the process began is None."""
+    with reader_may_go():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+
+
+def _lacking(error: Exception) -> str:
+    """What this machine has too little of, and the way out; empty where that is not the reason."""
+    if out_of_memory(error):
+        return "too little memory here; ask for less at once, or use a larger machine"
+    if lacks_compiler(error):
+        return (
+            "torch.compile and Triton need a C++ compiler, which is not here; install gcc or "
+            "clang, or do without: train --no-compile --kernels off, eval --compile off"
+        )
+    return ""
 
 
 def _crash(error: Exception) -> NoReturn:

@@ -76,7 +76,13 @@ class Shard:
         """
         path = Path(path)
         layout, size = _checked_header(path)
-        tokens: Tokens = np.memmap(path, layout.token, "r", offset=HEADER.size, shape=(size,))
+        try:
+            tokens: Tokens = np.memmap(path, layout.token, "r", offset=HEADER.size, shape=(size,))
+        except OSError as error:
+            raise ShardError(
+                f"{path}: cannot map the shard: {error.strerror or error}; each takes an open "
+                "file, of which `ulimit -n` allows more"
+            ) from error
         if vocab is None:
             return cls(path, tokens)
         now = path.stat()
