@@ -17,6 +17,7 @@ import gptpack
 from gptpack import shelf
 from gptpack.cli import demo
 from gptpack.cli.exits import exit_statuses
+from gptpack.cli.options import WORDS
 from gptpack.data.shards import Shard, write_shard
 from gptpack.errors import ConfigError, ShardError, lacks_compiler
 from gptpack.families.golf import attention
@@ -154,6 +155,15 @@ def test_a_closed_stream_changes_no_status(closed, monkeypatch):
     monkeypatch.setattr(sys, closed, None)
     assert invoke("check", str(GOLDEN), "--budget", "1MB") == 0
     assert invoke("check", str(GOLDEN), "--budget", "1") == 1
+
+
+def test_a_locale_without_characters_takes_texts_in_utf_8(capsys):
+    # what Python makes of the bytes of a word where LC_ALL is C and its UTF-8 mode is off
+    typed = "\u00dcn\u00ef".encode().decode("ascii", "surrogateescape")
+    assert WORDS.convert(typed, None, None) == "\u00dcn\u00ef"
+    for words in (["sample", "--prompt"], ["web", "--title"]):
+        assert invoke(*words, "\udcff", str(GOLDEN)) == 2
+        assert "not text in UTF-8" in capsys.readouterr().err
 
 
 def test_the_demos_folder_may_begin_with_a_dash(tmp_path, monkeypatch):

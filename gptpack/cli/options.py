@@ -1,6 +1,7 @@
 """Types of options that several commands share: text from the command line -> checked values."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ class Finite(click.FloatRange):
         return found
 
 
+class Words(click.types.StringParamType):
+    """Text for a model or a page; the bytes that the locale has no characters for are UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found: str = super().convert(value, param, ctx)
+        if any("\ud800" <= character <= "\udfff" for character in found):
+            try:
+                return os.fsencode(found).decode()
+            except UnicodeError:
+                self.fail("not text in UTF-8.", param, ctx)
+        return found
+
+
+WORDS = Words()
 FINITE = Finite()
 POSITIVE = Finite(min=0, min_open=True)
 COUNT = click.IntRange(min=0)

@@ -8,7 +8,7 @@ import click
 
 from gptpack.cli.console import note
 from gptpack.cli.help import Command, heading
-from gptpack.cli.options import RUNS_ON, SEED, Finite
+from gptpack.cli.options import RUNS_ON, SEED, WORDS, Finite
 
 PATH = click.Path(path_type=Path)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -18,7 +18,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.command(cls=Command)
 @click.argument("path", metavar="FILE", type=PATH)
 @heading("What to say")
-@click.option("--prompt", default="", show_default="none", help="Text to go on from.")
+@click.option("--prompt", type=WORDS, default="", show_default="none", help="Text to go on from.")
 @click.option("--tokens", type=click.IntRange(min=1), default=100, help="Most tokens to draw.")
 @click.option(
     "--temperature",

@@ -11,7 +11,7 @@ import click
 from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import note, print_json, print_table
 from gptpack.cli.help import Group, heading
-from gptpack.cli.options import DEVICE
+from gptpack.cli.options import DEVICE, WORDS
 from gptpack.cli.submission_check import check
 from gptpack.runs.logged import CAP_BYTES
 
@@ -57,9 +57,11 @@ def command() -> None:
 @click.option("--tokenizer", type=PATH, help="SentencePiece model. [default: that in --data]")
 @heading("What the record says of it")
 @click.option("--github-id", required=True, help="GitHub id of whoever submits.")
-@click.option("--author", help="Who submits. [default: the GitHub id]")
-@click.option("--name", help="Name of the submission. [default: the folder's name]")
-@click.option("--blurb", default="", show_default="none", help="A sentence on what it does.")
+@click.option("--author", type=WORDS, help="Who submits. [default: the GitHub id]")
+@click.option("--name", type=WORDS, help="Name of the submission. [default: the folder's name]")
+@click.option(
+    "--blurb", type=WORDS, default="", show_default="none", help="A sentence on what it does."
+)
 @click.option("--track", default="10min_16mb", help="Track of the contest.")
 @click.option(
     "--hardware",

@@ -8,6 +8,7 @@ import click
 from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import note
 from gptpack.cli.help import Command
+from gptpack.cli.options import WORDS
 
 PATH = click.Path(path_type=Path)
 
@@ -17,7 +18,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--output", "-o", default=Path("site"), type=PATH, help="Folder to write.")
 @click.option("--tokenizer", type=PATH, help="SentencePiece model, where FILE brings none.")
 @click.option("--licence", type=PATH, help="Text that the page shows as the model's licence.")
-@click.option("--title", help="Heading of the page. [default: the file's name]")
+@click.option("--title", type=WORDS, help="Heading of the page. [default: the file's name]")
 def command(path: Path, output: Path, **settings: Any) -> None:
     """Write a static page in which the model in FILE runs, in the browser of whoever opens it.
 
