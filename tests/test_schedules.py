@@ -182,7 +182,7 @@ def test_phases_are_what_the_schedules_say_all_along():
     for share in np.linspace(0, 1, 401)[:-1]:
         now = scheduled(int(share * 20000), 0.0, replace(training, seconds=0.0), OptimizerConfig())
         phase = found[sum(share >= end - 1e-9 for end in ends)]
-        assert (now.recurrence, now.context_halvings) == phase[1:]
+        assert (now.recurrence, now.context_halvings, now.ahead_weight > 0) == phase[1:]
         assert in_phase(now, phase) == now
 
 

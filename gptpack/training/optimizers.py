@@ -19,6 +19,8 @@ from gptpack.training.muon import Muon
 from gptpack.training.recipe import OptimizerConfig
 
 EMBEDDINGS = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
+AHEAD = "ahead"
+"""Name of the matrix that training alone has (families/golf/ahead.py)."""
 State = dict[str, dict[str, Tensor]]
 """State of whole parameters by name and kind, such as ``exp_avg``, on the CPU."""
 
@@ -31,6 +33,8 @@ class Optimizers:
     ) -> None:
         self.config, self.ranks = config, ranks
         self.parameters = dict(model.named_parameters())
+        if model.ahead is not None:
+            self.parameters[AHEAD] = model.ahead.matrix
         matrices, embeddings, head, scalars = _roles(self.parameters)
         embed_lr = config.embed_lr if model.lm_head is None else config.untied_embed_lr
         self.muon = Muon(matrices, config, ranks, compiled=compiled)
@@ -135,7 +139,7 @@ def _roles(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Paramete
     roles: list[dict[str, nn.Parameter]] = [{} for _ in range(4)]
     matrices, embeddings, head, scalars = roles
     for name, parameter in parameters.items():
-        if name.startswith("blocks.") and name.endswith(".weight"):
+        if name == AHEAD or (name.startswith("blocks.") and name.endswith(".weight")):
             matrices[name] = parameter
         elif name in EMBEDDINGS or name.startswith("value_tables."):
             embeddings[name] = parameter

@@ -148,6 +148,12 @@ class TrainingConfig:
     dropout: float = 0.0
     """Share of the numbers of each layer's attention and MLP outputs that training leaves out, anew
     in each step; the others grow in turn. Srivastava et al. 2014."""
+    ahead_weight: float = 0.0
+    """Weight at the start of the loss of the token after the next, which each position learns to
+    predict as well, by a matrix that is not packed. It falls linearly to 0 at ``ahead_end``.
+    Gloeckle et al. 2024, https://arxiv.org/abs/2404.19737."""
+    ahead_end: float = 0.0
+    """Share of the run from which there is no such loss; goes with ``ahead_weight``."""
     compile_warmup_steps: int = 3
     """Steps made before the clock starts, and undone, so that everything is compiled by then."""
     seed: int = 1337
@@ -161,12 +167,17 @@ class TrainingConfig:
         check_fields(self, NOT_NEGATIVE, "warmdown_steps checkpoint_seconds window_stages")
         check_fields(self, NOT_NEGATIVE, "context_halvings")
         check_fields(self, SHARE, "warmdown_fraction lr_floor lr_final recurrence_start")
-        check_fields(self, SHARE, "full_context_start")
+        check_fields(self, SHARE, "full_context_start ahead_weight ahead_end")
         check_fields(self, BELOW_ONE, "dropout")
         if self.warmdown_fraction and self.warmdown_steps:
             raise ConfigError(
                 f"warmdown_fraction={self.warmdown_fraction} and "
                 f"warmdown_steps={self.warmdown_steps} exclude each other; set one of them to 0"
+            )
+        if bool(self.ahead_weight) != bool(self.ahead_end):
+            raise ConfigError(
+                f"training.ahead_weight={self.ahead_weight} and training.ahead_end="
+                f"{self.ahead_end} do nothing without each other; set both or none"
             )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} must lie in 0..2^63 - 1")

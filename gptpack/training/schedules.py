@@ -28,6 +28,8 @@ class Scheduled:
     """Index of the stage whose windows attention has; -1 is the last."""
     context_halvings: int
     """Times that the context of attention is halved."""
+    ahead_weight: float
+    """Weight of the loss of the tokens after the next."""
 
 
 class Phase(NamedTuple):
@@ -37,6 +39,7 @@ class Phase(NamedTuple):
     """How much of the run it is."""
     recurrence: bool
     context_halvings: int
+    ahead: bool
 
 
 def phases(recipe: Recipe) -> list[Phase]:
@@ -46,6 +49,8 @@ def phases(recipe: Recipe) -> list[Phase]:
     starts = {stage * full / halvings for stage in range(1, halvings + 1)}
     if recipe.model.loops:
         starts.add(training.recurrence_start)
+    if training.ahead_weight:
+        starts.add(training.ahead_end)
     found = []
     for start, end in itertools.pairwise(sorted({0.0, 1.0} | starts)):
         middle = (start + end) / 2
@@ -54,6 +59,7 @@ def phases(recipe: Recipe) -> list[Phase]:
                 share=end - start,
                 recurrence=switch_at(middle, training.recurrence_start),
                 context_halvings=halvings_at(middle, halvings, end=full),
+                ahead=ahead_at(middle, training) > 0,
             )
         )
     return found
@@ -90,12 +96,18 @@ def scheduled(
         context_halvings=halvings_at(
             done, training.context_halvings, end=training.full_context_start
         ),
+        ahead_weight=ahead_at(done, training),
     )
 
 
 def in_phase(now: Scheduled, phase: Phase) -> Scheduled:
     """The same settings, but for what `phase` says."""
-    return replace(now, recurrence=phase.recurrence, context_halvings=phase.context_halvings)
+    return replace(
+        now,
+        recurrence=phase.recurrence,
+        context_halvings=phase.context_halvings,
+        ahead_weight=(now.ahead_weight or 1.0) if phase.ahead else 0.0,
+    )
 
 
 def share_done(step: int, *, steps: int, elapsed: float, seconds: float) -> float:
@@ -153,6 +165,12 @@ def stage_at(done: float, stages: float) -> int:
 def halvings_at(done: float, halvings: int, *, end: float) -> int:
     """Of so many halvings, how many are left at the share `done` of a run; from `end` on none."""
     return halvings - int(halvings * done / end) if done < end else 0
+
+
+def ahead_at(done: float, training: TrainingConfig) -> float:
+    """Weight of the loss of the tokens after the next at the share `done` of a run."""
+    end = training.ahead_end
+    return training.ahead_weight * (1 - done / end) if done < end else 0.0
 
 
 def draw_seed(seed: int, index: int) -> int:

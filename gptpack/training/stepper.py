@@ -75,6 +75,9 @@ class Stepper:
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
         self.dropout = self.model.use_dropout(recipe.training.dropout)
+        self.ahead = None
+        if recipe.training.ahead_weight:
+            self.ahead = self.model.use_ahead(draw_seed(recipe.training.seed, -1))
         self.losses: Losses = self.model.token_losses
         if self.compiled:
             self.losses = self.model.compiled_losses(torch.compile)
@@ -85,19 +88,20 @@ class Stepper:
             alone = ranks.device.type == "cuda" and ranks.world == 1
             recorded = alone and self.compiled and self.model.recordable
         if recorded:
-            self.recording = Recording(self.model.parameters(), CudaGraphs())
+            self.recording = Recording(self.optimizers.parameters.values(), CudaGraphs())
         self.average = Average(self.model, recipe.optimizer)
         self.pressure: Pressure | None = None
         if recipe.compression.target_bytes and foresight is not None:
             self.pressure = Pressure(
-                self.optimizers.parameters,
+                dict(self.model.named_parameters()),
                 recipe.compression,
                 foresight,
                 world=ranks.world,
                 compiled=self.compiled,
             )
-        self.kind = (False, 0)
-        """Whether layers run more than once, and halvings of the context, in the step's passes."""
+        self.kind = (False, 0, False)
+        """Whether layers run more than once, halvings of the context, and whether tokens after the
+        next are learned, in the step's passes."""
         self.step = 0
         """Steps that are made."""
 
@@ -157,7 +161,9 @@ class Stepper:
             self.model.use_stage(now.window_stage)
         else:
             self.model.use_halvings(now.context_halvings)
-        self.kind = (self.model.looped, now.context_halvings)
+        if self.ahead is not None:
+            self.ahead.use(now.ahead_weight)
+        self.kind = (self.model.looped, now.context_halvings, now.ahead_weight > 0)
         part = self.gradients(self.step)
         if self.pressure is not None:
             self.pressure.press(now)
@@ -176,6 +182,8 @@ class Stepper:
         start = time.perf_counter()
         pressure = self.pressure.state() if self.pressure is not None else None
         changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
+        if self.ahead is not None:
+            changing.append(self.ahead.matrix.detach())
         before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
         now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
         enough = 1 if self.recording is None else WARM_PASSES + 1
@@ -223,6 +231,7 @@ class Stepper:
             "raw": raw if averaged else None,
             "averaged": self.average.samples,
             "optimizers": optimizers,
+            "ahead": self.ahead and self.ahead.matrix.detach().cpu(),
             "pressure": self.pressure.state() if self.pressure is not None else None,
         }
 
@@ -237,6 +246,8 @@ class Stepper:
             raise CheckpointError(problem)
         self.model.load_state_dict(raw)
         self.optimizers.load_state(rest["optimizers"])
+        if self.ahead is not None:
+            self.ahead.matrix.data.copy_(rest["ahead"])
         if rest["raw"]:
             self.average.load(dict(weights), rest["averaged"])
         if self.pressure is not None and rest.get("pressure"):

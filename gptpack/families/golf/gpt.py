@@ -20,6 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from gptpack import ops
 from gptpack.errors import ConfigError
 from gptpack.families.coded import is_coded
+from gptpack.families.golf.ahead import Ahead
 from gptpack.families.golf.attention import choose_backend, flash_attention_3
 from gptpack.families.golf.blocks import MLP, Block, Lanes
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
@@ -66,6 +67,7 @@ class GPT(LanguageModel):
         self.looped = True
         self.kernels = False
         self.dropout: Dropout | None = None
+        self.ahead: Ahead | None = None
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -206,6 +208,12 @@ class GPT(LanguageModel):
             assert isinstance(block, Block)
             block.dropout = share
         return self.dropout
+
+    def use_ahead(self, seed: int) -> Ahead:
+        """Learn the tokens after the next as well, by what this returns, once its weight is set."""
+        width, device = self.config.width, self.tok_emb.weight.device
+        self.ahead = Ahead(width, seed=seed, device=device)
+        return self.ahead
 
     def use_halvings(self, halvings: int) -> None:
         """Keep attention within blocks: the positions, halved so many times."""
@@ -356,7 +364,13 @@ class GPT(LanguageModel):
 
         `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
         """
-        return self._head_losses(self.hidden(inputs, last=targets.shape[1]), targets)
+        return self._all_losses(self.hidden(inputs, last=targets.shape[1]), targets)
+
+    def _all_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        losses = self._head_losses(hidden, targets)
+        if self.ahead is None or not self.ahead.on:
+            return losses
+        return self.ahead.added(losses, hidden, targets, self._head_losses)
 
     def _head_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         cap = self.config.logit_softcap
@@ -364,7 +378,7 @@ class GPT(LanguageModel):
 
     def end(self, lanes: Lanes, targets: Tensor) -> Tensor:
         """The losses of `token_losses`, from what the last layer gives out."""
-        return self._head_losses(rms_norm(lanes.mean()), targets)
+        return self._all_losses(rms_norm(lanes.mean()), targets)
 
     def _in_parts(self, parts: Parts, inputs: Tensor, targets: Tensor) -> Tensor:
         """The losses of `token_losses`."""
