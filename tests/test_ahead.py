@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from worlds import CPU, shards, tiny
 
 from gptpack.errors import ConfigError
+from gptpack.families.golf.ahead import Ahead
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT, build
 from gptpack.ops import rms_norm
 from gptpack.training.checkpoint import load_checkpoint
 from gptpack.training.loop import train
+from gptpack.training.recipe import load_recipe
 from gptpack.training.schedules import ahead_at, phases
 from gptpack.training.stepper import Stepper
 
@@ -30,8 +32,9 @@ def test_losses_stay_and_gradients_are_those_of_both_losses():
     tokens = torch.arange(27).view(3, 9) * 5 % 40
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     plain, learning = model(), model()
-    matrix = learning.use_ahead(7).matrix
+    learning.ahead = Ahead(16, seed=7, device=torch.device("cpu"))
     learning.ahead.use(0.25)
+    matrix = learning.ahead.matrix
     losses = learning.token_losses(inputs, targets)
     assert torch.equal(losses, plain.token_losses(inputs, targets))
     losses.sum().backward()
@@ -81,3 +84,5 @@ def test_the_matrix_is_in_no_checkpoints_weights_and_a_resumed_run_has_it_again(
 def test_a_weight_without_an_end_is_refused():
     with pytest.raises(ConfigError, match="set both or none"):
         tiny("training.ahead_weight=0.3")
+    with pytest.raises(ConfigError, match=r"ahead_weight is not of architecture='speedrun'"):
+        load_recipe("speedrun-2025-07", list(AHEAD[:2]))

@@ -234,8 +234,9 @@ class Recipe:
                 f"training.window_stages={self.training.window_stages:g} of the "
                 f"{len(self.model.windows)} in model.windows; set it to at most that"
             )
-        if self.model.architecture == "speedrun" and self.training.dropout:
-            raise ConfigError("training.dropout is not of architecture='speedrun'; set it to 0")
+        for name in ("dropout", "ahead_weight"):
+            if self.model.architecture == "speedrun" and getattr(self.training, name):
+                raise ConfigError(f"training.{name} is not of architecture='speedrun'; set it to 0")
         halvings = self.training.context_halvings
         if bool(halvings) != bool(self.training.full_context_start):
             raise ConfigError(

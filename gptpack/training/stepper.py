@@ -10,6 +10,7 @@ from torch import Tensor
 from gptpack.data.batches import Prefetcher, open_batches
 from gptpack.data.shards import Tokens
 from gptpack.errors import CheckpointError, ConfigError
+from gptpack.families.golf.ahead import Ahead
 from gptpack.families.golf.gpt import model_of
 from gptpack.families.golf.speedrun import Speedrun
 from gptpack.families.language_model import Losses, state_problem
@@ -75,9 +76,11 @@ class Stepper:
         self.attention = self.model.use_attention(attention)
         self.kernels = self.model.use_kernels(kernels)
         self.dropout = self.model.use_dropout(recipe.training.dropout)
-        self.ahead = None
+        self.ahead: Ahead | None = None
         if recipe.training.ahead_weight:
-            self.ahead = self.model.use_ahead(draw_seed(recipe.training.seed, -1))
+            seed = draw_seed(recipe.training.seed, -1)
+            self.ahead = Ahead(recipe.model.width, seed=seed, device=ranks.device)
+            self.model.ahead = self.ahead
         self.losses: Losses = self.model.token_losses
         if self.compiled:
             self.losses = self.model.compiled_losses(torch.compile)

@@ -11,7 +11,7 @@ those of the reference, so that its checkpoints load (gptpack/training/checkpoin
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch.nn.attention.flex_attention import BlockMask
 from gptpack import ops
 from gptpack.errors import ConfigError
 from gptpack.families.coded import is_coded
-from gptpack.families.golf.ahead import Ahead
 from gptpack.families.golf.attention import choose_backend, flash_attention_3
 from gptpack.families.golf.blocks import MLP, Block, Lanes
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
@@ -41,6 +40,9 @@ from gptpack.families.golf.masks import document_mask
 from gptpack.families.golf.parts import PLAIN, Parts, compiled
 from gptpack.families.language_model import LanguageModel, Layer, Losses, Predict, Table
 from gptpack.ops import rms_norm
+
+if TYPE_CHECKING:
+    from gptpack.families.golf.ahead import Ahead
 
 TIED_EMBEDDING_STD = 0.005
 """Standard deviation of an embedding that is the output layer too: it starts with nearly equal
@@ -68,6 +70,7 @@ class GPT(LanguageModel):
         self.kernels = False
         self.dropout: Dropout | None = None
         self.ahead: Ahead | None = None
+        """What learns the tokens after the next as well, in training."""
         std = TIED_EMBEDDING_STD if config.tied_embedding else 1.0
         self.tok_emb = Embedding(config.vocab, config.width, std=std)
         self.bigram = (
@@ -208,12 +211,6 @@ class GPT(LanguageModel):
             assert isinstance(block, Block)
             block.dropout = share
         return self.dropout
-
-    def use_ahead(self, seed: int) -> Ahead:
-        """Learn the tokens after the next as well, by what this returns, once its weight is set."""
-        width, device = self.config.width, self.tok_emb.weight.device
-        self.ahead = Ahead(width, seed=seed, device=device)
-        return self.ahead
 
     def use_halvings(self, halvings: int) -> None:
         """Keep attention within blocks: the positions, halved so many times."""
