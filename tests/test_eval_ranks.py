@@ -1,5 +1,6 @@
 """Every kind of evaluation gives on two ranks what it gives on one."""
 
+import importlib
 import multiprocessing
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def scores() -> dict[str, Score]:
 
 def _on_rank(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")  # see gptpack/ranks.py
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     for name, found in scores().items():
