@@ -61,7 +61,7 @@ def optimizer_seconds(stepper: Stepper, here: Ranks) -> float:
     spent = 0.0
     now = scheduled(stepper.step, 0.0, stepper.recipe.training, stepper.recipe.optimizer)
     for _ in range(TIMED_STEPS):
-        stepper.gradients(stepper.step)
+        stepper.gradients(now)
         stepper.synchronize()
         here.barrier()
         start = time.perf_counter()

@@ -529,7 +529,7 @@ def test_a_step_is_the_same_whatever_goes_through_at_once():
         settings = replace(recipe.training, micro_batch_tokens=tokens)
         stepper = Stepper(replace(recipe, training=settings), shards(), CPU)
         assert stepper.micro_batch() == tokens // 16
-        stepper.gradients(0)
+        stepper.gradients(scheduled(0, 0.0, recipe.training, recipe.optimizer))
         found[tokens] = {name: p.grad for name, p in stepper.model.named_parameters()}
         stepper.batches.close()
     for name, gradient in found[128].items():

@@ -92,6 +92,27 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class DefaultGroup(Group):
+    """A group that takes arguments without a subcommand as those of its command `default`."""
+
+    def __init__(self, *arguments: Any, default: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.default = default
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            args = [self.default, *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # an option that is not the group's own belongs to that command
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
 class Choice(click.Choice[str]):
     """A choice that names the word nearest to one that it has not."""
 

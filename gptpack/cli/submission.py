@@ -10,7 +10,7 @@ import click
 
 from gptpack.cli.bars import progress_bars
 from gptpack.cli.console import note, print_json, print_table
-from gptpack.cli.help import Group, heading
+from gptpack.cli.help import DefaultGroup, heading
 from gptpack.cli.options import DEVICE, WORDS
 from gptpack.cli.submission_check import check
 from gptpack.runs.logged import CAP_BYTES
@@ -21,24 +21,7 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
-class DefaultGroup(Group):
-    """A group that takes arguments without a subcommand as those of ``make``."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            args = ["make", *args]
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # an option that is not the group's own belongs to make
-        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
-            args = ["make", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=DefaultGroup)
+@click.group(cls=DefaultGroup, default="make")
 def command() -> None:
     """Make a contest submission out of runs (the word `make` may be left out), or check one.
 

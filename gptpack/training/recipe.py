@@ -174,11 +174,6 @@ class TrainingConfig:
                 f"warmdown_fraction={self.warmdown_fraction} and "
                 f"warmdown_steps={self.warmdown_steps} exclude each other; set one of them to 0"
             )
-        if bool(self.ahead_weight) != bool(self.ahead_end):
-            raise ConfigError(
-                f"training.ahead_weight={self.ahead_weight} and training.ahead_end="
-                f"{self.ahead_end} do nothing without each other; set both or none"
-            )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} must lie in 0..2^63 - 1")
         if self.seconds and self.reserve_seconds >= self.seconds:
@@ -237,13 +232,12 @@ class Recipe:
         for name in ("dropout", "ahead_weight"):
             if self.model.architecture == "speedrun" and getattr(self.training, name):
                 raise ConfigError(f"training.{name} is not of architecture='speedrun'; set it to 0")
+        for pair in ("context_halvings full_context_start", "ahead_weight ahead_end"):
+            values = {name: getattr(self.training, name) for name in pair.split()}
+            if any(values.values()) != all(values.values()):
+                said = " and ".join(f"training.{name}={each:g}" for name, each in values.items())
+                raise ConfigError(f"{said} do nothing without each other; set both or none")
         halvings = self.training.context_halvings
-        if bool(halvings) != bool(self.training.full_context_start):
-            raise ConfigError(
-                f"training.context_halvings={halvings} and training.full_context_start="
-                f"{self.training.full_context_start:g} do nothing without each other; set both or "
-                "none"
-            )
         if halvings and (self.model.architecture == "speedrun" or self.model.document_mask):
             raise ConfigError(
                 f"training.context_halvings={halvings} goes with causal attention alone; set it to "

@@ -102,9 +102,6 @@ class Stepper:
                 world=ranks.world,
                 compiled=self.compiled,
             )
-        self.kind = (False, 0, False)
-        """Whether layers run more than once, halvings of the context, and whether tokens after the
-        next are learned, in the step's passes."""
         self.step = 0
         """Steps that are made."""
 
@@ -116,24 +113,32 @@ class Stepper:
         count = len(self.share)
         return next(size for size in range(min(windows, count), 0, -1) if count % size == 0)
 
-    def gradients(self, step: int) -> Tensor:
-        """Leave this rank's part of a step's gradients in the model; returns its part of the loss.
+    def gradients(self, now: Scheduled) -> Tensor:
+        """Leave this rank's part of the next step's gradients; returns its part of the loss.
 
         The parts of all ranks add up to the gradients of the mean loss, and to that loss.
         """
-        inputs, targets = self.batches.get(step)
+        self.model.looped = now.recurrence or not self.recipe.model.loops
+        if isinstance(self.model, Speedrun):
+            self.model.use_stage(now.window_stage)
+        else:
+            self.model.use_halvings(now.context_halvings)
+        if self.ahead is not None:
+            self.ahead.use(now.ahead_weight)
+        kind = (self.model.looped, now.context_halvings, now.ahead_weight > 0)
+        inputs, targets = self.batches.get(self.step)
         micro = self.micro_batch()
         total = torch.zeros((), device=self.ranks.device)
         for start in range(0, len(inputs), micro):
             if self.dropout is not None:
                 # a resumed run leaves out the same, and each window something else
-                window = step * self.sequences + self.share.start + start
+                window = self.step * self.sequences + self.share.start + start
                 self.dropout.draw(draw_seed(self.recipe.training.seed, window))
             part = (inputs[start : start + micro], targets[start : start + micro])
             if self.recording is None:
                 total += self._passes(*part)
             else:
-                total += self.recording(self._passes, self.kind, *part)
+                total += self.recording(self._passes, kind, *part)
         return total
 
     def _passes(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -159,15 +164,7 @@ class Stepper:
         return loss, now
 
     def _learn(self, now: Scheduled) -> Tensor:
-        self.model.looped = now.recurrence or not self.recipe.model.loops
-        if isinstance(self.model, Speedrun):
-            self.model.use_stage(now.window_stage)
-        else:
-            self.model.use_halvings(now.context_halvings)
-        if self.ahead is not None:
-            self.ahead.use(now.ahead_weight)
-        self.kind = (self.model.looped, now.context_halvings, now.ahead_weight > 0)
-        part = self.gradients(self.step)
+        part = self.gradients(now)
         if self.pressure is not None:
             self.pressure.press(now)
         loss = self.ranks.launch_sum(part)
@@ -184,9 +181,8 @@ class Stepper:
             return 0.0
         start = time.perf_counter()
         pressure = self.pressure.state() if self.pressure is not None else None
-        changing = [*self.model.state_dict().values(), *self.optimizers.tensors()]
-        if self.ahead is not None:
-            changing.append(self.ahead.matrix.detach())
+        parameters = [each.detach() for each in self.optimizers.parameters.values()]
+        changing = [*parameters, *self.optimizers.tensors()]
         before = [tensor.detach().to("cpu", copy=True) for tensor in changing]
         now = scheduled(self.step, 0.0, self.recipe.training, self.recipe.optimizer)
         enough = 1 if self.recording is None else WARM_PASSES + 1

@@ -35,10 +35,7 @@ class Ahead:
     def use(self, weight: float) -> None:
         """Set the weight; at 0 there is no such loss."""
         self.on = weight > 0
-        value = torch.tensor(weight)
-        if self.weight.is_cuda:
-            value = value.pin_memory()
-        self.weight.copy_(value, non_blocking=True)
+        self.weight.fill_(weight)
 
     def added(self, losses: Tensor, hidden: Tensor, targets: Tensor, losses_of: Losses) -> Tensor:
         """`losses` ``[B, T]`` as they are, with the gradient of this loss as well."""
