@@ -25,8 +25,7 @@ from test_cli_eval import World, world  # noqa: F401
 
 from gptpack.artifact.reader import decode_artifact, decode_header
 from gptpack.cli import main
-from gptpack.codec.costs import matrix_bits
-from gptpack.codec.range import encode_codes
+from gptpack.codec.range import encode_codes, matrix_bits
 from gptpack.errors import GptpackError
 from gptpack.inputs import file_sha256
 from gptpack.inspection.compare import Weights, read_weights, weight_errors

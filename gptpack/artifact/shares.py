@@ -37,7 +37,7 @@ def coded_bytes(
     members = [tensors[member] for member in plan.members]
     arrays = [tensor.arrays[plan.array.name] for tensor in members]
     if section.codec == "range" and arrays[0].ndim == 2:
-        from gptpack.codec.costs import matrix_bits
+        from gptpack.codec.range import matrix_bits
         from gptpack.codec.trellis import parities_of
 
         states = [int(t.parameters["states"]) for t in members if "states" in t.parameters]

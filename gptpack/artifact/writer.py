@@ -6,6 +6,7 @@ what was measured on the sections, and change without encoding them again.
 
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ def encode_sections(
         (plan.slots(entries), [tensors[member].arrays[plan.array.name] for member in plan.members])
         for plan in plans
     ]
-    streams = encode_streams(contents, names, draft=draft)
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(weights_sha256, [] if draft else tensors)
+        streams = encode_streams(contents, names, draft=draft)
     return EncodedSections(
         tensors=entries,
         sections=(
@@ -158,7 +161,7 @@ def encode_sections(
         ),
         files=files.files,
         data=(*(stream.data for stream in streams), *files.data),
-        weights_sha256=weights_sha256([] if draft else tensors),
+        weights_sha256=hashed.result(),
     )
 
 

@@ -290,6 +290,28 @@ def spread(
 
 
 @compiled()
+def count(
+    code_RC: Any,
+    parity_RC: Any,
+    row_R: Any,
+    column_C: Any,
+    bound: Any,
+    count_KPV: Any,
+) -> None:  # pragma: no cover
+    """Add 1 to the count of each code's class, parity and value.
+
+    The class is the sum of its row's and its column's, or the nearest that exists; values beyond
+    `bound` count as that.
+    """
+    last = count_KPV.shape[0] - 1
+    for r in range(code_RC.shape[0]):
+        for c in range(code_RC.shape[1]):
+            k = min(max(row_R[r] + column_C[c], 0), last)
+            v = min(max(np.int64(code_RC[r, c]), -bound), bound)
+            count_KPV[k, parity_RC[r, c], v + bound] += 1
+
+
+@compiled()
 def _write(words_W: Array, state: Array, low: Any, frequency: Any) -> None:  # pragma: no cover
     """Narrow the interval to a symbol, `low` parts up and `frequency` wide."""
     scale = state[0] >> _SUM

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.coder import Ints
+from gptpack.codec.coder import Ints, count
 from gptpack.codec.stepper import Codes, Parity
 from gptpack.codec.tables import PLACES, REACH_MAX
 
@@ -27,7 +27,6 @@ GRID = 6
 CLASSES_MAX = 255
 _WEIGHT = 1 << 12
 _CLIP = 1 << 10
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -93,22 +92,14 @@ def count_values(
     codes_RC: Codes, parity_RC: Parity | None, scales: Scales, lowest: int, classes: int
 ) -> Ints:
     """Histograms by class, parity and value: ``[K, P, PLACES]`` with P = 1 without a parity."""
-    lanes = 1 if parity_RC is None else 2
-    bound = REACH_MAX + 1
-    counts = np.zeros(classes * lanes * PLACES, dtype=np.int64)
-    rows, columns = codes_RC.shape
-    column_C = scales.columns - lowest
-    height = max(1, _BLOCK // max(columns, 1))
-    for start in range(0, rows if columns else 0, height):
-        block = slice(start, start + height)
-        line_BC = np.clip(scales.rows[block, None] + column_C, 0, classes - 1) * lanes
-        if parity_RC is not None:
-            line_BC += parity_RC[block]
-        line_BC *= PLACES
-        line_BC += bound
-        line_BC += np.clip(codes_RC[block].astype(np.int64), -bound, bound)
-        counts += np.bincount(line_BC.ravel(), minlength=counts.size)
-    return counts.reshape(classes, lanes, PLACES)
+    if parity_RC is None:
+        lanes, parity_RC = 1, np.zeros(codes_RC.shape, np.uint8)
+    else:
+        lanes = 2
+    counts_KPV = np.zeros((classes, lanes, PLACES), dtype=np.int64)
+    columns = scales.columns.astype(np.int64) - lowest
+    count(codes_RC, parity_RC, scales.rows.astype(np.int64), columns, REACH_MAX + 1, counts_KPV)
+    return counts_KPV
 
 
 def merge_classes(histograms_KPV: Ints) -> Ints:

@@ -154,6 +154,13 @@ def worth_trying(codecs: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
     return ("range",) if large_codes(slots) and "range" in codecs else codecs
 
 
+def get_ready() -> None:
+    """Load the loops that code matrices, or compile them where they were not kept."""
+    slot = Slot(shape=(8, 8), dtype=np.dtype("<i2"), parameters={"states": 256})
+    codec, codes = OfCodes(), np.zeros(slot.shape, slot.dtype)
+    codec.decode(codec.encode([slot], [codes], "row"), [slot], "row")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedStream:
     """A section's stored bytes, and the codec and layout that decode them."""

@@ -205,9 +205,12 @@ def wait_for_file(device: "torch.device") -> None:
 
     import torch
 
+    import gptpack.artifact.reader
     import gptpack.evaluation.scoring  # noqa: F401
+    from gptpack.codec.sections import get_ready
 
     torch.zeros(1, device=device)
+    get_ready()
     if not sys.stdin.readline():
         raise SystemExit(1)
 

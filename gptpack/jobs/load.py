@@ -319,11 +319,13 @@ def _load_checkpoint(
 
     began = time.perf_counter()
     shape = load_recipe(told).model if isinstance(told, str) else told
-    checkpoint = load_checkpoint(path, shape)
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(file_sha256, path)
+        checkpoint = load_checkpoint(path, shape)
     # a bare state dict has the model that it was told, any other file its own
     if isinstance(told, str) and checkpoint.model is not shape:
         raise ConfigError(f"--model {told} is for bare state dicts; {path} says its own model")
-    sha256 = file_sha256(path)
+    sha256 = hashed.result()
     decoded = time.perf_counter()
     if isinstance(checkpoint.model, TransformersConfig):
         from gptpack.families.transformers.folder import build
