@@ -142,14 +142,14 @@ def matrix_bits(
     """
     kind, lanes = (PLAIN, 1) if parities is None else (TRELLIS, 2)
     preface = Preface.read(Reader(data, kind), [_shape(matrix) for matrix in codes], lanes)
-    place_bits_TV = preface.place_bits
+    bits_TV = _place_bits(preface.spans)
 
     def bits(index: int) -> float:
         parity_RC = None if parities is None else parities[index]
         counts_KPV = count_values(
             codes[index], parity_RC, preface.scales[index], preface.lowest, preface.groups.size
         )
-        found = float((_by_table(counts_KPV, preface.groups) * place_bits_TV).sum())
+        found = float((_by_table(counts_KPV, preface.groups) * bits_TV).sum())
         return found + _beyond_bits(codes[index], preface, index, parity_RC)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -227,11 +227,6 @@ class Preface:
     @cached_property
     def book(self) -> Book:
         return Book([span.table() for span in self.spans])
-
-    @cached_property
-    def place_bits(self) -> npt.NDArray[np.float64]:
-        """Bits of the value at each place of a histogram by each table, ``[T, PLACES]``."""
-        return np.array([_place_bits(span) for span in self.spans])
 
     @cached_property
     def _first(self) -> npt.NDArray[np.int32]:
@@ -340,10 +335,9 @@ def _preface(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Prefa
         list(pool.map(count, range(len(codes))))
     group_K = merge_classes(counts_KPV)
     counts_TV = _by_table(counts_KPV, group_K)
-    preface = Preface(
-        scales, lowest, group_K, [fit_span(counts_V) for counts_V in counts_TV], lanes
-    )
-    bits = float((counts_TV * preface.place_bits).sum())
+    spans = [fit_span(counts_V) for counts_V in counts_TV]
+    preface = Preface(scales, lowest, group_K, spans, lanes)
+    bits = float((counts_TV * _place_bits(spans)).sum())
     for m, matrix in enumerate(codes):
         bits += _beyond_bits(matrix, preface, m, None if parities is None else parities[m])
     return replace(preface, symbol_bits=bits)
@@ -356,19 +350,18 @@ def _by_table(counts_KPV: Ints, group_K: Ints) -> Ints:
     return found
 
 
-def _place_bits(span: Span) -> npt.NDArray[np.float64]:
-    """Bits of the value at each place of a histogram; the lengths of those beyond `REACH_MAX` do
-    not count."""
-    first = span.low + REACH_MAX + 1
-    named = slice(first, first + span.size)
-    table = span.table()
-    place_V = np.arange(PLACES)
-    below_V, above_V = first - 1 - place_V, place_V - first - span.size
-    escaped_V = np.where(below_V >= 0, 2 * below_V + 1, 2 * np.maximum(above_V, 0))
-    bits_V: npt.NDArray[np.float64] = table.bits[-1] + escape_bits(escaped_V)
-    bits_V[[0, -1]] = table.bits[-1]
-    bits_V[named] = table.bits[:-1]
-    return bits_V
+def _place_bits(spans: Sequence[Span]) -> npt.NDArray[np.float64]:
+    """Bits of the value at each place of a histogram by each table, ``[T, PLACES]``; the lengths of
+    values beyond `REACH_MAX` do not count."""
+    bits_TV, place_V = np.empty((len(spans), PLACES)), np.arange(PLACES)
+    for bits_V, span in zip(bits_TV, spans, strict=True):
+        first, table = span.low + REACH_MAX + 1, span.table()
+        below_V, above_V = first - 1 - place_V, place_V - first - span.size
+        escaped_V = np.where(below_V >= 0, 2 * below_V + 1, 2 * np.maximum(above_V, 0))
+        bits_V[:] = table.bits[-1] + escape_bits(escaped_V)
+        bits_V[[0, -1]] = table.bits[-1]
+        bits_V[first : first + span.size] = table.bits[:-1]
+    return bits_TV
 
 
 def _beyond_bits(codes: Codes, preface: Preface, matrix: int, parity: Parity | None) -> float:
