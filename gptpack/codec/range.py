@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from threading import Lock
 
 import numpy as np
@@ -320,19 +321,18 @@ def _preface(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Prefa
         if parities[index].size and not 0 <= parities[index].min() <= parities[index].max() <= 1:
             raise QuantError(f"parities {index} are not all 0 or 1")
     lanes = 1 if parities is None else 2
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        scales = list(pool.map(fit_scales, codes))
-    lowest, classes = class_range(scales)
-    counts_KPV, adding = np.zeros((classes, lanes, PLACES), np.int64), Lock()
+    adding = Lock()
 
-    def count(index: int) -> None:
-        parity_RC = None if parities is None else parities[index]
-        found_KPV = count_values(codes[index], parity_RC, scales[index], lowest, classes)
+    def count(parity_RC: Parity | None, codes_RC: Codes, own: Scales) -> None:
+        found_KPV = count_values(codes_RC, parity_RC, own, lowest, classes)
         with adding:
             np.add(counts_KPV, found_KPV, out=counts_KPV)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(count, range(len(codes))))
+        scales = list(pool.map(fit_scales, codes))
+        lowest, classes = class_range(scales)
+        counts_KPV = np.zeros((classes, lanes, PLACES), np.int64)
+        list(pool.map(count, parities or repeat(None), codes, scales))
     group_K = merge_classes(counts_KPV)
     counts_TV = _by_table(counts_KPV, group_K)
     spans = [fit_span(counts_V) for counts_V in counts_TV]
