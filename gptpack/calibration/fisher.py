@@ -91,6 +91,23 @@ def _shorter(windows: Tensor, most: int) -> Tensor:
     return windows[:, : parts * length].reshape(-1, length)
 
 
+class _Sloped(torch.autograd.Function):
+    """A loss of 0 whose slope at its first argument is the second.
+
+    ``backward(slope)`` of torch imports a library of symbols first, for a second or two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return logits.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope, None
+
+
 def output_fisher(
     model: LanguageModel,
     windows: Tensor,
@@ -156,6 +173,6 @@ def output_fisher(
                     add(head, (probabilities * (1 - probabilities)).sum(0))
                     torch.exp(part.log_softmax(-1), out=slope_part)
                     slope_part.scatter_add_(1, labels, slope_part.new_full(labels.shape, -1.0))
-            logits.backward(slope)  # type: ignore[no-untyped-call]
+            _Sloped.apply(logits, slope).backward()  # type: ignore[no-untyped-call]
             progress("fisher", min(start + batch, len(windows)), len(windows))
     return sums

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import repeat
 from threading import Lock
 
@@ -151,7 +151,7 @@ def matrix_bits(
             codes[index], parity_RC, preface.scales[index], preface.lowest, preface.groups.size
         )
         found = float((_by_table(counts_KPV, preface.groups) * bits_TV).sum())
-        return found + _beyond_bits(codes[index], preface, index, parity_RC)
+        return found + _beyond_bits(preface, index, codes[index], parity_RC)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(bits, range(len(codes))))
@@ -309,38 +309,41 @@ def _narrow(codes: Codes, dtype: npt.DTypeLike) -> Codes:
 
 def _preface(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Preface:
     """Classes and tables that suit `codes`, which are checked."""
-    for index, matrix in enumerate(codes):
-        if matrix.ndim != 2:
-            raise QuantError(f"codes {index} have shape {matrix.shape}; the coder takes matrices")
-        check_limit(matrix, f"codes {index}")
-        if parities is None:
-            continue
-        shape = parities[index].shape
-        if shape != matrix.shape:
-            raise QuantError(f"parities {index} have shape {shape}, but the codes {matrix.shape}")
-        if parities[index].size and not 0 <= parities[index].min() <= parities[index].max() <= 1:
-            raise QuantError(f"parities {index} are not all 0 or 1")
     lanes = 1 if parities is None else 2
+    parity_M: Iterable[Parity | None] = parities or repeat(None)
     adding = Lock()
 
-    def count(parity_RC: Parity | None, codes_RC: Codes, own: Scales) -> None:
+    def count(codes_RC: Codes, parity_RC: Parity | None, own: Scales) -> None:
         found_KPV = count_values(codes_RC, parity_RC, own, lowest, classes)
         with adding:
             np.add(counts_KPV, found_KPV, out=counts_KPV)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(_check, range(len(codes)), codes, parity_M))
         scales = list(pool.map(fit_scales, codes))
         lowest, classes = class_range(scales)
         counts_KPV = np.zeros((classes, lanes, PLACES), np.int64)
-        list(pool.map(count, parities or repeat(None), codes, scales))
-    group_K = merge_classes(counts_KPV)
-    counts_TV = _by_table(counts_KPV, group_K)
-    spans = [fit_span(counts_V) for counts_V in counts_TV]
-    preface = Preface(scales, lowest, group_K, spans, lanes)
-    bits = float((counts_TV * _place_bits(spans)).sum())
-    for m, matrix in enumerate(codes):
-        bits += _beyond_bits(matrix, preface, m, None if parities is None else parities[m])
+        list(pool.map(count, codes, parity_M, scales))
+        group_K = merge_classes(counts_KPV)
+        counts_TV = _by_table(counts_KPV, group_K)
+        spans = [fit_span(counts_V) for counts_V in counts_TV]
+        preface = Preface(scales, lowest, group_K, spans, lanes)
+        beyond = pool.map(partial(_beyond_bits, preface), range(len(codes)), codes, parity_M)
+        bits = float((counts_TV * _place_bits(spans)).sum()) + sum(beyond)
     return replace(preface, symbol_bits=bits)
+
+
+def _check(index: int, codes: Codes, parity: Parity | None) -> None:
+    """Raise the `QuantError` of a matrix that cannot be coded."""
+    if codes.ndim != 2:
+        raise QuantError(f"codes {index} have shape {codes.shape}; the coder takes matrices")
+    check_limit(codes, f"codes {index}")
+    if parity is None:
+        return
+    if parity.shape != codes.shape:
+        raise QuantError(f"parities {index} have shape {parity.shape}, but the codes {codes.shape}")
+    if parity.size and not 0 <= parity.min() <= parity.max() <= 1:
+        raise QuantError(f"parities {index} are not all 0 or 1")
 
 
 def _by_table(counts_KPV: Ints, group_K: Ints) -> Ints:
@@ -364,7 +367,7 @@ def _place_bits(spans: Sequence[Span]) -> npt.NDArray[np.float64]:
     return bits_TV
 
 
-def _beyond_bits(codes: Codes, preface: Preface, matrix: int, parity: Parity | None) -> float:
+def _beyond_bits(preface: Preface, matrix: int, codes: Codes, parity: Parity | None) -> float:
     """Bits of the lengths of the codes beyond `REACH_MAX`."""
     if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
         return 0.0

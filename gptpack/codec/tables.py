@@ -8,11 +8,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gptpack.codec.coder import PRECISION, Ints
+from gptpack.compiled import compiled
 
 OCTAVE = 16
 """Grid points of logarithms per factor of two."""
@@ -163,7 +165,7 @@ def fit_span(counts: Ints) -> Span:
         low, high = low - REACH_MAX, high - REACH_MAX
     counts = counts[low + REACH_MAX + 1 : high + REACH_MAX + 1]
     escapes = total - int(counts.sum())
-    escape = _logarithm(escapes + 0.25, total + 1)
+    escape = int(_logarithm(escapes + 0.25, total + 1))
     fits = [
         _bent(Span(low, counts.size, escape, *parabola, (0,) * counts.size), counts, price)
         for parabola in _parabolas(low, counts)
@@ -174,36 +176,53 @@ def fit_span(counts: Ints) -> Span:
 
 def _bent(span: Span, counts: Ints, price: float) -> tuple[float, Span]:
     """`span` with residuals, and the bits of its symbols and residuals."""
-    total = int(counts.sum())
-    parabola = span.table().logs.tolist()
-    residuals = [0] * span.size
-    cost = 0.0
-    for places in (range(span.pivot, span.size), range(span.pivot - 1, -1, -1)):
-        bend, slope = residuals[span.pivot], 0
-        for place in places:
-            count = int(counts[place])
-            log = parabola[place] + bend + slope
+    residual_N = np.zeros(span.size, np.int64)
+    bits = _bend(counts, span.table().logs, span.pivot, price, residual_N)
+    return float(bits), replace(span, residuals=tuple(residual_N.tolist()))
+
+
+@compiled()
+def _bend(
+    count_N: Ints, log_N: Ints, pivot: int, price: float, residual_N: Ints
+) -> Any:  # pragma: no cover
+    """Fill `residual_N` from `pivot` outwards, where a unit costs `price`; returns all bits."""
+    total = count_N.sum()
+    bits = 0.0
+    for way in (1, -1):
+        first, stop = (pivot, count_N.size) if way > 0 else (pivot - 1, -1)
+        bend, slope = residual_N[pivot], 0
+        for place in range(first, stop, way):
+            count, log = count_N[place], log_N[place] + bend + slope
             residual = _residual(count, total, log, price)
-            residuals[place] = residual
-            cost += _symbol_bits(count, total, log + residual) + 1 + _PRICES[0] * abs(residual)
-            if place == span.pivot:
+            residual_N[place] = residual
+            bits += _symbol_bits(count, total, log + residual) + 1 + _PRICES[0] * abs(residual)
+            if place == pivot:
                 bend = residual
             else:
                 slope += residual
                 bend += slope
-    return cost, replace(span, residuals=tuple(residuals))
+    return bits
 
 
-def _residual(count: int, total: int, log: int, price: float) -> int:
+@compiled()
+def _residual(count: int, total: int, log: int, price: float) -> Any:  # pragma: no cover
     """The number to add to `log` for the fewest bits, where each unit costs `price`."""
-    share = total * 2.0 ** min(log / OCTAVE - TOP // OCTAVE, 0)
+    share = total * 2.0 ** min(log / OCTAVE - TOP // OCTAVE, 0.0)
     if abs(share - count) <= price * OCTAVE:
         return 0
     wanted = count + math.copysign(price * OCTAVE, share - count)
     return _logarithm(wanted, total) - log
 
 
-def _logarithm(count: float, total: float) -> int:
+@compiled()
+def _symbol_bits(count: int, total: int, log: int) -> Any:  # pragma: no cover
+    """Bits of `count` symbols out of `total`, and the bits that their share costs the others."""
+    height = min(max(log, 0), TOP) / OCTAVE - TOP // OCTAVE
+    return total * 2.0**height / math.log(2) - count * height
+
+
+@compiled()
+def _logarithm(count: float, total: float) -> Any:  # pragma: no cover
     return max(round(OCTAVE * math.log2(count / total)) + TOP, 0)
 
 
@@ -217,9 +236,3 @@ def _parabolas(low: int, counts: Ints) -> Iterator[tuple[int, int, int]]:
     for widening in (1, 3, 20):
         curve = math.log2(1024 * OCTAVE / (math.log(2) * variance * widening))
         yield peak, round(OCTAVE * mean), max(round(OCTAVE * curve), 0)
-
-
-def _symbol_bits(count: int, total: int, log: int) -> float:
-    """Bits of `count` symbols out of `total`, and the bits that their share costs the others."""
-    height = min(max(log, 0), TOP) / OCTAVE - TOP // OCTAVE
-    return total * 2.0**height / math.log(2) - count * height

@@ -19,6 +19,7 @@ from gptpack.calibration.text import (
     shard_windows,
     token_counts,
 )
+from gptpack.codec import sections
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
 from gptpack.data.tokenizer import check_tokenizer
@@ -36,10 +37,12 @@ from gptpack.jobs.training_text import check_texts, training_tokens
 from gptpack.memory import give_back
 from gptpack.packing.again import pack_again
 from gptpack.packing.apart import check_files_fit, check_storable, take_apart
+from gptpack.packing.config import PackConfig
 from gptpack.packing.packer import UNLIMITED, CodedFile, Packer
 from gptpack.packing.progressive import ProgressiveConfig, pack_progressively
 from gptpack.packing.search import pack_to_budget
 from gptpack.progress import Progress
+from gptpack.quant import trellis
 from gptpack.quant.allocation import Sensitivity
 from gptpack.ranks import Ranks, ranks
 from gptpack.shelf import Shelf
@@ -146,6 +149,8 @@ def prepared(
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
+        if config.calibrated:
+            background.submit(_get_ready, config)
         loaded = _opened(source, request, here)
         model = loaded.runnable()
         config.check_names(model.weights())
@@ -225,6 +230,14 @@ def prepared(
                 preparing_seconds=time.perf_counter() - began,
                 kept=kept,
             )
+
+
+def _get_ready(config: PackConfig) -> None:
+    """Load the loops that quantize and code, or compile them: they are needed after calibration."""
+    if any(method == "gptq-trellis" for _, method in config.methods):
+        trellis.get_ready(config.states)
+    if "range" in config.codecs:
+        sections.get_ready()
 
 
 def check_unpacked(path: Path) -> None:

@@ -38,7 +38,7 @@ from gptpack.quant.columns import (
     prepare,
     settle_column,
 )
-from gptpack.quant.factor import Factor
+from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.gptq import quantize_uniform
 
 UNREACHABLE = 1e30
@@ -243,6 +243,12 @@ def _search(work: Workspace, weight_R: Array, states: int, block: int, threads: 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for _ in pool.map(search, range(bands)):
             pass
+
+
+def get_ready(states: int) -> None:
+    """Load the loops of this trellis, or compile them where they were not kept."""
+    factor = factorize(np.eye(8, dtype=np.float32))
+    quantize_trellis(np.ones((8, 8), np.float32), factor, np.ones(8), states=states)
 
 
 def quantize_on_grid(
