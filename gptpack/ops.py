@@ -49,8 +49,6 @@ def choose_kernels(name: str, device: torch.device) -> str:
         raise MissingDependencyError(f"kernels 'on': {problem}; use auto or off")
     if problem:
         return f"off ({problem})"
-    for module in MODULES:
-        importlib.import_module(f"gptpack.kernels.{module}")
     import triton
 
     if device.type != "cuda":
@@ -60,18 +58,23 @@ def choose_kernels(name: str, device: torch.device) -> str:
 
 
 def _missing(device: torch.device) -> str:
-    """The reason why kernels cannot run on `device`; empty if they can."""
+    """The reason why kernels cannot run on `device`; empty if they can, and are imported."""
     try:
         import triton
     except ImportError:
         return "Triton is not installed (pip install 'gptpack[triton]')"
     if triton.knobs.runtime.interpret:
-        return "" if device.type == "cpu" else "TRITON_INTERPRET is set, which is for CPUs"
-    if device.type != "cuda":
+        if device.type != "cpu":
+            return "TRITON_INTERPRET is set, which is for CPUs"
+    elif device.type != "cuda":
         return f"a {device.type} device has no Triton"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST:
+    elif (found := torch.cuda.get_device_capability(device)) < OLDEST:
         return f"compute capability {found[0]}.{found[1]}, needed {OLDEST[0]}.{OLDEST[1]}"
+    try:
+        for module in MODULES:
+            importlib.import_module(f"gptpack.kernels.{module}")
+    except ImportError as error:
+        return f"they cannot be imported: {error}"
     return ""
 
 

@@ -276,6 +276,9 @@ def test_kernels_are_chosen_by_name_or_not_at_all(monkeypatch):
     with pytest.raises(MissingDependencyError, match=r"compute capability 7\.5, needed 8\.0"):
         ops.choose_kernels("on", CUDA)
     assert "compute capability 7.5" in ops.choose_kernels("auto", CUDA)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(ops, "MODULES", ("nosuchmodule",))
+    assert ops.choose_kernels("auto", CUDA).startswith("off (they cannot be imported: No module")
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'gptpack\[triton\]'"):
         ops.choose_kernels("on", CUDA)

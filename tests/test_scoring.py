@@ -19,6 +19,7 @@ from reference_adaptation import (
 )
 from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
+from gptpack import ops
 from gptpack.errors import AccountingError, ConfigError, LimitError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.reading import Reading
@@ -275,6 +276,29 @@ def test_a_compiled_sliding_window_on_a_gpu_scores_as_an_eager_one() -> None:
     }
     # bfloat16, rounded elsewhere: 3e-5 apart on an H100
     assert bpb["on"] == pytest.approx(bpb["off"], rel=1e-4)
+    assert not model.kernels
+
+
+def test_compiled_passes_alone_run_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "choose_kernels", lambda name, device: f"on, as {name} on {device}")
+    model, by_kernels = tiny_gpt(torch.float32), []
+
+    def switches() -> set[bool]:
+        return {module.kernels for module in model.modules() if hasattr(module, "kernels")}
+
+    def compiler(_function: object, **_options: object) -> object:
+        def run(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            by_kernels.append(switches())
+            return torch.zeros(targets.shape)
+
+        return run
+
+    forward = Forward(model, compiled="on", compiler=compiler)
+    tokens = torch.zeros(1, 5, dtype=torch.int64)
+    for compiled in (True, False, True):
+        assert forward.losses(tokens[:, :-1], tokens[:, 1:], compiled=compiled).shape == (1, 4)
+        assert switches() == {False}
+    assert by_kernels == [{True}, {True}]
 
 
 def test_auto_compiles_nothing_on_a_cpu_and_only_large_work_elsewhere() -> None:

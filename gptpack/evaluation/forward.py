@@ -13,6 +13,7 @@ window: from the second layer on, the state of a position depends on where its w
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -83,15 +84,18 @@ class Forward:
         return cast(Any, self.model).token_losses(inputs, targets)
 
     def _compiled_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses by the compiled model; the first call of a shape is booked as ``compile``."""
+        """Losses by the compiled model, and by kernels where it has some; the first call of a shape
+        is booked as ``compile``."""
         if self._function is None:
             own = getattr(self.model, "compiled_losses", None)
             whole = partial(self._compiler, self._plain_losses, fullgraph=True, dynamic=False)
             self._function = own(self._compiler) if own is not None else whole()
         key = (torch.is_grad_enabled(), inputs.shape, targets.shape)
+        by_kernels = getattr(self.model, "by_kernels", nullcontext)
         if key in self._ready:
-            return self._function(inputs, targets)
-        with self.clock.phase("compile"):
+            with by_kernels():
+                return self._function(inputs, targets)
+        with self.clock.phase("compile"), by_kernels():
             found = self._function(inputs, targets)
             self.synchronize()
         self._ready.add(key)

@@ -139,6 +139,14 @@ class LanguageModel(nn.Module):
         found: Losses = compiler(self.token_losses, fullgraph=True, dynamic=False)
         return found
 
+    @contextmanager
+    def by_kernels(self) -> Iterator[None]:
+        """Run by kernels inside, where there are some for this model and its device.
+
+        Hooks on modules may see nothing of what kernels compute.
+        """
+        yield
+
     @abstractmethod
     def layers(self) -> Mapping[str, Layer]:
         """Linear layers by the name of their weight, in the order in which they were made.

@@ -194,11 +194,22 @@ class GPT(LanguageModel):
             ConfigError, MissingDependencyError: see `ops.choose_kernels`.
         """
         chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
-        self.kernels = chosen.startswith("on")
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.attn.kernels = block.mlp.kernels = self.kernels
+        self._switch_kernels(chosen.startswith("on"))
         return chosen
+
+    def _switch_kernels(self, on: bool) -> None:
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                cast(Any, module).kernels = on
+
+    @contextmanager
+    def by_kernels(self) -> Iterator[None]:
+        before = self.kernels
+        self.use_kernels("auto")
+        try:
+            yield
+        finally:
+            self._switch_kernels(before)
 
     def use_dropout(self, share: float) -> "Dropout | None":
         """Leave out this share of what layers add, in either mode; returns what draws it.

@@ -243,14 +243,6 @@ class Speedrun(GPT):
             allow_graphs()
         return f"{self.backend}, windows and documents masked"
 
-    def use_kernels(self, name: str) -> str:
-        chosen = ops.choose_kernels(name, self.tok_emb.weight.device)
-        self.kernels = chosen.startswith("on")
-        for module in self.modules():
-            if isinstance(module, SpeedrunAttention | MLP):
-                module.kernels = self.kernels
-        return chosen
-
     def use_dropout(self, share: float) -> None:
         if share:
             raise ConfigError(f"dropout={share} is not of architecture='speedrun'; set it to 0")
