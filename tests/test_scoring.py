@@ -264,18 +264,20 @@ def test_compiled_batches_give_the_same_score() -> None:
 def test_a_compiled_sliding_window_on_a_gpu_scores_as_an_eager_one() -> None:
     wide = {"width": 128, "heads": 4, "kv_heads": 2, "mlp_hidden": 256, "context": 512}
     model = tiny_gpt(torch.float32, config=replace(CONFIG, **wide)).cuda()
-    model.compute_dtype = None
-    model.use_attention("auto")
     model.use_rope("model", 512)
     reading = Reading(
         tokens=text_of_documents([900] * 40), token_bytes=byte_table(), context=512, stride=64
     )
-    bpb = {
-        compiled: score(Forward(model, "cuda", compiled=compiled), reading).bpb
-        for compiled in ("on", "off")
-    }
-    # bfloat16, rounded elsewhere: 3e-5 apart on an H100
-    assert bpb["on"] == pytest.approx(bpb["off"], rel=1e-4)
+
+    def found(attention: str, compiled: Any) -> float:
+        model.use_attention(attention)
+        return score(Forward(model, "cuda", compiled=compiled), reading).bpb
+
+    exact = found("math", "off")
+    model.compute_dtype = None
+    # bfloat16 is off by 0.1 % where weights are as wild as these
+    assert found("auto", "off") == pytest.approx(exact, rel=4e-3)
+    assert found("auto", "on") == pytest.approx(exact, rel=4e-3)
     assert not model.kernels
 
 
