@@ -149,8 +149,6 @@ def prepared(
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        if config.calibrated:
-            background.submit(_get_ready, config)
         loaded = _opened(source, request, here)
         model = loaded.runnable()
         config.check_names(model.weights())
@@ -190,6 +188,7 @@ def prepared(
             sensitivities: Mapping[str, Sensitivity] = {}
             kept = None
             if config.calibrated:
+                background.submit(_get_ready, config)
                 if loaded.path is not None:
                     writes = request.keep and not request.plan and here.main
                     folder = loaded.path.parent
