@@ -11,41 +11,17 @@ Shape legend: R = rows, C = columns.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import repeat
-from threading import Lock
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.coder import Classes, Ints, spread
-from gptpack.codec.contexts import (
-    CLASSES_MAX,
-    Scales,
-    class_range,
-    count_values,
-    fit_scales,
-    merge_classes,
-)
+from gptpack.codec.coder import Ints, spread
+from gptpack.codec.preface import Preface, Shape, bits_by_matrix, firsts, fit_preface
 from gptpack.codec.stepper import Codes, Parity, TableStepper, joined
-from gptpack.codec.stream import (
-    LIMIT,
-    NOTHING,
-    Book,
-    Reader,
-    Symbols,
-    Writer,
-    check_limit,
-    escape_bits,
-)
-from gptpack.codec.tables import PLACES, REACH_MAX, Span, fit_span, histogram
-from gptpack.cores import usable_cores
-from gptpack.errors import ArtifactError, QuantError
-
-Shape = tuple[int, int]
+from gptpack.codec.stream import LIMIT, NOTHING, Book, Reader, Writer, check_limit
+from gptpack.codec.tables import fit_span, histogram
+from gptpack.errors import ArtifactError
 
 PLAIN, TRELLIS, SMALL = 1, 2, 3
 """Kinds of payload."""
@@ -68,7 +44,7 @@ def encode_codes(codes: Sequence[Codes], *, parities: Sequence[Parity] | None = 
     Raises:
         QuantError: a code is too large, or the parities are not of the codes' shapes.
     """
-    preface = _preface(codes, parities)
+    preface = fit_preface(codes, parities)
     writer = Writer()
     preface.write(writer)
     shapes = [_shape(matrix) for matrix in codes]
@@ -101,7 +77,7 @@ def decode_codes(
     """
     reader = Reader(data, PLAIN if steppers is None else TRELLIS)
     preface = Preface.read(reader, shapes, lanes=1 if steppers is None else 2)
-    code_N, first_M = np.empty(sum(map(math.prod, shapes)), dtype), _firsts(map(math.prod, shapes))
+    code_N, first_M = np.empty(sum(map(math.prod, shapes)), dtype), firsts(map(math.prod, shapes))
     machine_C, doubled, present = NOTHING, NOTHING, np.arange(len(shapes))
     width_M = np.array([columns for _, columns in shapes], np.int64)
     if steppers is not None:
@@ -123,7 +99,7 @@ def estimate_bits(codes: Sequence[Codes], *, parities: Sequence[Parity] | None =
 
     Below half a bit a code the estimate may be high, at a twentieth of a bit by 0.1 % of it.
     """
-    preface = _preface(codes, parities)
+    preface = fit_preface(codes, parities)
     writer = Writer()
     preface.write(writer)
     count = sum(matrix.size for matrix in codes)
@@ -143,18 +119,7 @@ def matrix_bits(
     """
     kind, lanes = (PLAIN, 1) if parities is None else (TRELLIS, 2)
     preface = Preface.read(Reader(data, kind), [_shape(matrix) for matrix in codes], lanes)
-    bits_TV = _place_bits(preface.spans)
-
-    def bits(index: int) -> float:
-        parity_RC = None if parities is None else parities[index]
-        counts_KPV = count_values(
-            codes[index], parity_RC, preface.scales[index], preface.lowest, preface.groups.size
-        )
-        found = float((_by_table(counts_KPV, preface.groups) * bits_TV).sum())
-        return found + _beyond_bits(preface, index, codes[index], parity_RC)
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(bits, range(len(codes))))
+    return bits_by_matrix(preface, codes, parities)
 
 
 def encode_small(array: npt.NDArray[np.integer]) -> bytes:
@@ -209,96 +174,6 @@ def decode_small(data: bytes, size: int, dtype: npt.DTypeLike = np.int32) -> Cod
     return _narrow(values, dtype).astype(dtype)
 
 
-@dataclass(frozen=True)
-class Preface:
-    """The classes and tables that stand in a stream before the codes."""
-
-    scales: list[Scales]
-    lowest: int
-    """The class that `groups` begins with; lower ones count as this, higher ones as the last."""
-    groups: Ints
-    """The group of each class, a number that begins at 0 and rises by 0 or 1."""
-    spans: list[Span]
-    """Tables, `lanes` of each group."""
-    lanes: int
-    """Tables of a group: one, or one for each parity."""
-    symbol_bits: float = 0.0
-    """Bits of the codes, as the encoder estimates them."""
-
-    @cached_property
-    def book(self) -> Book:
-        return Book([span.table() for span in self.spans])
-
-    @cached_property
-    def _first(self) -> npt.NDArray[np.int32]:
-        return (self.groups * self.lanes).astype(np.int32)
-
-    @cached_property
-    def _joined(self) -> tuple[Symbols, Ints, Symbols, Ints, Ints]:
-        """The classes of all rows, where each matrix' begin, those of columns, and their sizes."""
-        rows = [each.rows for each in self.scales]
-        columns = [each.columns for each in self.scales]
-        return (
-            np.concatenate(rows, dtype=np.int32) - np.int32(self.lowest),
-            _firsts(each.size for each in rows),
-            np.concatenate(columns, dtype=np.int32),
-            _firsts(each.size for each in columns),
-            np.array([each.size for each in columns]),
-        )
-
-    def classes(self, matrices: Ints, rows: slice) -> Classes:
-        """The classes of these rows of matrices side by side."""
-        row_N, row_M, column_N, column_M, width_M = self._joined
-        ends = np.cumsum(width_M[matrices])
-        first, last = matrices[[0, -1]]
-        if last - first < matrices.size:
-            columns = column_N[column_M[first] : column_M[last] + width_M[last]]
-        else:
-            shift_C = np.repeat(column_M[matrices] + width_M[matrices] - ends, width_M[matrices])
-            columns = column_N[shift_C + np.arange(ends[-1])]
-        return Classes(
-            rows=row_N[np.arange(rows.start, rows.stop)[:, None] + row_M[matrices]],
-            ends=ends,
-            columns=columns,
-            groups=self._first,
-        )
-
-    def books(self, matrix: int, rows: slice | Ints) -> npt.NDArray[np.int32]:
-        """The table of each code in these rows of a matrix, parities left out."""
-        scales = self.scales[matrix]
-        class_BC = scales.rows[rows, None] + (scales.columns - self.lowest)
-        books: npt.NDArray[np.int32] = self._first.take(class_BC, mode="clip")
-        return books
-
-    def write(self, writer: Writer) -> None:
-        writer.number(self.lowest)
-        writer.number(self.groups.size)
-        writer.integers(np.diff(self.groups))
-        for scales in self.scales:
-            writer.integers(scales.rows)
-            writer.integers(scales.columns)
-        writer.spans(self.spans, self.lanes)
-
-    @classmethod
-    def read(cls, reader: Reader, shapes: Sequence[Shape], lanes: int) -> "Preface":
-        lowest = reader.number()
-        classes = reader.number()
-        if not 1 <= classes <= CLASSES_MAX:
-            raise ArtifactError(f"codes: {classes} classes, but 1 to {CLASSES_MAX} are possible")
-        rises = reader.integers(classes - 1)
-        if not np.isin(rises, (0, 1)).all():
-            raise ArtifactError("codes: groups of classes do not rise by 0 or 1")
-        group_K = np.concatenate(([0], np.cumsum(rises)))
-        scales = []
-        for rows, columns in shapes:
-            inhabited = rows * columns > 0
-            row_R = reader.integers(rows if inhabited else 0).astype(np.int32)
-            column_C = reader.integers(columns if inhabited else 0).astype(np.int32)
-            scales.append(Scales(row_R, column_C))
-        spans = reader.spans((int(group_K[-1]) + 1) * lanes, lanes)
-        return cls(scales, lowest, group_K, spans, lanes)
-
-
 def _narrow(codes: Codes, dtype: npt.DTypeLike) -> Codes:
     """The codes, all of which `dtype` can hold."""
     info = np.iinfo(np.dtype(dtype))
@@ -307,89 +182,9 @@ def _narrow(codes: Codes, dtype: npt.DTypeLike) -> Codes:
     return codes
 
 
-def _preface(codes: Sequence[Codes], parities: Sequence[Parity] | None) -> Preface:
-    """Classes and tables that suit `codes`, which are checked."""
-    lanes = 1 if parities is None else 2
-    parity_M: Iterable[Parity | None] = parities or repeat(None)
-    adding = Lock()
-
-    def count(codes_RC: Codes, parity_RC: Parity | None, own: Scales) -> None:
-        found_KPV = count_values(codes_RC, parity_RC, own, lowest, classes)
-        with adding:
-            np.add(counts_KPV, found_KPV, out=counts_KPV)
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(_check, range(len(codes)), codes, parity_M))
-        scales = list(pool.map(fit_scales, codes))
-        lowest, classes = class_range(scales)
-        counts_KPV = np.zeros((classes, lanes, PLACES), np.int64)
-        list(pool.map(count, codes, parity_M, scales))
-        group_K = merge_classes(counts_KPV)
-        counts_TV = _by_table(counts_KPV, group_K)
-        spans = [fit_span(counts_V) for counts_V in counts_TV]
-        preface = Preface(scales, lowest, group_K, spans, lanes)
-        beyond = pool.map(partial(_beyond_bits, preface), range(len(codes)), codes, parity_M)
-        bits = float((counts_TV * _place_bits(spans)).sum()) + sum(beyond)
-    return replace(preface, symbol_bits=bits)
-
-
-def _check(index: int, codes: Codes, parity: Parity | None) -> None:
-    """Raise the `QuantError` of a matrix that cannot be coded."""
-    if codes.ndim != 2:
-        raise QuantError(f"codes {index} have shape {codes.shape}; the coder takes matrices")
-    check_limit(codes, f"codes {index}")
-    if parity is None:
-        return
-    if parity.shape != codes.shape:
-        raise QuantError(f"parities {index} have shape {parity.shape}, but the codes {codes.shape}")
-    if parity.size and not 0 <= parity.min() <= parity.max() <= 1:
-        raise QuantError(f"parities {index} are not all 0 or 1")
-
-
-def _by_table(counts_KPV: Ints, group_K: Ints) -> Ints:
-    """Counts by class and parity -> those by table, ``[T, PLACES]``."""
-    starts = np.flatnonzero(np.diff(group_K, prepend=-1))
-    found: Ints = np.add.reduceat(counts_KPV, starts, axis=0).reshape(-1, PLACES)
-    return found
-
-
-def _place_bits(spans: Sequence[Span]) -> npt.NDArray[np.float64]:
-    """Bits of the value at each place of a histogram by each table, ``[T, PLACES]``; the lengths of
-    values beyond `REACH_MAX` do not count."""
-    bits_TV, place_V = np.empty((len(spans), PLACES)), np.arange(PLACES)
-    for bits_V, span in zip(bits_TV, spans, strict=True):
-        first, table = span.low + REACH_MAX + 1, span.table()
-        below_V, above_V = first - 1 - place_V, place_V - first - span.size
-        escaped_V = np.where(below_V >= 0, 2 * below_V + 1, 2 * np.maximum(above_V, 0))
-        bits_V[:] = table.bits[-1] + escape_bits(escaped_V)
-        bits_V[[0, -1]] = table.bits[-1]
-        bits_V[first : first + span.size] = table.bits[:-1]
-    return bits_TV
-
-
-def _beyond_bits(preface: Preface, matrix: int, codes: Codes, parity: Parity | None) -> float:
-    """Bits of the lengths of the codes beyond `REACH_MAX`."""
-    if not codes.size or max(-int(codes.min()), int(codes.max())) <= REACH_MAX:
-        return 0.0
-    rows = np.flatnonzero(((codes > REACH_MAX) | (codes < -REACH_MAX)).any(1))
-    codes, book_RC = codes[rows], preface.books(matrix, rows)
-    if parity is not None:
-        book_RC += parity[rows]
-    beyond_RC = np.abs(codes.astype(np.int64)) > REACH_MAX
-    values, books = codes[beyond_RC].astype(np.int64), book_RC[beyond_RC]
-    below = preface.book.joined.lows[books] - 1 - values
-    above = values - preface.book.joined.lows[books] - preface.book.joined.sizes[books]
-    return float(escape_bits(np.where(below >= 0, 2 * below + 1, 2 * above)).sum())
-
-
 def _shape(matrix: Codes) -> Shape:
     rows, columns = matrix.shape
     return rows, columns
-
-
-def _firsts(sizes: Iterable[int]) -> Ints:
-    """Where each of parts of these sizes begins when they stand one after the other."""
-    return np.cumsum([0, *sizes][:-1], dtype=np.int64)
 
 
 def _bands(shapes: Sequence[Shape], *, trellis: bool) -> Iterator[tuple[Ints, slice, int]]:
