@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptpack import ops
-from gptpack.families.golf.layers import Rope, rotary_tables
+from gptpack.families.golf.rotary import Rope, rotary_tables
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

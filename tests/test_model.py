@@ -13,7 +13,8 @@ from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.families.golf.attention import choose_backend, remove_own_value
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
-from gptpack.families.golf.layers import BigramHash, rotary_tables
+from gptpack.families.golf.layers import BigramHash
+from gptpack.families.golf.rotary import rotary_tables
 from gptpack.families.language_model import state_problem
 
 

@@ -233,5 +233,10 @@ class ModelConfig:
         return self.width // self.heads
 
     @property
+    def turning(self) -> int:
+        """Channels of a head that rotary positions turn."""
+        return self.rope_dims or self.head_width
+
+    @property
     def kv_width(self) -> int:
         return self.kv_heads * self.head_width

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from gptpack import ops
-from gptpack.errors import ConfigError
 from gptpack.families.coded import is_coded
 from gptpack.families.golf.attention import choose_backend, flash_attention_3
 from gptpack.families.golf.blocks import MLP, Block, Lanes
@@ -29,15 +28,12 @@ from gptpack.families.golf.layers import (
     BigramHash,
     Embedding,
     Linear,
-    Rope,
     SmearGate,
     ValueEmbedding,
-    ntk_base,
-    rotary_tables,
-    yarn,
 )
 from gptpack.families.golf.masks import document_mask
 from gptpack.families.golf.parts import PLAIN, Parts, compiled
+from gptpack.families.golf.rotary import Rope, own_rope, rope_for, rotary_tables
 from gptpack.families.language_model import LanguageModel, Layer, Losses, Predict, Table
 from gptpack.ops import rms_norm
 
@@ -65,7 +61,6 @@ class GPT(LanguageModel):
         self.compute_dtype: torch.dtype | None = None
         self.rope: Rope | None = None
         """Angles that `use_rope` fixed; None follows configuration and length of each sequence."""
-        self.rope_dims = config.rope_dims or config.head_width
         self.looped = True
         self.kernels = False
         self.dropout: Dropout | None = None
@@ -229,12 +224,6 @@ class GPT(LanguageModel):
             assert isinstance(block, Block)
             block.attn.halvings = halvings
 
-    def _ntk_base(self, length: int) -> float:
-        """Base of the rotary angles for sequences of `length`, by the configuration's rule."""
-        config = self.config
-        trained = config.rope_ntk_context
-        return ntk_base(config.rope_base, self.rope_dims, length=length, trained=trained)
-
     def use_rope(self, scaling: str, length: int) -> str:
         """Fix the rotary angles for sequences of up to `length`; returns them in words.
 
@@ -246,21 +235,8 @@ class GPT(LanguageModel):
         Raises:
             ConfigError: there is no scaling of this name.
         """
-        trained, dims = self.config.context, self.rope_dims
-        base = self._ntk_base(trained)
-        if scaling == "model":
-            self.rope = Rope(self._ntk_base(length))
-            known = self.config.rope_ntk_context
-            return f"model (ntk from {known:,})" if known else "model (unscaled)"
-        if scaling == "none":
-            self.rope = Rope(base)
-        elif scaling == "ntk":
-            self.rope = Rope(ntk_base(base, dims, length=length, trained=trained))
-        elif scaling == "yarn":
-            self.rope = yarn(base, dims, length=length, trained=trained)
-        else:
-            raise ConfigError(f"rope scaling '{scaling}': choose model, none, ntk, yarn")
-        return f"{scaling}, trained at {trained:,}" if length > trained else "as trained"
+        self.rope, said = rope_for(self.config, scaling, length)
+        return said
 
     def hidden(
         self, tokens: Tensor, *, last: int | None = None, cache: Cache | None = None
@@ -298,8 +274,8 @@ class GPT(LanguageModel):
             x, values = parts.begin(self, tokens, dtype)
         # another name: the first layer would be a graph of its own for a tensor given twice
         x0 = x.view_as(x)
-        rope = self.rope or Rope(self._ntk_base(length if cache is None else config.context))
-        tables = rotary_tables(length, self.rope_dims, rope=rope, like=x, first=seen)
+        rope = self.rope or own_rope(config, length if cache is None else config.context)
+        tables = rotary_tables(length, config.turning, rope=rope, like=x, first=seen)
         mask = None
         if config.document_mask:
             mask = document_mask(text, config.bos, last=None if cache is None else new)

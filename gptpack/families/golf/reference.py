@@ -180,7 +180,7 @@ def assumed_of(config: ModelConfig) -> tuple[str, ...]:
     return (
         f"context={config.context}",
         f"rope_base={config.rope_base:g}",
-        f"rope_dims={config.rope_dims or config.head_width}",
+        f"rope_dims={config.turning}",
         f"activation={config.activation}",
         f"logit_softcap={config.logit_softcap:g}",
         f"bos={config.bos}",

@@ -29,9 +29,10 @@ from gptpack.families.golf.blocks import MLP
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
-from gptpack.families.golf.layers import Embedding, Linear, angle_tables, scaled
+from gptpack.families.golf.layers import Embedding, Linear, scaled
 from gptpack.families.golf.masks import document_ids
 from gptpack.families.golf.parts import allow_graphs
+from gptpack.families.golf.rotary import angle_tables
 from gptpack.families.golf.stages import SMEAR_INPUTS, stages
 from gptpack.families.golf.windows import (
     Flash,

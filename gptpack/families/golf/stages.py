@@ -87,7 +87,7 @@ def stages(config: ModelConfig) -> list[Stage]:
     0 to 1 over `YARN_TURNS`, and ``gain <- gain (1 + 0.2 ln(new / old))``. modded-nanogpt, record
     of 2025-09-10, after Peng et al. 2023.
     """
-    dims = config.rope_dims or config.head_width
+    dims = config.turning
     frequencies = [config.rope_base ** (-2 * pair / dims) for pair in range(dims // 2)]
     gain = config.qk_gain
     found: list[Stage] = []
