@@ -7,8 +7,8 @@ earlier columns are decided; the decided column's errors are then fed on as in c
 
 The kernel walks the code in its feedforward form, ``(parity, k mod 2) = (h1(D), h0(D)) a``, whose
 state is the last inputs a. States u and u + S/2 lead to 2u and 2u + 1, so that one row is S/2
-butterflies over two contiguous runs, which LLVM vectorizes. Kept are the path metrics of all rows
-(R * S floats, in L2) and no survivors: the way back compares the two predecessors again. The 66
+butterflies over two contiguous runs, which LLVM vectorizes. Kept is which of its two predecessors
+each state came from, R * S bytes: those of states 2u, then those of states 2u + 1. The 66
 matrices of a 27 M GPT take 1.4 s with 8 states, 1.6 s with 64, 2.6 s with 256, and 0.8 s without a
 trellis (benchmarks/bench_trellis.py, two cores of Zen 3 shared with other work).
 
@@ -44,7 +44,7 @@ from gptpack.quant.gptq import quantize_uniform
 UNREACHABLE = 1e30
 """Path metric of a state that no path comes to."""
 BAND_ROWS = 4096
-"""Rows of a band, or up to twice as many: the path metrics of a band stay in a core's cache. A path
+"""Rows of a band, or up to twice as many: what is kept of its paths stays in a core's cache. A path
 ends with its band as if no rows followed, and the next goes on from there, which costs 0.07 % more
 loss on 24,576 rows (docs/log.md, 2026-11-30)."""
 RUN_COLUMNS = 16
@@ -72,6 +72,39 @@ def _subset_costs(target_R: Array, weight_R: Array, cost_KR: Array) -> None:  # 
             cost_KR[k, r] = UNREACHABLE if free and k > 1 else weight_R[r] * d * d
 
 
+@compiled(inline="always")
+def _advance(
+    metric_S: Array,
+    next_S: Array,
+    upper_S: Array,
+    cost_KR: Array,
+    r: int,
+    odd_S: Array,
+    second_S: Array,
+) -> None:  # pragma: no cover
+    """The path metrics after row `r`, and which states came from the upper half.
+
+    The two arrays of metrics must be a function's own: only then does LLVM know that they are apart
+    (four times as fast).
+    """
+    # no path comes to state 0 in the first rows after another
+    base = metric_S[0] if metric_S[0] < UNREACHABLE / 2 else metric_S[0] - metric_S[0]
+    d0, d1 = cost_KR[0, r] - base, cost_KR[1, r] - base
+    d2, d3 = cost_KR[2, r] - base, cost_KR[3, r] - base
+    half = odd_S.size
+    for u in range(half):
+        first_cost = d1 if odd_S[u] else d0
+        other = d3 if odd_S[u] else d2
+        straight = other if second_S[u] else first_cost
+        crossed = first_cost if second_S[u] else other
+        a0, a1 = metric_S[u] + straight, metric_S[u + half] + crossed
+        b0, b1 = metric_S[u] + crossed, metric_S[u + half] + straight
+        next_S[2 * u] = a1 if a1 < a0 else a0
+        next_S[2 * u + 1] = b1 if b1 < b0 else b0
+        upper_S[u] = a1 < a0
+        upper_S[u + half] = b1 < b0
+
+
 @functools.cache
 def _kernel(states: int) -> Callable[..., None]:
     """The compiled search for one code. The number of states is a constant to the compiler."""
@@ -94,14 +127,15 @@ def _kernel(states: int) -> Callable[..., None]:
         weight_R: Array,
         state_P: Array,
         cost_KR: Array,
-        metric_RS: Array,
+        upper_RS: Array,
         rows: Any,
         columns: Any,
         block: int,
     ) -> None:  # pragma: no cover
         first, last = rows
         count = last - first
-        fresh_S = np.empty(states, target_PR.dtype)
+        a_S = np.empty(states, target_PR.dtype)
+        b_S = np.empty(states, target_PR.dtype)
         for c in range(columns[0], columns[1]):
             begin = c - c % block
             if c == begin:
@@ -115,39 +149,24 @@ def _kernel(states: int) -> Callable[..., None]:
                 settle_column(target_R, point_R, error_R, costs, loss_R[first:last])
                 continue
             _subset_costs(target_R, weight_R[first:last], cost_KR)
-            metric_RS[0, :] = UNREACHABLE
-            metric_RS[0, state_P[c]] = 0
-            for r in range(count):
-                d0, d1, d2, d3 = cost_KR[0, r], cost_KR[1, r], cost_KR[2, r], cost_KR[3, r]
-                old_S = metric_RS[r]
-                # no path comes to state 0 in the first rows after another
-                base = old_S[0] if old_S[0] < UNREACHABLE / 2 else 0 * old_S[0]
-                for u in range(half):
-                    first_cost = d1 if odd_S[u] else d0
-                    other = d3 if odd_S[u] else d2
-                    straight = other if second_S[u] else first_cost
-                    crossed = first_cost if second_S[u] else other
-                    a0, a1 = old_S[u] + straight, old_S[u + half] + crossed
-                    b0, b1 = old_S[u] + crossed, old_S[u + half] + straight
-                    fresh_S[2 * u] = a1 if a1 < a0 else a0
-                    fresh_S[2 * u + 1] = b1 if b1 < b0 else b0
-                # Through a scratch row: proves to LLVM that no row aliases another (4x).
-                for s in range(states):
-                    metric_RS[r + 1, s] = fresh_S[s] - base
+            a_S[:] = UNREACHABLE
+            a_S[state_P[c]] = 0
+            for r in range(0, count, 2):
+                _advance(a_S, b_S, upper_RS[r], cost_KR, r, odd_S, second_S)
+                if r + 1 < count:
+                    _advance(b_S, a_S, upper_RS[r + 1], cost_KR, r + 1, odd_S, second_S)
+                else:
+                    a_S[:] = b_S
             s = 0
             for i in range(1, states):
-                if metric_RS[count, i] < metric_RS[count, s]:
+                if a_S[i] < a_S[s]:
                     s = i
             state_P[c] = s
             for r in range(count - 1, -1, -1):
                 u = s >> 1
-                k = odd_S[u] + 2 * (second_S[u] ^ (s & 1))
-                crossed_k = k ^ 2
-                stay = metric_RS[r, u] + cost_KR[k, r]
-                s = u
-                if metric_RS[r, u + half] + cost_KR[crossed_k, r] < stay:
-                    s = u + half
-                    k = crossed_k
+                upper = int(upper_RS[r, u + half * (s & 1)])
+                k = odd_S[u] + 2 * (second_S[u] ^ (s & 1) ^ upper)
+                s = u + half * upper
                 point_R[r] = k + 4 * np.int32(np.rint((target_R[r] - k) / 4))
             settle_column(target_R, point_R, error_R, costs, loss_R[first:last])
 
@@ -217,7 +236,7 @@ def _search(work: Workspace, weight_R: Array, states: int, block: int, threads: 
 
     def search(band: int) -> None:
         high = cuts[band + 1] - cuts[band]
-        scratch = np.empty((4, high), dtype), np.empty((high + 1, states), dtype)
+        scratch = np.empty((4, high), dtype), np.empty((high, states), np.bool_)
         try:
             for index, run in enumerate(runs):
                 if band:
