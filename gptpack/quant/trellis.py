@@ -9,8 +9,8 @@ The kernel walks the code in its feedforward form, ``(parity, k mod 2) = (h1(D),
 state is the last inputs a. States u and u + S/2 lead to 2u and 2u + 1, so that one row is S/2
 butterflies over two contiguous runs, which LLVM vectorizes. Kept is which of its two predecessors
 each state came from, R * S bytes: those of states 2u, then those of states 2u + 1. The 66
-matrices of a 27 M GPT take 1.4 s with 8 states, 1.6 s with 64, 2.6 s with 256, and 0.8 s without a
-trellis (benchmarks/bench_trellis.py, two cores of Zen 3 shared with other work).
+matrices of a 27 M GPT take 0.56 s with 8 states, 0.58 s with 64, 0.87 s with 256, and 0.30 s
+without a trellis (benchmarks/bench_trellis.py, two cores with AVX-512; docs/log.md, 2026-11-30).
 
 Shape legend: R = rows (outputs), C = columns (inputs), P = columns in the order they are decided,
 S = states, K = 4 subsets (residues modulo 4).
