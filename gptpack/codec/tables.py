@@ -101,8 +101,8 @@ def best_parametric(values: npt.NDArray[np.integer]) -> tuple[int, int]:
         return 0, 0
     centre = int(np.sort(values)[values.size // 2])
     places = np.where(np.abs(values - centre) <= REACH, values - centre, REACH + 1) + REACH
-    costs = _parametric_costs() @ np.bincount(places, minlength=2 * REACH + 2)
-    return centre, int(np.argmin(costs))
+    counts = np.bincount(places, minlength=2 * REACH + 2)
+    return centre, int(np.argmin(np.einsum("sv,v->s", _parametric_costs(), counts)))
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,10 @@ def _added_noise(matrix: Matrix, own: float) -> Floats:
 def _powers(matrix: Matrix, own: float) -> _Powers:
     row_R, column_C = _scales(matrix, 1e-4, ROW_POWER)
     square_RC = np.square(matrix.coded_part)
-    row = 0.5 * np.log2(np.maximum(square_RC @ column_C**-2.0 / len(column_C), 1e-60))
-    column = (row_R**-2.0 @ square_RC) * column_C**-2.0
+    # numpy's own products wait longer for their threads than they compute
+    mean_R = np.einsum("rc,c->r", square_RC, column_C**-2.0) / len(column_C)
+    row = 0.5 * np.log2(np.maximum(mean_R, 1e-60))
+    column = np.einsum("r,rc->c", row_R**-2.0, square_RC) * column_C**-2.0
     column = 0.5 * np.log2(np.maximum(column / max(column.mean(), 1e-60), 1e-12))
     columns = np.argsort(column, kind="stable")[EVERY // 2 % len(column) :: EVERY]
     rows = np.argsort(row, kind="stable")[EVERY // 2 % len(row) :: EVERY]
