@@ -21,7 +21,7 @@ import torch
 from gpu_timing import Ceilings, ceilings, milliseconds
 from torch import Tensor
 
-from gptpack import ops
+from gptpack.kernel_choice import choose_kernels
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -75,7 +75,7 @@ def main() -> None:
         print("needs a CUDA device")
         return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", end=", kernels ")
-    print(ops.choose_kernels("on", torch.device("cuda")))
+    print(choose_kernels("on", torch.device("cuda")))
     reached = ceilings()
     print(
         f"copy {reached.bytes_per_second / 1e12:.2f} TB/s, "

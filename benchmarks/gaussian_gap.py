@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from gptpack.codec.trellis import GAIN_DECIBELS
+from gptpack.codec.polynomials import GAIN_DECIBELS
 from gptpack.quant.factor import Factor, factorize
 from gptpack.quant.grids import quantize_scale, scale_values
 from gptpack.quant.trellis import quantize_on_grid

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.jobs import prepare
 from gptpack.jobs.evaluate import evaluate
 from gptpack.jobs.load import Loaded, load, load_packed

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.evaluation.plain_text import stream
 from gptpack.families.transformers.model import TransformersModel
 from gptpack.jobs.evaluate import evaluate

@@ -40,8 +40,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gptpack
+from gptpack.artifact.front import decode_header
 from gptpack.artifact.layout import FIELDS, MAGIC, PREAMBLE_BYTES, digest, section_digest
-from gptpack.artifact.reader import decode_artifact, decode_header, read_sections
+from gptpack.artifact.reader import decode_artifact, read_sections
 from gptpack.data.tokenizer import TokenizerConfig, train_tokenizer
 from gptpack.errors import ArtifactError, BudgetError, GptpackError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig

@@ -20,6 +20,7 @@ import torch
 from gpu_timing import milliseconds
 
 from gptpack import ops
+from gptpack.kernel_choice import choose_kernels
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -140,7 +141,7 @@ def main() -> None:
         print("needs a CUDA device")
         return
     print(f"{torch.cuda.get_device_name()}, {options.tokens:,} tokens", end=", kernels ")
-    print(ops.choose_kernels("on", torch.device("cuda")))
+    print(choose_kernels("on", torch.device("cuda")))
     for name in options.only:
         for title, current, settings, choose, run in TRIALS[name](options.tokens):
             print(title, flush=True)

@@ -1,7 +1,6 @@
 """A file or a directory appears under its final name complete, or not at all."""
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +111,7 @@ def replacing(path: str | Path, error: type[GptpackError] = GptpackError) -> Ite
         raise error(f"{str(path)!r} is not the name of a file: {cause}") from cause
     if exists and not target.is_file():
         raise error(f"{path}: exists and is not a regular file; choose another name")
-    temporary = target.with_name(f".gptpack-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".gptpack-{os.urandom(8).hex()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:

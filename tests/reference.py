@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from gptpack.codec.trellis import polynomials
+from gptpack.codec.polynomials import polynomials
 
 
 def gptq(weight_RC, hessian_CC, step_RC, *, damp=0.01, order=None, clip=None, decide=None):

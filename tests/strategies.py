@@ -17,7 +17,8 @@ from gptpack.families.golf.config import ModelConfig
 from gptpack.families.modules.config import ModuleConfig
 from gptpack.families.transformers.config import TransformersConfig
 from gptpack.quant.allocation import grid_tensor
-from gptpack.quant.types import METHODS, PackedTensor
+from gptpack.quant.methods import METHODS
+from gptpack.quant.types import PackedTensor
 from gptpack.values import TokenizerIdentity
 
 MODEL = ModelConfig(vocab=64, layers=2, width=16, heads=2, kv_heads=1, mlp_hidden=32)

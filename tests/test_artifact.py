@@ -26,8 +26,9 @@ from strategies import (
 )
 
 from gptpack import atomic
+from gptpack.artifact.front import decode_header, read_header
 from gptpack.artifact.layout import FIELDS, MAGIC, PREAMBLE_BYTES
-from gptpack.artifact.reader import decode_artifact, decode_header, read_artifact, read_header
+from gptpack.artifact.reader import decode_artifact, read_artifact
 from gptpack.artifact.weights import weights_sha256
 from gptpack.artifact.writer import (
     assemble,
@@ -37,7 +38,8 @@ from gptpack.artifact.writer import (
 )
 from gptpack.codec.sections import SECTION_CODECS, OfBytes
 from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
-from gptpack.quant.types import METHODS, PackedTensor, dequantize
+from gptpack.quant.methods import METHODS
+from gptpack.quant.types import PackedTensor, dequantize
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny-v1.artifact"
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import MODEL, TOKENIZER, encode_artifact, example_tensors
 
+from gptpack.artifact.front import decode_header, read_header
 from gptpack.artifact.layout import (
     FIELDS,
     MAGIC,
@@ -27,13 +28,7 @@ from gptpack.artifact.layout import (
     read_preamble,
     section_digest,
 )
-from gptpack.artifact.reader import (
-    decode_artifact,
-    decode_header,
-    read_artifact,
-    read_header,
-    read_sections,
-)
+from gptpack.artifact.reader import decode_artifact, read_artifact, read_sections
 from gptpack.errors import ArtifactError, GptpackError, MissingDependencyError
 
 DATA = encode_artifact(

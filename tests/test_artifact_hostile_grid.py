@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from strategies import MODEL, TOKENIZER, encode_artifact, grid_tensors
 from test_artifact_hostile import forge, mutated, refused, split, survives
 
+from gptpack.artifact.front import decode_header
 from gptpack.artifact.layout import section_digest
-from gptpack.artifact.reader import decode_artifact, decode_header
+from gptpack.artifact.reader import decode_artifact
 from gptpack.codec.range import encode_codes, encode_small
 from gptpack.codec.stream import HEADER
 from gptpack.errors import ArtifactError
 from gptpack.quant.allocation import grid_tensor
-from gptpack.quant.types import GRID_METHODS, METHODS, PackedTensor, dequantize
+from gptpack.quant.methods import GRID_METHODS, METHODS
+from gptpack.quant.types import PackedTensor, dequantize
 
 DATA = encode_artifact(
     model=MODEL, tokenizer=TOKENIZER, tensors=grid_tensors(), pack={}, codecs="range"

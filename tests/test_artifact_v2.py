@@ -28,8 +28,9 @@ from test_artifact import same
 from test_artifact_hostile import VALUES as VALUES_1
 from test_artifact_hostile import change, changed, forge, mutated, refused, split, survives
 
+from gptpack.artifact.front import decode_header
 from gptpack.artifact.layout import PREAMBLE_BYTES, section_digest
-from gptpack.artifact.reader import decode_artifact, decode_header, read_artifact
+from gptpack.artifact.reader import decode_artifact, read_artifact
 from gptpack.artifact.writer import encode_files
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.errors import ArtifactError

@@ -16,21 +16,18 @@ from worlds import invoke
 
 import gptpack
 from gptpack.artifact import reader
+from gptpack.artifact.front import read_header, verify_sections
 from gptpack.artifact.layout import FIELDS, MAGIC, PREAMBLE_BYTES, digest, section_digest
 from gptpack.artifact.memory import available_bytes, check_room
-from gptpack.artifact.reader import (
-    decode_artifact,
-    read_artifact,
-    read_header,
-    verify_sections,
-)
+from gptpack.artifact.reader import decode_artifact, read_artifact
 from gptpack.codec.general import most_raw_bytes
 from gptpack.codec.range import decode_codes, encode_codes
 from gptpack.codec.sections import AUTO
 from gptpack.codec.trellis import parities_of, stepper
 from gptpack.errors import ArtifactError, MissingDependencyError
 from gptpack.jobs.sample import sample
-from gptpack.quant.types import METHODS, PackedTensor
+from gptpack.quant.methods import METHODS
+from gptpack.quant.types import PackedTensor
 
 MiB = 1 << 20
 

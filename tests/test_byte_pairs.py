@@ -14,7 +14,7 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpack.artifact.reader import read_header
+from gptpack.artifact.front import read_header
 from gptpack.byte_level import byte_level
 from gptpack.data.byte_pairs import GPT2_SHA256, PATTERN, BytePairs, load_tokenizer
 from gptpack.data.manifest import load_manifest

@@ -14,7 +14,7 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpack.artifact.reader import read_header
+from gptpack.artifact.front import read_header
 from gptpack.data.accounting import PieceBytes
 from gptpack.data.byte_tables import (
     ByteVocabulary,

@@ -13,10 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import contents
 
-from gptpack.codec.general import BYTE_CODECS, ByteCodec, Zlib, Zstd, most_raw_bytes, padded_zlib
+from gptpack.codec.general import (
+    BYTE_CODECS,
+    LAYOUTS,
+    ByteCodec,
+    Zlib,
+    Zstd,
+    most_raw_bytes,
+    padded_zlib,
+)
 from gptpack.codec.sections import (
     AUTO,
-    LAYOUTS,
     SECTION_CODECS,
     EncodedStream,
     Slot,

@@ -17,7 +17,7 @@ import torch
 import zstandard
 from worlds import corpus, invoke
 
-from gptpack.artifact.reader import read_header
+from gptpack.artifact.front import read_header
 from gptpack.errors import CheckpointError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT

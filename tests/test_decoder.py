@@ -20,7 +20,8 @@ from strategies import (
 
 from gptpack.artifact.reader import decode_artifact
 from gptpack.codec.sections import SECTION_CODECS
-from gptpack.quant.types import METHODS, PackedTensor, dequantize
+from gptpack.quant.methods import METHODS
+from gptpack.quant.types import PackedTensor, dequantize
 
 PAGE = Path(__file__).parent.parent / "docs" / "decoder.py"
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.artifact"))

@@ -23,7 +23,8 @@ from strategies import (
 )
 from test_cli_eval import World, world  # noqa: F401
 
-from gptpack.artifact.reader import decode_artifact, decode_header
+from gptpack.artifact.front import decode_header
+from gptpack.artifact.reader import decode_artifact
 from gptpack.cli import main
 from gptpack.codec.range import encode_codes, matrix_bits
 from gptpack.errors import GptpackError

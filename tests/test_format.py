@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from gptpack.codec.polynomials import POLYNOMIALS
 from gptpack.codec.range import (
     decode_codes,
     decode_small,
@@ -20,7 +21,7 @@ from gptpack.codec.range import (
 )
 from gptpack.codec.stepper import TableStepper
 from gptpack.codec.stream import HEADER
-from gptpack.codec.trellis import POLYNOMIALS, state_table
+from gptpack.codec.trellis import state_table
 from gptpack.errors import ArtifactError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.quant.allocation import grid_tensor

@@ -42,17 +42,26 @@ CONFIGURATIONS = {
 INSIDE: dict[str, set[str]] = {
     "compiled": set(),
     "codec": {"compiled"},
-    "ops": {"kernels"},
+    "kernel_choice": {"kernels"},
+    "ops": set(),
     "ranks": set(),
     "shelf": set(),
     **dict.fromkeys(CONFIGURATIONS, CONFIGURATIONS),
-    "families": {"ops"},
-    "quant": {"codec.trellis", "compiled", "ops", "shelf"},
-    "artifact": {"codec", *CONFIGURATIONS, "quant.types"},
+    "families": {"kernel_choice", "ops"},
+    "quant": {"codec.polynomials", "codec.trellis", "compiled", "ops", "shelf"},
+    "artifact": {"codec", *CONFIGURATIONS, "quant.methods", "quant.types"},
     "data": set(),
     "calibration": {"data", "families", "quant.allocation", "ranks", "shelf"},
     "training": {"data", "families", "ops", "quant.steps", "ranks"},
-    "packing": {"artifact", "calibration", "codec.trellis", "families", "quant", "ranks", "shelf"},
+    "packing": {
+        "artifact",
+        "calibration",
+        "codec.polynomials",
+        "families",
+        "quant",
+        "ranks",
+        "shelf",
+    },
     "evaluation": {"data", "families", "ranks"},
     "inspection": {"artifact", "codec", "evaluation.result", "quant.types"},
     "gate": {"artifact", "inspection"},
@@ -90,7 +99,8 @@ OUTSIDE: dict[str, set[str]] = {
     "compiled": {"numba"},
     "shelf": {"numpy"},
     "codec": {"brotli", "numba", "numpy", "zstandard"},
-    "ops": {*NUMERIC, "triton"},
+    "kernel_choice": {"torch", "triton"},
+    "ops": {"torch"},
     "ranks": {"torch"},
     "data": {*NUMERIC, "huggingface_hub", "sentencepiece", "tiktoken", "zstandard"},
     "quant": NUMERIC,
@@ -278,3 +288,21 @@ def test_every_module_can_be_imported_and_says_nothing():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_a_file_is_looked_at_without_numpy(command, tmp_path):
+    path = tmp_path / "model.gptpack"
+    path.write_bytes((ROOT / "tests" / "golden" / "tiny-v2.artifact").read_bytes())
+    more = ["--budget", "1MB"] if command == "check" else []
+    script = (
+        "import atexit, sys; atexit.register(lambda: print('numpy' in sys.modules));"
+        "from gptpack.cli.main import run; run()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, command, str(path), *more],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.splitlines()[-1] == "False"

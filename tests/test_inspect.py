@@ -21,7 +21,7 @@ from strategies import (
     write_artifact,
 )
 
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.cli import main
 from gptpack.cli.inspect import command
 from gptpack.errors import ArtifactError, GptpackError

@@ -12,10 +12,11 @@ import reference_kernels
 import torch
 from kernel_cases import Case, run_both_ways
 
-from gptpack import ops
+from gptpack import kernel_choice
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import model_of
+from gptpack.kernel_choice import choose_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
@@ -35,7 +36,7 @@ EACH = list({case.name: case for case in SMALL}.values())
 def kernels():
     """Their operators are registered by asking for them."""
     pytest.importorskip("triton")
-    ops.choose_kernels("on", CUDA if torch.cuda.is_available() else CPU)
+    choose_kernels("on", CUDA if torch.cuda.is_available() else CPU)
 
 
 FEW, DRAWS = 500, 32
@@ -264,27 +265,27 @@ def test_kernels_are_chosen_by_name_or_not_at_all(monkeypatch):
     import triton
 
     with pytest.raises(ConfigError, match="kernels 'fast': choose auto, on, off"):
-        ops.choose_kernels("fast", CPU)
-    assert ops.choose_kernels("off", CUDA) == "off"
-    assert ops.choose_kernels("auto", CPU) == "off"
+        choose_kernels("fast", CPU)
+    assert choose_kernels("off", CUDA) == "off"
+    assert choose_kernels("auto", CPU) == "off"
     if not torch.cuda.is_available():
-        assert ops.choose_kernels("on", CPU) == "on (Triton's interpreter)"
+        assert choose_kernels("on", CPU) == "on (Triton's interpreter)"
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(MissingDependencyError, match="a cpu device has no Triton; use auto or off"):
-        ops.choose_kernels("on", CPU)
+        choose_kernels("on", CPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(MissingDependencyError, match=r"compute capability 7\.5, needed 8\.0"):
-        ops.choose_kernels("on", CUDA)
-    assert "compute capability 7.5" in ops.choose_kernels("auto", CUDA)
+        choose_kernels("on", CUDA)
+    assert "compute capability 7.5" in choose_kernels("auto", CUDA)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(ops, "MODULES", ("nosuchmodule",))
-    assert ops.choose_kernels("auto", CUDA).startswith("off (they cannot be imported: No module")
+    monkeypatch.setattr(kernel_choice, "MODULES", ("nosuchmodule",))
+    assert choose_kernels("auto", CUDA).startswith("off (they cannot be imported: No module")
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'gptpack\[triton\]'"):
-        ops.choose_kernels("on", CUDA)
-    assert ops.choose_kernels("auto", CUDA).startswith("off (Triton is not installed")
+        choose_kernels("on", CUDA)
+    assert choose_kernels("auto", CUDA).startswith("off (Triton is not installed")
 
 
 @pytest.mark.gpu
 def test_auto_takes_kernels_on_cuda_and_says_what_they_run_by():
-    assert ops.choose_kernels("auto", CUDA).startswith("on (Triton ")
+    assert choose_kernels("auto", CUDA).startswith("on (Triton ")

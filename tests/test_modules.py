@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gptpack
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.errors import CheckpointError, ConfigError, DataError
 from gptpack.jobs import prepare
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_allocation import loss_by_hand
 
 import gptpack
-from gptpack.artifact.reader import decode_artifact, decode_header
+from gptpack.artifact.front import decode_header
+from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.writer import encode_sections
 from gptpack.jobs import prepare
 from gptpack.packing.progressive import ProgressiveConfig

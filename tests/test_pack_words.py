@@ -10,7 +10,7 @@ from hugging import SAID, make_folder
 from worlds import folder, invoke
 
 import gptpack
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.errors import BudgetError
 from gptpack.packing.search import FINEST
 

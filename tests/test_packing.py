@@ -12,7 +12,8 @@ import pytest
 import torch
 from worlds import CPU
 
-from gptpack.artifact.reader import decode_artifact, decode_header
+from gptpack.artifact.front import decode_header
+from gptpack.artifact.reader import decode_artifact
 from gptpack.artifact.record import PackRecord, Quality
 from gptpack.calibration.collect import collect
 from gptpack.calibration.text import random_tokens

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from worlds import corpus, folder, invoke
 
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.errors import ConfigError, LimitError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT

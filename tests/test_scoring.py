@@ -19,7 +19,7 @@ from reference_adaptation import (
 )
 from reference_scoring import ToyModel, slow_bytes, slow_losses, toy_bytes
 
-from gptpack import ops
+from gptpack import kernel_choice
 from gptpack.errors import AccountingError, ConfigError, LimitError
 from gptpack.evaluation.forward import Forward
 from gptpack.evaluation.reading import Reading
@@ -282,7 +282,9 @@ def test_a_compiled_sliding_window_on_a_gpu_scores_as_an_eager_one() -> None:
 
 
 def test_compiled_passes_alone_run_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "choose_kernels", lambda name, device: f"on, as {name} on {device}")
+    monkeypatch.setattr(
+        kernel_choice, "choose_kernels", lambda name, device: f"on, as {name} on {device}"
+    )
     model, by_kernels = tiny_gpt(torch.float32), []
 
     def switches() -> set[bool]:

@@ -13,7 +13,8 @@ from hugging import CONTEXT, FAMILIES, SAID, make_folder, make_gguf
 from worlds import invoke
 
 import gptpack
-from gptpack.artifact.reader import decode_header, read_artifact
+from gptpack.artifact.front import decode_header
+from gptpack.artifact.reader import read_artifact
 from gptpack.errors import ArtifactError, CheckpointError, ConfigError
 from gptpack.families.transformers.folder import build, read_source
 from gptpack.inspection.diff import diff_reports

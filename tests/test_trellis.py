@@ -6,7 +6,8 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptpack.codec.trellis import POLYNOMIALS, decode_trellis, next_states
+from gptpack.codec.polynomials import POLYNOMIALS
+from gptpack.codec.trellis import decode_trellis, next_states
 from gptpack.errors import QuantError
 from gptpack.quant import trellis
 from gptpack.quant.factor import factorize

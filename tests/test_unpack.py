@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import corpus, invoke
 
 import gptpack
-from gptpack.artifact.reader import decode_header
+from gptpack.artifact.front import decode_header
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.gpt import GPT
-from gptpack.quant.types import GRID_METHODS
+from gptpack.quant.methods import GRID_METHODS
 
 FAST = {"calibration": "random", "calibration_tokens": 256, "states": 8}
 READABLE = {

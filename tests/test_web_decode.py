@@ -29,7 +29,8 @@ from strategies import (
     tensor_lists,
 )
 
-from gptpack.artifact.reader import decode_artifact, decode_header
+from gptpack.artifact.front import decode_header
+from gptpack.artifact.reader import decode_artifact
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import SECTION_CODECS
 from gptpack.errors import ArtifactError, MissingDependencyError

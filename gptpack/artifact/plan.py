@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from gptpack.quant.methods import METHODS, ArraySpec, Shape
 
-from gptpack.codec.sections import Slot
-from gptpack.quant.types import METHODS, ArraySpec, Shape
+if TYPE_CHECKING:
+    from gptpack.codec.sections import Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,14 @@ class SectionPlan:
     @property
     def member_bytes(self) -> tuple[int, ...]:
         """Raw bytes of each member's array."""
-        itemsize = np.dtype(self.array.dtype).itemsize
-        return tuple(math.prod(shape) * itemsize for shape in self.shapes)
+        return tuple(math.prod(shape) * self.array.itemsize for shape in self.shapes)
 
-    def slots(self, tensors: Sequence[TensorEntry]) -> list[Slot]:
+    def slots(self, tensors: Sequence[TensorEntry]) -> "list[Slot]":
         """The members' places, as the section's codec is told."""
+        import numpy as np
+
+        from gptpack.codec.sections import Slot
+
         dtype = np.dtype(self.array.dtype)
         return [
             Slot(shape=shape, dtype=dtype, parameters=tensors[member].parameters)

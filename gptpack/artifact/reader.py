@@ -5,39 +5,22 @@ rule before anything is decompressed, and decompression stops at the declared si
 justifies may still be more than the caller or the machine can spare: `limit_bytes`.
 """
 
-import hashlib
 import io
-import os
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from gptpack.artifact.header import ArtifactHeader, parse_header
-from gptpack.artifact.layout import (
-    DIGEST_BYTES,
-    FIELDS,
-    FILES_SECTION,
-    PREAMBLE_BYTES,
-    SECTION_DIGEST_CHARACTERS,
-    digest,
-    read_preamble,
-    section_digest,
-)
+from gptpack.artifact.front import check_digest, header_of, opened_file, read_part
+from gptpack.artifact.header import ArtifactHeader
+from gptpack.artifact.layout import FILES_SECTION, section_digest
 from gptpack.artifact.memory import check_room, memory_here
 from gptpack.artifact.plan import plan_sections
-from gptpack.artifact.tables import SectionEntry
 from gptpack.artifact.weights import Keep, weights_sha256
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import Array, EncodedStream, decode_stream
-from gptpack.errors import ArtifactError, GptpackError, NotPackedError
-from gptpack.inputs import MODELS, kind_of, opened
+from gptpack.errors import ArtifactError, GptpackError
 from gptpack.quant.types import PackedTensor
-
-_PIECE = 1 << 20
-"""Bytes that are hashed at once where nothing else needs a section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,36 +32,6 @@ class Artifact:
     """The tensors in the order of the table; their arrays may be read-only."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Name and content of the files that go with the model."""
-
-
-def read_header(path: str | Path) -> ArtifactHeader:
-    """The header of the file at `path`; reads no more than the preamble and the header.
-
-    Raises:
-        GptpackError: there is no regular file that can be read.
-        ArtifactError: preamble or header are corrupt, or the file has another size.
-    """
-    with _opened(path) as (file, file_bytes):
-        return _header(file, file_bytes)
-
-
-def verify_sections(path: str | Path) -> ArtifactHeader:
-    """The header of the file at `path`, with every section's digest checked; decodes nothing.
-
-    Raises:
-        GptpackError: there is no regular file that can be read.
-        ArtifactError: preamble, header or a section are corrupt, or the file has another size.
-    """
-    with _opened(path) as (file, file_bytes):
-        header = _header(file, file_bytes)
-        file.seek(header.header_bytes)
-        for section in header.sections:
-            state = hashlib.sha256()
-            for start in range(0, section.stored_bytes, _PIECE):
-                size = min(_PIECE, section.stored_bytes - start)
-                state.update(_read(file, size, f"section {section.name}"))
-            _check_digest(section, state.hexdigest()[:SECTION_DIGEST_CHARACTERS])
-        return header
 
 
 def read_artifact(
@@ -101,7 +54,7 @@ def read_artifact(
         ArtifactError: the file is corrupt or hostile.
         MissingDependencyError: a section's codec is not installed, or memory does not suffice.
     """
-    with _opened(path) as (file, file_bytes):
+    with opened_file(path) as (file, file_bytes):
         return _artifact(file, file_bytes, verify_weights, keep, limit_bytes)
 
 
@@ -110,85 +63,17 @@ def decode_artifact(data: bytes, *, verify_weights: bool = False) -> Artifact:
     return _artifact(io.BytesIO(data), len(data), verify_weights)
 
 
-def decode_header(data: bytes) -> ArtifactHeader:
-    """The header of a file's bytes."""
-    return _header(io.BytesIO(data), len(data))
-
-
 def read_sections(data: bytes, header: ArtifactHeader) -> list[EncodedStream]:
     """The stored sections of a file's bytes, digests verified, not decoded."""
     return list(_streams(io.BytesIO(data), header))
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """An open regular file and its size; errors inside get the path in front."""
-    kind = kind_of(path)
-    if kind in MODELS:
-        folder = Path(path).parent
-        model = folder if (folder / "config.json").is_file() else path
-        raise NotPackedError(
-            f"{path}: {kind}; pack it first: gptpack pack {model} --budget 16MB, or another budget"
-        )
-    if kind.startswith("a folder"):
-        raise NotPackedError(f"{path}: {kind}, not a packed file; name the file itself")
-    try:
-        with opened(path) as file:
-            yield file, os.fstat(file.fileno()).st_size
-    except GptpackError as error:
-        raise type(error)(f"{path}: {error}") from error
-    except OSError as error:
-        raise GptpackError(f"{path}: cannot read it: {error.strerror}") from error
-
-
-def _read(file: BinaryIO, size: int, what: str) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise ArtifactError(f"{what} ends after {len(data):,} of {size:,} bytes; get it again")
-    return data
-
-
-def _header(file: BinaryIO, file_bytes: int) -> ArtifactHeader:
-    start = file.read(PREAMBLE_BYTES)
-    preamble = read_preamble(start, file_bytes)
-    stored = _read(file, preamble.stored_header_bytes, "the header")
-    declared = start[FIELDS.size :]
-    assert len(declared) == DIGEST_BYTES
-    if digest(start[: FIELDS.size], stored) != declared:
-        raise ArtifactError("preamble and header do not match their SHA-256; get the file again")
-    raw = stored
-    if preamble.deflated:
-        inflater = zlib.decompressobj()
-        try:
-            raw = inflater.decompress(stored, preamble.raw_header_bytes + 1)
-        except zlib.error as error:
-            raise ArtifactError(f"the header is not a zlib stream: {error}") from error
-        if len(raw) != preamble.raw_header_bytes or not inflater.eof or inflater.unused_data:
-            raise ArtifactError(
-                f"the header is not one zlib stream of {preamble.raw_header_bytes:,} bytes"
-            )
-    return parse_header(
-        raw,
-        version=preamble.version,
-        header_bytes=preamble.sections_start,
-        file_bytes=file_bytes,
-        header_sha256=declared.hex(),
-    )
-
-
 def _streams(file: BinaryIO, header: ArtifactHeader) -> Iterator[EncodedStream]:
     file.seek(header.header_bytes)
     for section in header.sections:
-        data = _read(file, section.stored_bytes, f"section {section.name}")
-        _check_digest(section, section_digest(data))
+        data = read_part(file, section.stored_bytes, f"section {section.name}")
+        check_digest(section, section_digest(data))
         yield EncodedStream(codec=section.codec, layout=section.layout, data=data)
-
-
-def _check_digest(section: SectionEntry, found: str) -> None:
-    if found != section.digest:
-        raise ArtifactError(
-            f"section {section.name} does not match its SHA-256; get the file again"
-        )
 
 
 def _artifact(
@@ -198,7 +83,7 @@ def _artifact(
     keep: Keep | None = None,
     limit_bytes: int | None = None,
 ) -> Artifact:
-    header = _header(file, file_bytes)
+    header = header_of(file, file_bytes)
     check_room(header.decoded_bytes, limit_bytes)
     with memory_here():
         return _decoded(file, header, verify_weights, keep)

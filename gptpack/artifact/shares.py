@@ -7,27 +7,18 @@ is the codec, else by their empirical entropy. The packer leaves the result in e
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptpack.artifact.plan import SectionPlan, TensorEntry, plan_sections
+from gptpack.artifact.plan import SectionPlan, plan_sections
+from gptpack.artifact.recorded import CODED_BYTES, shared_out
 from gptpack.artifact.tables import SectionEntry
 from gptpack.codec.sections import Array, large_codes
 from gptpack.quant.types import PackedTensor
 
 if TYPE_CHECKING:
     from gptpack.artifact.writer import EncodedSections
-
-CODED_BYTES = "coded_bytes"
-"""Key of a tensor's record: bytes that its codes take up of their section."""
-
-
-def shared_out(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` bytes in proportion to `weights`, whole and without a rest."""
-    stops = np.rint(np.cumsum(weights) / max(sum(weights), 1e-9) * total).astype(np.int64)
-    stops[-1] = total
-    return [int(size) for size in np.diff(stops, prepend=0)]
 
 
 def coded_bytes(
@@ -71,21 +62,6 @@ def with_coded_bytes(
             record = {**entries[member].record, CODED_BYTES: size}
             entries[member] = replace(entries[member], record=record)
     return replace(encoded, tensors=tuple(entries))
-
-
-def recorded_bytes(
-    plan: SectionPlan, section: SectionEntry, tensors: Sequence[TensorEntry]
-) -> list[int] | None:
-    """Bytes of each member as the records of a hostile header say; None where they do not.
-
-    A section of one tensor is all its own, and one of other arrays than codes needs no record: its
-    numbers all take about as many bytes.
-    """
-    if plan.array.name == "codes" and len(plan.members) > 1:
-        said: list[Any] = [tensors[member].record.get(CODED_BYTES) for member in plan.members]
-        whole = all(type(size) is int and size >= 0 for size in said)
-        return said if whole and sum(said) == section.stored_bytes else None
-    return shared_out(section.stored_bytes, plan.member_bytes)
 
 
 def _entropy_bits(codes: Array) -> float:

@@ -18,10 +18,9 @@ from gptpack.artifact.layout import (
     SECTION_DIGEST_CHARACTERS,
 )
 from gptpack.artifact.plan import TensorEntry, plan_sections
-from gptpack.codec.general import BYTE_CODECS, RAW_ALWAYS, most_raw_bytes
-from gptpack.codec.sections import LAYOUTS, SECTION_CODECS
+from gptpack.codec.general import BYTE_CODECS, CODECS, LAYOUTS, RAW_ALWAYS, most_raw_bytes
 from gptpack.errors import ArtifactError
-from gptpack.quant.types import METHODS
+from gptpack.quant.methods import METHODS
 from gptpack.version import FORMAT_VERSION
 
 FILE_CODECS = tuple(codec.name for codec in BYTE_CODECS)
@@ -52,6 +51,15 @@ class FileEntry:
 
     name: str
     raw_bytes: int
+
+
+def named_files(raw_bytes: Mapping[str, int]) -> str:
+    """The name of the largest of some files by their sizes, and how many others there are."""
+    if not raw_bytes:
+        return "files"
+    others = len(raw_bytes) - 1
+    more = f" and {others} other file{'s' if others > 1 else ''}" if others else ""
+    return f"{max(raw_bytes, key=raw_bytes.__getitem__)}{more}"
 
 
 def most_files_bytes(stored_bytes: int) -> int:
@@ -181,7 +189,7 @@ def section_entries(
         name, codec, layout, stored, raw, digest = row
         if name != planned:
             raise ArtifactError(f"section {short(name)} stands where {planned} must be")
-        known = SECTION_CODECS if name != FILES_SECTION else FILE_CODECS
+        known = CODECS if name != FILES_SECTION else FILE_CODECS
         if type(codec) is not str or codec not in known:
             raise ArtifactError(
                 f"section {name} has codec {short(codec)}, this gptpack knows {', '.join(known)}"

@@ -28,6 +28,7 @@ from gptpack.artifact.tables import (
     check_table,
     file_entries,
     most_files_bytes,
+    named_files,
 )
 from gptpack.artifact.weights import weights_sha256
 from gptpack.atomic import replacing
@@ -35,7 +36,8 @@ from gptpack.codec.general import BYTE_CODECS
 from gptpack.codec.sections import codec_names, encode_streams
 from gptpack.errors import ArtifactError
 from gptpack.families.family import FamilyConfig
-from gptpack.quant.types import METHODS, PackedTensor
+from gptpack.quant.methods import METHODS
+from gptpack.quant.types import PackedTensor
 from gptpack.values import TokenizerIdentity
 
 
@@ -70,15 +72,6 @@ class EncodedFiles:
     def named(self) -> str:
         """The largest file's name, and how many others there are, in words."""
         return named_files({file.name: file.raw_bytes for file in self.files})
-
-
-def named_files(raw_bytes: Mapping[str, int]) -> str:
-    """The name of the largest of some files by their sizes, and how many others there are."""
-    if not raw_bytes:
-        return "files"
-    others = len(raw_bytes) - 1
-    more = f" and {others} other file{'s' if others > 1 else ''}" if others else ""
-    return f"{max(raw_bytes, key=raw_bytes.__getitem__)}{more}"
 
 
 def encode_files(files: Mapping[str, bytes]) -> EncodedFiles:

@@ -6,21 +6,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from gptpack.cli.console import errors_console, note
 from gptpack.escape import line
 from gptpack.progress import Progress as ProgressCallback
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 NOTE_SECONDS = 10.0
 """Seconds between two lines, where there is no terminal."""
@@ -53,16 +48,21 @@ class _Phase:
         return f"{self.name}: {now - self.began:,.0f} s so far"
 
 
-@contextmanager
-def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A callback that draws one bar per phase on stderr, with an estimate of what is left.
-
-    Without a terminal it writes a line per phase, and one every `NOTE_SECONDS`, also where the
-    callback is not called. An interrupt is raised again with what had been reached as its message.
-    """
+def _bars() -> "Progress | None":
+    """What draws the bars; None where stderr is no terminal."""
     console = errors_console()
-    drawn = console.is_terminal and not quiet
-    bars = Progress(
+    if not console.is_terminal:
+        return None
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -70,6 +70,16 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A callback that draws one bar per phase on stderr, with an estimate of what is left.
+
+    Without a terminal it writes a line per phase, and one every `NOTE_SECONDS`, also where the
+    callback is not called. An interrupt is raised again with what had been reached as its message.
+    """
+    bars = None if quiet else _bars()
     tasks: dict[str, TaskID] = {}
     phases: dict[str, _Phase] = {}
     latest = [_Phase("getting ready", time.monotonic())]
@@ -77,17 +87,19 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
 
     def report(phase: str, done: float, total: float) -> None:
         phase = line(phase)
-        if phase not in tasks:
-            tasks[phase] = bars.add_task(phase, total=total or None)
+        if phase not in phases:
             phases[phase] = _Phase(phase, time.monotonic())
-            if not drawn and not quiet:
+            if bars is not None:
+                tasks[phase] = bars.add_task(phase, total=total or None)
+            elif not quiet:
                 note(f"{phase} ...")
         here, at = phases[phase], time.monotonic()
         if latest[0] is not here or done < here.done:  # another part of the work, or once more
             here.began, here.start = at, done
         here.done, here.total, here.at = done, total, at
         latest[:] = [here]
-        bars.update(tasks[phase], completed=done, total=total or None)
+        if bars is not None:
+            bars.update(tasks[phase], completed=done, total=total or None)
 
     def write_lines() -> None:
         while not ended.wait(NOTE_SECONDS):
@@ -95,8 +107,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
 
     lines = threading.Thread(target=write_lines, daemon=True)
     try:
-        # bars that are not drawn are never begun: older releases of rich end them with a line
-        if drawn:
+        if bars is not None:
             bars.start()
         elif not quiet:
             lines.start()
@@ -105,7 +116,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[ProgressCallback]:
         raise type(stopped)(str(latest[0]) if phases else "") from None
     finally:
         ended.set()
-        if drawn:
+        if bars is not None:
             bars.stop()
         elif not quiet:
             lines.join()

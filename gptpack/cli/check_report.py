@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-from gptpack.atomic import replacing
 from gptpack.cli.console import note, print_table, reader_may_go, say
 from gptpack.escape import plain
 from gptpack.gate import formats
@@ -14,6 +13,8 @@ from gptpack.gate.outcomes import Result
 
 def write_reports(result: Result, outputs: tuple[Path, ...]) -> None:
     """Write the reports that were asked for, and append to GitHub's step summary if it is set."""
+    from gptpack.atomic import replacing
+
     for path in outputs:
         with replacing(path) as file:
             file.write(formats.FORMATS[formats.SUFFIXES[path.suffix]](result).encode())

@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from gptpack.escape import line
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST_ROWS = 500
 """Rows of a table that are shown, as what has more may be anybody's file; JSON has all."""
@@ -20,11 +20,15 @@ LAST_ROWS = 4
 """Of those, the last ones, such as totals."""
 
 
-class _Console(Console):
+def _console(**settings: Any) -> "Console":
     """A console that says when its reader has gone; rich's own would end with status 1."""
+    from rich.console import Console
 
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+    class WhoseReaderMayGo(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return WhoseReaderMayGo(**settings)
 
 
 @contextmanager
@@ -69,6 +73,9 @@ def print_table(
 
     Of more than `most` rows those between the first and the last ones are left out, and counted.
     """
+    from rich.table import Table
+    from rich.text import Text
+
     if (left_out := len(rows) - most) > 0:
         more = [f"({left_out:,} more; --json has all)", *[""] * (len(columns) - 1)]
         rows = [*rows[: most - LAST_ROWS], more, *rows[-LAST_ROWS:]]
@@ -77,9 +84,9 @@ def print_table(
         table.add_column(column, justify="left" if index == 0 else align, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(line(cell)) for cell in row))
-    console = _Console(soft_wrap=True)
+    console = _console(soft_wrap=True)
     if not console.is_terminal:
-        console = _Console(width=200, soft_wrap=True, no_color=True)
+        console = _console(width=200, soft_wrap=True, no_color=True)
     with reader_may_go():
         console.print(table)
 
@@ -105,6 +112,6 @@ def note_assumed(assumed: Sequence[str]) -> None:
         )
 
 
-def errors_console() -> Console:
+def errors_console() -> "Console":
     """What draws on stderr."""
-    return _Console(stderr=True)
+    return _console(stderr=True)

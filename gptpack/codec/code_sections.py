@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.trellis import POLYNOMIALS, parities_of, stepper
+from gptpack.codec.polynomials import POLYNOMIALS
+from gptpack.codec.trellis import parities_of, stepper
 from gptpack.errors import ArtifactError, MissingDependencyError
 
 Array = npt.NDArray[Any]

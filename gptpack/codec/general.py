@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from gptpack.errors import ArtifactError, MissingDependencyError
 
+LAYOUTS = ("row", "column", "planes")
+"""Orders in which a general codec may see the values; docs/format.md defines each."""
 RAW_PER_STORED = 128
 """Factor of the memory rule: six times the largest ratio found in trained weights (docs/log.md)."""
 RAW_ALWAYS = 65536
@@ -217,3 +219,6 @@ def _brotli() -> Any:
 
 
 BYTE_CODECS: tuple[ByteCodec, ...] = (Raw(), Zlib(), Zstd(), Lzma(), Brotli())
+
+CODECS = (*(codec.name for codec in BYTE_CODECS if codec.name != "brotli"), "range", "brotli")
+"""Names of the codecs of the format, in its order: these, and ``range``, which sees the arrays."""

@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.codec.code_sections import OfCodes
-from gptpack.codec.general import BYTE_CODECS, ByteCodec, most_raw_bytes, padded_zlib
+from gptpack.codec.general import (
+    BYTE_CODECS,
+    CODECS,
+    ByteCodec,
+    most_raw_bytes,
+    padded_zlib,
+)
 from gptpack.errors import GptpackError
 
 Array = npt.NDArray[Any]
-
-LAYOUTS = ("row", "column", "planes")
-"""Orders in which a general codec may see the values; docs/format.md defines each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class SectionCodec(Protocol):
     def name(self) -> str: ...
 
     def layouts(self, slots: Sequence[Slot]) -> tuple[str, ...]:
-        """Members of `LAYOUTS` worth trying; none if the codec cannot hold all such arrays."""
+        """Members of `general.LAYOUTS` worth trying; none if the codec cannot hold such arrays."""
 
     def encode(self, slots: Sequence[Slot], arrays: Sequence[Array], layout: str) -> bytes:
         """The arrays as bytes; the same arrays give the same bytes."""
@@ -111,10 +114,9 @@ def _general(codec: ByteCodec) -> Callable[[], SectionCodec]:
     return lambda: OfBytes(codec)
 
 
+_BY_NAME = {codec.name: codec for codec in BYTE_CODECS}
 SECTION_CODECS: dict[str, Callable[[], SectionCodec]] = {
-    **{codec.name: _general(codec) for codec in BYTE_CODECS if codec.name != "brotli"},
-    "range": OfCodes,
-    **{codec.name: _general(codec) for codec in BYTE_CODECS if codec.name == "brotli"},
+    name: _general(_BY_NAME[name]) if name in _BY_NAME else OfCodes for name in CODECS
 }
 """Makers of every codec of the format, by name. Only a codec in use imports what it needs."""
 

@@ -32,9 +32,10 @@ LEFT_OUT = (
     "gptpack.families.transformers.library",
     "gptpack.families.transformers.texts",
     "gptpack.jobs.sample",
+    "gptpack.kernel_choice",
 )
 """Encoders, modules for tokenizers other than SentencePiece's, parts of training, models of other
-families and of speedruns, and sampling: a submission has no use for them."""
+families and of speedruns, sampling, and kernels: a submission has no use for them."""
 PACKAGES = {
     "brotli": "brotli>=1.2",
     "numba": "numba>=0.61",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptpack.artifact.reader import verify_sections
+from gptpack.artifact.front import verify_sections
 from gptpack.artifact.record import MOST_BPB
 from gptpack.errors import ArtifactError, ConfigError
 from gptpack.gate.outcomes import SCHEMA, Bpb, Checked, Outcome, broken, held, recorded_bpb

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from gptpack.artifact.front import verify_sections
 from gptpack.artifact.layout import LFS_POINTER
-from gptpack.artifact.reader import verify_sections
-from gptpack.artifact.writer import named_files
+from gptpack.artifact.tables import named_files
 from gptpack.errors import ArtifactError, GptpackError, InternalError
 from gptpack.gate.baseline import compared, load_baseline
 from gptpack.gate.limits import CheckConfig, Limits, expanded, files

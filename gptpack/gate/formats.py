@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from xml.etree import ElementTree
 
 from gptpack.escape import command_data, command_property, markdown, plain
 from gptpack.gate.outcomes import Checked, Result
@@ -98,6 +97,8 @@ def to_markdown(result: Result) -> str:
 
 def to_junit(result: Result) -> str:
     """JUnit XML with a test case for each rule of each file."""
+    from xml.etree import ElementTree
+
     cases = [(checked, outcome) for checked in result.artifacts for outcome in checked.outcomes]
     states = [outcome.state for _, outcome in cases]
     counts = {

@@ -8,7 +8,6 @@ import dataclasses
 import glob
 import itertools
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +111,8 @@ def load_check(path: Path) -> CheckConfig:
         ConfigError: unreadable, no such table, no artifacts, unknown keys, values of a wrong type,
             or two artifacts of one name.
     """
+    import tomllib
+
     try:
         values = tomllib.loads(read_text(path))
     except OSError as error:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptpack.artifact.front import read_header
 from gptpack.artifact.header import ArtifactHeader
 from gptpack.artifact.memory import check_room
 from gptpack.artifact.plan import plan_sections
-from gptpack.artifact.reader import read_header
 from gptpack.artifact.record import PackRecord
-from gptpack.artifact.shares import recorded_bytes, shared_out
+from gptpack.artifact.recorded import recorded_bytes, shared_out
 from gptpack.errors import GptpackError
 from gptpack.escape import plain
 from gptpack.inputs import read_input

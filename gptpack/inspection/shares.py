@@ -5,7 +5,8 @@ For files whose header does not say it, and for sections of general codecs.
 
 from gptpack.artifact.plan import plan_sections
 from gptpack.artifact.reader import decode_artifact, read_sections
-from gptpack.artifact.shares import coded_bytes, shared_out
+from gptpack.artifact.recorded import shared_out
+from gptpack.artifact.shares import coded_bytes
 
 
 def measured_bytes(data: bytes) -> list[int]:

@@ -5,17 +5,19 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptpack.errors import ConfigError, MissingDependencyError
 from gptpack.escape import plain
-from gptpack.evaluation.result import Evaluation
 from gptpack.gate.check import Measure
 from gptpack.gate.check import check as look
 from gptpack.gate.limits import SAMPLE_TOKENS, CheckConfig, Limits, expanded
 from gptpack.gate.outcomes import Bpb, Result
 from gptpack.progress import Progress, silent
 from gptpack.values import check_idle
+
+if TYPE_CHECKING:
+    from gptpack.evaluation.result import Evaluation
 
 
 def check(
@@ -133,7 +135,7 @@ def _measure(config: CheckConfig, progress: Progress) -> Measure:
     return measure
 
 
-def _bpb(found: Evaluation) -> Bpb:
+def _bpb(found: "Evaluation") -> Bpb:
     """The figure that counts of an evaluation."""
     score = found.best
     shards = " ".join(shard["sha256"] for shard in found.shards)

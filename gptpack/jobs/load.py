@@ -256,7 +256,7 @@ def load_packed(
 @contextmanager
 def _imports_of(path: Path) -> Iterator[None]:
     """Import what the model in the file at `path` needs while the body runs: both take seconds."""
-    from gptpack.artifact.reader import read_header
+    from gptpack.artifact.front import read_header
 
     config = read_header(path).model
     if not isinstance(config, TransformersConfig):

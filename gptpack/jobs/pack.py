@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gptpack.artifact.front import decode_header
 from gptpack.artifact.layout import MAGIC
-from gptpack.artifact.reader import decode_header
 from gptpack.artifact.record import PackRecord
 from gptpack.artifact.writer import write_atomic
 from gptpack.atomic import check_target

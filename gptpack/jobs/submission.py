@@ -145,7 +145,7 @@ def read_run(argument: str) -> RunRecord:
         ConfigError: there is no packed file, or more than one, or nothing says the seed.
         GptpackError: something in the folder cannot be read.
     """
-    from gptpack.artifact.reader import read_header
+    from gptpack.artifact.front import read_header
     from gptpack.inputs import file_sha256
     from gptpack.training.checkpoint import load_checkpoint
     from gptpack.values import to_dict

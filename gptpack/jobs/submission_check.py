@@ -101,7 +101,7 @@ def _later_tokens(folder: Path, options: list[object], data: Path) -> str | None
     """
     import numpy as np
 
-    from gptpack.artifact.reader import read_header
+    from gptpack.artifact.front import read_header
     from gptpack.data.shards import write_shard
     from gptpack.data.splits import load_tokens
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptpack.artifact.reader import read_header
+from gptpack.artifact.front import read_header
 from gptpack.atomic import check_folder, check_writable, replacing, replacing_directory
 from gptpack.errors import ConfigError
 from gptpack.families.family import model_values

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from gptpack.codec.trellis import POLYNOMIALS
+from gptpack.codec.polynomials import POLYNOMIALS
 from gptpack.errors import ConfigError
 from gptpack.values import nearest
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptpack.artifact.record import PackRecord
 from gptpack.calibration.text import calibrate
-from gptpack.codec.trellis import noise_of
+from gptpack.codec.polynomials import noise_of
 from gptpack.cores import usable_cores
 from gptpack.errors import QuantError
 from gptpack.families.language_model import LanguageModel
@@ -24,8 +24,9 @@ from gptpack.packing.apart import on_grid, take_apart
 from gptpack.packing.config import GRIDS, PackConfig
 from gptpack.packing.packer import Packer
 from gptpack.quant.allocation import Matrix
+from gptpack.quant.methods import GRID_METHODS
 from gptpack.quant.steps import Outlook, Steps
-from gptpack.quant.types import GRID_METHODS, PackedTensor, grid_scales, grid_values
+from gptpack.quant.types import PackedTensor, grid_scales, grid_values
 from gptpack.ranks import Ranks
 from gptpack.values import TokenizerIdentity
 

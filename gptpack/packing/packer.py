@@ -26,7 +26,8 @@ from gptpack.families.family import FamilyConfig
 from gptpack.packing.config import PackConfig
 from gptpack.quant.allocation import Matrix, quantize_matrices
 from gptpack.quant.channels import without_idle
-from gptpack.quant.types import GRID_METHODS, PackedTensor
+from gptpack.quant.methods import GRID_METHODS
+from gptpack.quant.types import PackedTensor
 from gptpack.shelf import Shelf
 from gptpack.values import TokenizerIdentity
 

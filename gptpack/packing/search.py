@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptpack.artifact.writer import EncodedSections
-from gptpack.codec.trellis import noise_of
+from gptpack.codec.polynomials import noise_of
 from gptpack.errors import BudgetError, QuantError
 from gptpack.packing.packer import (
     UNLIMITED,

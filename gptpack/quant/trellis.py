@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.trellis import polynomials
+from gptpack.codec.polynomials import polynomials
 from gptpack.compiled import compiled
 from gptpack.cores import usable_cores
 from gptpack.errors import QuantError
@@ -194,7 +194,7 @@ def quantize_trellis(
         factor: the layer's Hessian, factored; its dtype is the arithmetic's.
         row_scale: ``[R]``, that of a plain grid with the same symbols; points lie twice as dense.
         column_scale: ``[C]``; ones by default.
-        states: a key of `gptpack.codec.trellis.POLYNOMIALS`; more states are better and slower.
+        states: a key of `gptpack.codec.polynomials.POLYNOMIALS`; more states are better and slower.
         row_weight: cost of a squared error in a row (Fisher information), ``[R]``. Only proportions
             matter. `Rounding.row_loss` is not multiplied by it. All symbols of a row that costs 0
             are 0.

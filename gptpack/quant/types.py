@@ -1,7 +1,6 @@
 """The arrays that a packed tensor consists of -> its values. numpy only, no torch.
 
-A method names the integer or float arrays that are coded. `METHODS` lists all methods, and
-docs/format.md specifies each. Shape legend: R = rows (outputs), C = columns (inputs).
+methods.py says which arrays a method has. Shape legend: R = rows (outputs), C = columns (inputs).
 """
 
 import math
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptpack.codec.trellis import POLYNOMIALS, decode_trellis
+from gptpack.codec.trellis import decode_trellis
 from gptpack.errors import ArtifactError, QuantError
 from gptpack.quant.grids import scale_values
+from gptpack.quant.methods import METHODS, Shape
 
 ROW_SCALES_PER_OCTAVE = 64
 """Resolution of row scales, which are tuned after coding: with 32 an octave bits per byte rise by
@@ -24,16 +24,6 @@ COLUMN_SCALES_PER_OCTAVE = 4
 they are stored."""
 
 Array = npt.NDArray[Any]
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArraySpec:
-    """One coded array of a method: its name, little-endian dtype, and shape."""
-
-    name: str
-    dtype: str
-    shape: Callable[[Shape], Shape]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +33,7 @@ class PackedTensor:
     name: str
     shape: Shape
     method: str
-    """A key of `METHODS`."""
+    """A key of `gptpack.quant.methods.METHODS`."""
     arrays: Mapping[str, Array]
     """The coded arrays, by the names of the method's `ArraySpec`s."""
     parameters: Mapping[str, int | float] = field(default_factory=dict)
@@ -54,44 +44,6 @@ class PackedTensor:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A way to hold a tensor: its arrays, and how float32 values are computed from them."""
-
-    arrays: tuple[ArraySpec, ...]
-    ranks: tuple[int, ...] | None
-    """Ranks of the tensors that the method can hold; None takes any."""
-    values: Callable[[PackedTensor], npt.NDArray[np.float32]]
-    states: tuple[int, ...] = ()
-    """Values of the parameter ``states``; a method without a trellis has none of them."""
-
-    def problem(self, parameters: Mapping[str, int | float]) -> str | None:
-        """The error in a tensor's `parameters`, in words; None if there is none."""
-        if not self.states:
-            return "parameter states without a trellis" if "states" in parameters else None
-        found = parameters.get("states")
-        if type(found) is int and found in self.states:
-            return None
-        known = ", ".join(map(str, self.states))
-        return f"{found!a:.60} trellis states, must be one of {known}"
-
-
-def _same(shape: Shape) -> Shape:
-    return shape
-
-
-def _rows(shape: Shape) -> Shape:
-    return shape[:1]
-
-
-def _columns(shape: Shape) -> Shape:
-    return shape[1:]
-
-
-def _scalar(shape: Shape) -> Shape:
-    return ()
 
 
 def _stored(tensor: PackedTensor) -> npt.NDArray[np.float32]:
@@ -156,54 +108,18 @@ def values_of_points(tensor: PackedTensor, points_RC: Array) -> npt.NDArray[np.f
     return values
 
 
-_GRID_ARRAYS = (
-    ArraySpec(name="codes", dtype="<i2", shape=_same),
-    ArraySpec(name="row_scales", dtype="<i2", shape=_rows),
-    ArraySpec(name="column_scales", dtype="<i2", shape=_columns),
-)
-
-_OFFSET_ARRAYS = (
-    *_GRID_ARRAYS,
-    ArraySpec(name="column_offsets", dtype="<u2", shape=_columns),
-)
-
-METHODS: dict[str, Method] = {
-    "float32": Method(
-        arrays=(ArraySpec(name="values", dtype="<f4", shape=_same),), ranks=None, values=_stored
-    ),
-    "float16": Method(
-        arrays=(ArraySpec(name="values", dtype="<f2", shape=_same),), ranks=None, values=_stored
-    ),
-    "bfloat16": Method(
-        arrays=(ArraySpec(name="values", dtype="<u2", shape=_same),),
-        ranks=None,
-        values=_stored_bfloat16,
-    ),
-    "int8": Method(
-        arrays=(
-            ArraySpec(name="codes", dtype="|i1", shape=_same),
-            ArraySpec(name="scales", dtype="<f2", shape=_rows),
-        ),
-        ranks=(2,),
-        values=_int8_row,
-    ),
-    "int8-tensor": Method(
-        arrays=(
-            ArraySpec(name="codes", dtype="|i1", shape=_same),
-            ArraySpec(name="scales", dtype="<f4", shape=_scalar),
-        ),
-        ranks=None,
-        values=_int8_tensor,
-    ),
-    "uniform": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid),
-    "trellis": Method(arrays=_GRID_ARRAYS, ranks=(2,), values=_grid, states=tuple(POLYNOMIALS)),
-    "uniform-offsets": Method(arrays=_OFFSET_ARRAYS, ranks=(2,), values=_grid),
-    "trellis-offsets": Method(
-        arrays=_OFFSET_ARRAYS, ranks=(2,), values=_grid, states=tuple(POLYNOMIALS)
-    ),
+_VALUES: dict[str, Callable[[PackedTensor], npt.NDArray[np.float32]]] = {
+    "float32": _stored,
+    "float16": _stored,
+    "bfloat16": _stored_bfloat16,
+    "int8": _int8_row,
+    "int8-tensor": _int8_tensor,
+    "uniform": _grid,
+    "trellis": _grid,
+    "uniform-offsets": _grid,
+    "trellis-offsets": _grid,
 }
-GRID_METHODS = ("trellis", "uniform", "trellis-offsets", "uniform-offsets")
-"""Methods whose tensors are on a grid."""
+"""How float32 values are computed from the arrays of a method."""
 
 
 def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
@@ -213,13 +129,12 @@ def dequantize(tensor: PackedTensor) -> npt.NDArray[np.float32]:
         ArtifactError: the parameters are not the method's, or the arrays do not decode to finite
             values of the shape.
     """
-    method = METHODS[tensor.method]
-    if problem := method.problem(tensor.parameters):
+    if problem := METHODS[tensor.method].problem(tensor.parameters):
         raise ArtifactError(f"{tensor.name}: {problem}")
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             # numpy turns arrays without dimensions into scalars
-            values = np.asarray(method.values(tensor), np.float32)
+            values = np.asarray(_VALUES[tensor.method](tensor), np.float32)
     except QuantError as error:
         raise ArtifactError(f"{tensor.name}: {error}") from error
     if values.shape != tensor.shape or not np.isfinite(values).all():

@@ -61,7 +61,7 @@ class RunResult:
     """CUDA memory at its peak; 0 on a CPU."""
     attention: str
     kernels: str
-    """Whether Triton kernels ran, and why (`gptpack.ops.choose_kernels`)."""
+    """Whether Triton kernels ran, and why (`gptpack.kernel_choice.choose_kernels`)."""
     weights: str
     """Which weights the checkpoint holds: the last ones, or an average, in words."""
     predicted_bytes: int | None = None
