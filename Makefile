@@ -48,10 +48,8 @@ test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
 test-transformers: $(VENV)/.installed-dev ## the plug-in's tests under each release of transformers from 5.9 on
 	$(BIN)/python tests/transformers_releases.py
 
-bench: $(VENV)/.installed-dev ## run each quick benchmark that needs no model
-	@set -e; for script in benchmarks/*.py; do \
-		case "$$script" in */hf_quality.py | */peer*.py) continue ;; esac; \
-		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script"; fi; done
+bench: $(VENV)/.installed-dev ## what each command takes, by parameters, tokens and cores
+	$(BIN)/python benchmarks/commands.py
 
 clean: ## remove the environment, caches and the demo's files
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo site
