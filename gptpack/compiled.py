@@ -4,7 +4,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from numba import njit
+from numba import config, njit
+
+from gptpack.errors import MissingDependencyError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -14,7 +16,14 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
 
     Neither the package's folder nor the user's need be writable, nor have room, and the code need
     not be in a file: each process compiles anew then.
+
+    Raises:
+        MissingDependencyError: numba is told not to compile.
     """
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise MissingDependencyError(
+            "NUMBA_DISABLE_JIT is set, and codes would take hours without compilation; unset it"
+        )
     settings = {"nogil": True, "error_model": "numpy", **options}
 
     def wrap(function: Function) -> Function:

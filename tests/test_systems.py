@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,9 @@ from gptpack import shelf
 from gptpack.cli import demo
 from gptpack.cli.exits import exit_statuses
 from gptpack.cli.options import WORDS
+from gptpack.compiled import compiled
 from gptpack.data.shards import Shard, write_shard
-from gptpack.errors import ConfigError, ShardError, lacks_compiler
+from gptpack.errors import ConfigError, MissingDependencyError, ShardError, lacks_compiler
 from gptpack.families.golf import attention
 from gptpack.gate.limits import load_check
 from gptpack.jobs.submission import read_run
@@ -147,6 +149,12 @@ def test_a_machine_without_a_compiler_is_said_to_lack_one(capsys):
     assert "install gcc or clang" in capsys.readouterr().err
     # what Triton says of the compiler for its launchers
     assert lacks_compiler(RuntimeError("Failed to find C compiler. Please specify via CC"))
+
+
+def test_loops_that_numba_may_not_compile_are_refused(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    with pytest.raises(MissingDependencyError, match="NUMBA_DISABLE_JIT is set"):
+        compiled()(lambda x: x)
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])

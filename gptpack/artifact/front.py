@@ -86,6 +86,7 @@ def opened_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def read_part(file: BinaryIO, size: int, what: str) -> bytes:
+    """The next `size` bytes, which are `what` in the `ArtifactError` of a file that ends before."""
     data = file.read(size)
     if len(data) != size:
         raise ArtifactError(f"{what} ends after {len(data):,} of {size:,} bytes; get it again")
@@ -93,6 +94,7 @@ def read_part(file: BinaryIO, size: int, what: str) -> bytes:
 
 
 def header_of(file: BinaryIO, file_bytes: int) -> ArtifactHeader:
+    """The header of an open file of so many bytes; what is wrong with it is an `ArtifactError`."""
     start = file.read(PREAMBLE_BYTES)
     preamble = read_preamble(start, file_bytes)
     stored = read_part(file, preamble.stored_header_bytes, "the header")
@@ -121,6 +123,7 @@ def header_of(file: BinaryIO, file_bytes: int) -> ArtifactHeader:
 
 
 def check_digest(section: SectionEntry, found: str) -> None:
+    """Raise the `ArtifactError` of a section whose bytes have another digest than its row says."""
     if found != section.digest:
         raise ArtifactError(
             f"section {section.name} does not match its SHA-256; get the file again"
