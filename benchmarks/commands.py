@@ -31,8 +31,12 @@ from gptpack.training.checkpoint import Checkpoint, save_checkpoint
 GPTPACK = Path(sys.executable).with_name("gptpack")
 DOCUMENTS = 400
 """Documents of text: some 1.2 MB."""
-SHAPES = {8: (6, 320, 5, 5, 1280), 27: (11, 512, 8, 4, 1536), 135: (18, 960, 15, 5, 2560)}
-"""Layers, width, heads, key and value heads, and hidden width, by millions of parameters."""
+SHAPES = {
+    8: {"layers": 6, "width": 320, "heads": 5, "kv_heads": 5, "mlp_hidden": 1280},
+    27: {"layers": 11, "width": 512, "heads": 8, "kv_heads": 4, "mlp_hidden": 1536},
+    135: {"layers": 18, "width": 960, "heads": 15, "kv_heads": 5, "mlp_hidden": 2560},
+}
+"""Shapes of models, by millions of parameters."""
 TOKENS = 4096
 MORE = 4
 """Times as many tokens in the column that says what they cost."""
@@ -83,16 +87,7 @@ def measured(words: Sequence[object], cores: int) -> tuple[float, int]:
 
 def save_model(path: Path, size: int) -> None:
     """A checkpoint of so many million random weights."""
-    layers, width, heads, kv_heads, hidden = SHAPES[size]
-    config = ModelConfig(
-        vocab=1024,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        mlp_hidden=hidden,
-        context=1024,
-    )
+    config = ModelConfig(vocab=1024, context=1024, **SHAPES[size])
     model = GPT(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -103,51 +98,40 @@ def save_model(path: Path, size: int) -> None:
 
 def commands(place: Path, at: Setting) -> dict[str, list[object]]:
     """The words of each command by its name, in an order in which each finds its files."""
-    run = [GPTPACK]
-    data, tokenizer = place / "shards", place / "tokenizer.model"
+    data, tokenizer = ["--data", place / "shards"], place / "tokenizer.model"
     checkpoint, packed = place / f"{at.size}.pt", place / f"{at.size}.gptpack"
-    layers, width, heads, kv_heads, hidden = SHAPES[at.size]
-    shape = {
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "mlp_hidden": hidden,
-    }
-    sets = [f"--set=model.{name}={value}" for name, value in shape.items()]
+    shape = [f"--set=model.{name}={value}" for name, value in SHAPES[at.size].items()]
     training = {"steps": STEPS, "batch_tokens": at.tokens // 4, "seconds": 0}
-    sets += [f"--set=training.{name}={value}" for name, value in training.items()]
-    out = ["-o", place / "out", "--force"]
-    pack = [*run, "pack", checkpoint, "--data", data, "--bits", 3.5, "--no-keep"]
-    return {
+    sets = [*shape, *(f"--set=training.{name}={value}" for name, value in training.items())]
+    run = place / f"run-{time.monotonic_ns()}"
+    to, forced = ["-o", packed, "--force"], ["-o", place / "out", "--force"]
+    seen = ["--calibration-tokens", at.tokens, "--eval-tokens", at.tokens]
+    words: dict[str, list[object]] = {
         f"train, {STEPS} steps of a quarter of the tokens": [
-            *[*run, "train", "--recipe", "baseline", "--data", data, "--no-eval"],
-            *[*sets, "-o", place / f"run-{time.monotonic_ns()}"],
+            *("train", "--recipe", "baseline", *data, *sets, "--no-eval", "-o", run),
         ],
-        "pack and prove": [
-            *[*pack, "--calibration-tokens", at.tokens, "--eval-tokens", at.tokens],
-            *["-o", packed, "--force"],
-        ],
-        "eval": [*run, "eval", packed, "--data", data, "--eval-tokens", at.tokens],
-        "verify": [*run, "verify", packed],
+        "pack and prove": ["pack", checkpoint, *data, "--bits", 3.5, "--no-keep", *seen, *to],
+        "eval": ["eval", packed, *data, "--eval-tokens", at.tokens],
+        "verify": ["verify", packed],
         "sample, 64 tokens": [
-            *[*run, "sample", packed, "--tokenizer", tokenizer, "--prompt", "The", "--tokens", 64],
+            *("sample", packed, "--tokenizer", tokenizer, "--prompt", "The", "--tokens", 64),
         ],
-        "unpack": [*run, "unpack", packed, "--to", "safetensors", *out],
-        "inspect": [*run, "inspect", packed],
-        "check": [*run, "check", packed, "--budget", "1GB"],
+        "unpack": ["unpack", packed, "--to", "safetensors", *forced],
+        "inspect": ["inspect", packed],
+        "check": ["check", packed, "--budget", "1GB"],
     }
+    return {name: [GPTPACK, *more] for name, more in words.items()}
 
 
 def starting(place: Path, size: int, turns: int) -> None:
     """What commands without torch take beside `import numpy`: medians of processes in turns."""
-    run, packed = [GPTPACK], place / f"{size}.gptpack"
+    packed = place / f"{size}.gptpack"
     there = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "import numpy": [sys.executable, "-c", "import numpy"],
-        "gptpack --help": [*run, "--help"],
-        "gptpack inspect": [*run, "inspect", packed],
-        "gptpack check": [*run, "check", packed, "--budget", "1GB"],
+        "gptpack --help": [GPTPACK, "--help"],
+        "gptpack inspect": [GPTPACK, "inspect", packed],
+        "gptpack check": [GPTPACK, "check", packed, "--budget", "1GB"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in there}
     for _ in range(turns):

@@ -127,6 +127,7 @@ WITHOUT_TORCH = {
     "gate",
     "inspection",
     "quant.grids",
+    "quant.methods",
     "quant.steps",
     "quant.types",
     "runs",

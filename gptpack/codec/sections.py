@@ -14,13 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpack.codec.code_sections import OfCodes
-from gptpack.codec.general import (
-    BYTE_CODECS,
-    CODECS,
-    ByteCodec,
-    most_raw_bytes,
-    padded_zlib,
-)
+from gptpack.codec.general import BYTE_CODECS, CODECS, ByteCodec, most_raw_bytes, padded_zlib
 from gptpack.errors import GptpackError
 
 Array = npt.NDArray[Any]

@@ -91,13 +91,12 @@ class Forward:
             whole = partial(self._compiler, self._plain_losses, fullgraph=True, dynamic=False)
             self._function = own(self._compiler) if own is not None else whole()
         key = (torch.is_grad_enabled(), inputs.shape, targets.shape)
-        by_kernels = getattr(self.model, "by_kernels", nullcontext)
-        if key in self._ready:
-            with by_kernels():
+        with getattr(self.model, "by_kernels", nullcontext)():
+            if key in self._ready:
                 return self._function(inputs, targets)
-        with self.clock.phase("compile"), by_kernels():
-            found = self._function(inputs, targets)
-            self.synchronize()
+            with self.clock.phase("compile"):
+                found = self._function(inputs, targets)
+                self.synchronize()
         self._ready.add(key)
         return found
 

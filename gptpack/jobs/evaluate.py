@@ -209,8 +209,9 @@ def wait_for_file(device: "torch.device") -> None:
     import gptpack.evaluation.scoring  # noqa: F401
     from gptpack.codec.sections import get_ready
 
-    made = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16, device=device)
-    torch.nn.functional.scaled_dot_product_attention(made, made @ made, made)
+    if device.type == "cuda":
+        made = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16, device=device)
+        torch.nn.functional.scaled_dot_product_attention(made, made @ made, made)
     get_ready()
     if not sys.stdin.readline():
         raise SystemExit(1)

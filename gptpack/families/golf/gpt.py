@@ -24,13 +24,7 @@ from gptpack.families.golf.blocks import MLP, Block, Lanes
 from gptpack.families.golf.cache import LOOKS_BACK, Cache
 from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.dropout import Dropout
-from gptpack.families.golf.layers import (
-    BigramHash,
-    Embedding,
-    Linear,
-    SmearGate,
-    ValueEmbedding,
-)
+from gptpack.families.golf.layers import BigramHash, Embedding, Linear, SmearGate, ValueEmbedding
 from gptpack.families.golf.masks import document_mask
 from gptpack.families.golf.parts import PLAIN, Parts, compiled
 from gptpack.families.golf.rotary import Rope, own_rope, rope_for, rotary_tables
