@@ -291,12 +291,13 @@ def test_compiled_passes_alone_run_by_kernels(monkeypatch: pytest.MonkeyPatch) -
         return {module.kernels for module in model.modules() if hasattr(module, "kernels")}
 
     def compiler(_function: object, **_options: object) -> object:
-        def run(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            by_kernels.append(switches())
-            return torch.zeros(targets.shape)
+        return lambda _block, lanes, *_others, **_named: lanes
 
-        return run
+    def end(_lanes: object, targets: torch.Tensor) -> torch.Tensor:
+        by_kernels.append(switches())
+        return torch.zeros(targets.shape)
 
+    monkeypatch.setattr(model, "end", end)
     forward = Forward(model, compiled="on", compiler=compiler)
     tokens = torch.zeros(1, 5, dtype=torch.int64)
     for compiled in (True, False, True):

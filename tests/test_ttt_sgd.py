@@ -113,9 +113,9 @@ def test_compiled_training_learns_the_same() -> None:
     compiled: list[tuple[bool, torch.Size]] = []
 
     def compiler(function: Any, **_: Any) -> Any:
-        def run(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            compiled.append((torch.is_grad_enabled(), inputs.shape))
-            return function(inputs, targets)
+        def run(first: Any, lanes: Any, *others: Any, **named: Any) -> Any:
+            compiled.append((torch.is_grad_enabled(), lanes.first.shape[:2]))
+            return function(first, lanes, *others, **named)
 
         return run
 

@@ -86,16 +86,18 @@ class Forward:
     def _compiled_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Losses by the compiled model, and by kernels where it has some; the first call of a shape
         is booked as ``compile``."""
-        if self._function is None:
-            own = getattr(self.model, "compiled_losses", None)
-            whole = partial(self._compiler, self._plain_losses, fullgraph=True, dynamic=False)
-            self._function = own(self._compiler) if own is not None else whole()
         key = (torch.is_grad_enabled(), inputs.shape, targets.shape)
-        with getattr(self.model, "by_kernels", nullcontext)():
-            if key in self._ready:
-                return self._function(inputs, targets)
-            with self.clock.phase("compile"):
-                found = self._function(inputs, targets)
+        new = key not in self._ready
+        with (
+            self.clock.phase("compile") if new else nullcontext(),
+            getattr(self.model, "by_kernels", nullcontext)(),
+        ):
+            if self._function is None:
+                own = getattr(self.model, "compiled_losses", None)
+                whole = partial(self._compiler, self._plain_losses, fullgraph=True, dynamic=False)
+                self._function = own(self._compiler) if own is not None else whole()
+            found = self._function(inputs, targets)
+            if new:
                 self.synchronize()
         self._ready.add(key)
         return found

@@ -134,8 +134,12 @@ class LanguageModel(nn.Module):
         `inputs` is ``[B, T]``; `targets` ``[B, S]`` belong to its last S positions.
         """
 
-    def compiled_losses(self, compiler: Callable[..., Any]) -> Losses:
-        """`token_losses`, compiled for fixed shapes by `compiler`, torch's or a test's stand-in."""
+    def compiled_losses(self, compiler: Callable[..., Any], *, training: bool = False) -> Losses:
+        """`token_losses`, compiled for fixed shapes by `compiler`, torch's or a test's stand-in.
+
+        In `training` thousands of steps follow, and all of it is compiled. Else some hundreds of
+        passes do, and what saves less of them than it takes to compile may be left as it is.
+        """
         found: Losses = compiler(self.token_losses, fullgraph=True, dynamic=False)
         return found
 

@@ -83,7 +83,7 @@ class Stepper:
             self.model.ahead = self.ahead
         self.losses: Losses = self.model.token_losses
         if self.compiled:
-            self.losses = self.model.compiled_losses(torch.compile)
+            self.losses = self.model.compiled_losses(torch.compile, training=True)
         self.optimizers = Optimizers(self.model, recipe.optimizer, ranks, compiled=self.compiled)
         self.recording: Recording | None = None
         if recorded is None:

@@ -26,7 +26,7 @@ from gptpack.families.golf.config import ModelConfig
 from gptpack.families.golf.dropout import Dropout
 from gptpack.families.golf.layers import BigramHash, Embedding, Linear, SmearGate, ValueEmbedding
 from gptpack.families.golf.masks import document_mask
-from gptpack.families.golf.parts import PLAIN, Parts, compiled
+from gptpack.families.golf.parts import ALL, PLAIN, REPEATED, Parts, compiled
 from gptpack.families.golf.rotary import Rope, own_rope, rope_for, rotary_tables
 from gptpack.families.language_model import LanguageModel, Layer, Losses, Predict, Table
 from gptpack.ops import rms_norm
@@ -269,8 +269,7 @@ class GPT(LanguageModel):
             values = self.value_embeddings(tokens, dtype)
         else:
             x, values = parts.begin(self, tokens, dtype)
-        # another name: the first layer would be a graph of its own for a tensor given twice
-        x0 = x.view_as(x)
+        x0 = _renamed(x, x)
         rope = self.rope or own_rope(config, length if cache is None else config.context)
         tables = rotary_tables(length, config.turning, rope=rope, like=x, first=seen)
         mask = None
@@ -293,9 +292,11 @@ class GPT(LanguageModel):
             extend = partial(cache.extend, position) if cache is not None else None
             more = {"last": asking, "seeds": seeds, "extend": extend}
             value = values.get(layer)
-            lanes = parts.layer(self.blocks[layer], lanes, x0, tables, value, mask, **more)
+            # few positions are not worth a graph of their own
+            run = parts.layer if asking is None else PLAIN.layer
+            lanes = run(self.blocks[layer], lanes, x0, tables, value, mask, **more)
             if position < encoders:
-                skips.append(lanes)
+                skips.append(lanes.map(lanes, _renamed))
         if last is None or lanes.first.shape[1] == last:
             return lanes
         return lanes.map(lanes, lambda x, _: x[:, -last:])
@@ -365,12 +366,12 @@ class GPT(LanguageModel):
         """The losses of `token_losses`."""
         return parts.end(self, self._through(inputs, last=targets.shape[1], parts=parts), targets)
 
-    def compiled_losses(self, compiler: Callable[..., Any]) -> Losses:
-        # without recurrence the whole is as quick to compile, and its steps are 3 % faster; blocks
-        # of a mask are made in the graph that uses them
-        if self.config.document_mask or not self.config.loops:
-            return super().compiled_losses(compiler)
-        return partial(self._in_parts, compiled(compiler))
+    def compiled_losses(self, compiler: Callable[..., Any], *, training: bool = False) -> Losses:
+        # blocks of a mask are made in the graph that uses them; without recurrence the steps of
+        # the whole are 3 % faster
+        if self.config.document_mask or (training and not self.config.loops):
+            return super().compiled_losses(compiler, training=training)
+        return partial(self._in_parts, compiled(compiler, ALL if training else REPEATED))
 
     @property
     def recordable(self) -> bool:
@@ -408,6 +409,11 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.devi
     on_device = {name: value.detach().to(device) for name, value in weights.items()}
     model.load_state_dict(on_device, assign=True)
     return model.to(device)
+
+
+def _renamed(x: Tensor, _: Tensor) -> Tensor:
+    """The same numbers by another name: what is given one tensor twice is a graph of its own."""
+    return x.view_as(x)
 
 
 def _table(name: str, rows: int, ids: Callable[[Tensor], Tensor]) -> Table:

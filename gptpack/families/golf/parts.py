@@ -7,7 +7,7 @@ Shape legend: B = sequences, T = positions, S = the last positions, those with t
 W = model width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -56,6 +56,10 @@ def end(model: Any, lanes: Lanes, targets: Tensor) -> Tensor:
 
 
 PLAIN = Parts(begin, layer, take_up, end)
+ALL = Parts._fields
+REPEATED = ("layer", "take_up")
+"""The parts that a pass runs several times: most of its time, and a third of what all take to
+compile."""
 
 
 def allow_graphs() -> None:
@@ -64,7 +68,8 @@ def allow_graphs() -> None:
     config.recompile_limit = max(MOST_GRAPHS, config.recompile_limit)
 
 
-def compiled(compiler: Callable[..., Any]) -> Parts:
-    """The parts, compiled by `compiler`: `torch.compile`, or a test's stand-in."""
+def compiled(compiler: Callable[..., Any], which: Sequence[str] = ALL) -> Parts:
+    """The parts, of which `compiler`, torch's or a test's stand-in, compiles those of `which`."""
     allow_graphs()
-    return Parts(*map(partial(compiler, fullgraph=True, dynamic=False), PLAIN))
+    made = partial(compiler, fullgraph=True, dynamic=False)
+    return PLAIN._replace(**{name: made(getattr(PLAIN, name)) for name in which})
