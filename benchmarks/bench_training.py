@@ -35,6 +35,7 @@ from gptpack.training.stepper import Stepper
 
 OPERATIONS = (
     "split_heads",
+    "remove_own_value",
     "mlp",
     "head_losses",
 )

@@ -9,7 +9,7 @@ from gptpack.errors import ConfigError, MissingDependencyError
 
 Kernels = Literal["auto", "on", "off"]
 
-MODULES = ("cross_entropy", "heads", "mlp")
+MODULES = ("cross_entropy", "heads", "mlp", "own_value")
 OLDEST = (8, 0)
 """Least compute capability whose tensor cores know bfloat16."""
 

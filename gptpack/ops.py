@@ -83,6 +83,23 @@ def split_heads(
     return q, rotate(rms_norm(k), tables), v
 
 
+def remove_own_value(y: Tensor, v: Tensor, *, kernels: bool) -> Tensor:
+    """Subtract from each head's output its projection on the token's own value (XSA).
+
+    With u = v / |v|, ``y - (y . u) u``; y is ``[B, T, H, D]`` and v ``[B, T, G, D]``, each value
+    serving ``H / G`` heads. parameter-golf, `XSA`.
+    """
+    if kernels:
+        left: Tensor = torch.ops.gptpack.remove_own_value(y, v)
+        return left
+    batch, length, heads, width = y.shape
+    groups = v.shape[2]
+    unit = F.normalize(v, dim=-1).unsqueeze(3)
+    grouped = y.reshape(batch, length, groups, heads // groups, width)
+    grouped = grouped - (grouped * unit).sum(dim=-1, keepdim=True) * unit
+    return grouped.reshape(batch, length, heads, width)
+
+
 def squared_rectifier(hidden: Tensor, slope: float) -> Tensor:
     """``leaky_relu(hidden, slope)^2``."""
     hidden = F.leaky_relu(hidden, slope) if slope else F.relu(hidden)

@@ -90,6 +90,20 @@ def split_heads(
     return Case("split_heads", shape, make, run, stages)
 
 
+def remove_own_value(batch: int, length: int, heads: int, kv_heads: int, width: int) -> Case:
+    def make(generator, dtype):
+        shapes = ((batch, length, heads, width), (batch, length, kv_heads, width))
+        return [normal(generator, dtype, *shape) for shape in shapes]
+
+    def run(inputs, *, kernels):
+        return (ops.remove_own_value(*inputs, kernels=kernels),)
+
+    head = 2 * batch * length * width
+    stages = ((head * (2 * heads + kv_heads), 0), (head * (3 * heads + 2 * kv_heads), 0))
+    shape = f"{batch * length:,} x ({heads} over {kv_heads}) x {width}"
+    return Case("remove_own_value", shape, make, run, stages)
+
+
 def mlp(batch: int, length: int, width: int, hidden: int, slope: float) -> Case:
     def make(generator, dtype):
         return [
@@ -142,6 +156,9 @@ def small_cases() -> list[Case]:
         split_heads(2, 5, 4, 2, 16, 16, extra=True),
         split_heads(1, 11, 6, 3, 20, 6, extra=False),
         split_heads(2, 9, 8, 4, 64, 16, extra=True),
+        remove_own_value(1, 1, 1, 1, 2),
+        remove_own_value(2, 5, 6, 2, 20),
+        remove_own_value(1, 33, 4, 4, 64),
         mlp(1, 1, 1, 1, 0.5),
         mlp(1, 35, 24, 72, 0.5),
         mlp(2, 35, 24, 72, 0.0),
@@ -160,6 +177,8 @@ def golf_cases(tokens: int = 4096) -> list[Case]:
     return [
         split_heads(batch, length, 8, 4, 64, 16, extra=False),
         split_heads(batch, length, 8, 4, 64, 64, extra=True),
+        remove_own_value(batch, length, 8, 4, 64),
+        remove_own_value(batch, length, 4, 2, 128),
         mlp(batch, length, 512, 1536, 0.5),
         mlp(batch, length, 512, 2048, 0.0),
         head_losses(batch, length, 512, 1024),

@@ -95,9 +95,10 @@ def command(line: str) -> int:
     if program == "python" and words[:2] == ["-m", "http.server"]:
         return served(words)
     if program == "torchrun":
+        paths = (str(ROOT), os.environ.get("PYTHONPATH"))
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", *words],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             check=False,
         )

@@ -52,6 +52,18 @@ def split_heads(qkv, gain, cos, sin, extra, heads, kv_heads):
     return each_token(token, qkv, extra)
 
 
+def remove_own_value(y, v):
+    def token(y, v, _):
+        left = []
+        for h, x in enumerate(y):
+            value = v[h * len(v) // len(y)]
+            unit = value / torch.sqrt(value @ value)
+            left.append(x - (x @ unit) * unit)
+        return (torch.stack(left),)
+
+    return each_token(token, y, v)
+
+
 def mlp(x, up, down, slope):
     def token(x, _):
         hidden = [row @ x for row in up]

@@ -103,6 +103,7 @@ TWINS = [
             x, gain, cos, sin, extra, 4, 2
         ),
     ),
+    (kernel_cases.remove_own_value(2, 3, 4, 2, 6), reference_kernels.remove_own_value),
     (
         kernel_cases.mlp(2, 3, 4, 5, 0.5),
         lambda x, up, down: reference_kernels.mlp(x, up, down, 0.5),
@@ -138,6 +139,20 @@ def test_an_ignored_target_has_no_loss_and_one_beyond_the_vocabulary_is_not_a_nu
     (gradient,) = torch.autograd.grad(losses[0, :4].sum(), hidden)
     assert gradient[0, 2].abs().max() == 0
     assert gradient[0, 3].abs().max() > 0
+
+
+@pytest.mark.parametrize(("device", "dtype"), SETTINGS)
+def test_a_value_of_zeros_takes_nothing_away_and_has_no_gradient(device, dtype):
+    case = kernel_cases.remove_own_value(1, 3, 4, 2, 8)
+    y, v = case.inputs(dtype, device)
+    with torch.no_grad():
+        v[0, 1] = 0
+    (left,) = case.run([y, v], kernels=True)
+    assert torch.equal(left[0, 1], y[0, 1])
+    for inputs, kernels in (([y, v], True), (kernel_cases.in_float64([y, v]), False)):
+        gradient = run_both_ways(case, inputs, kernels=kernels)[2]
+        assert gradient[0, 1].abs().max() == 0
+        assert gradient[0, 0].abs().max() > 0
 
 
 @pytest.mark.parametrize(("device", "dtype"), SETTINGS)
@@ -238,6 +253,7 @@ def trained(config: ModelConfig, device: str, dtype: torch.dtype, kernels: str) 
     return [losses.detach(), *(parameter.grad for parameter in model.parameters())]
 
 
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
 @pytest.mark.parametrize(("device", "dtype"), [SETTINGS[0], SETTINGS[2], SETTINGS[4]])
 @pytest.mark.parametrize(
     "settings",

@@ -178,20 +178,6 @@ def attend(
     return y.transpose(1, 2)
 
 
-def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
-    """Subtract from each head's output its projection on the token's own value (XSA).
-
-    With u = v / |v|, ``y - (y . u) u``; y is ``[B, T, H, D]`` and v ``[B, T, G, D]``, each value
-    serving ``H / G`` heads. parameter-golf, `XSA`.
-    """
-    batch, length, heads, width = y.shape
-    groups = v.shape[2]
-    unit = F.normalize(v, dim=-1).unsqueeze(3)
-    grouped = y.reshape(batch, length, groups, heads // groups, width)
-    grouped = grouped - (grouped * unit).sum(dim=-1, keepdim=True) * unit
-    return grouped.reshape(batch, length, heads, width)
-
-
 class CausalSelfAttention(nn.Module):
     """Attention with normalised, rotated queries and keys, and a learned gain on queries per head.
 
@@ -267,7 +253,7 @@ class CausalSelfAttention(nn.Module):
         if blocks > 1:
             y = y.reshape(len(x), -1, *y.shape[2:])
         if self.xsa:
-            y = remove_own_value(y, own)
+            y = ops.remove_own_value(y, own, kernels=self.kernels)
         if self.gate is not None:
             inputs = x[:, -y.shape[1] :, : self.gate.shape[1]]
             y = y * (2 * torch.sigmoid(F.linear(inputs, self.gate.to(x.dtype)))).unsqueeze(-1)
