@@ -103,6 +103,8 @@ def spread(
                 work(job, {**os.environ, **chosen})
             except subprocess.CalledProcessError as error:
                 failures.append(f"{job}: status {error.returncode} of {' '.join(error.cmd[2:])}")
+            except Exception as error:  # the other jobs of this GPU go on
+                failures.append(f"{job}: {type(error).__name__}: {error}")
 
     places = (options.gpus or [None]) * options.at_once
     threads = [threading.Thread(target=serve, args=(place,)) for place in places]

@@ -206,7 +206,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 @contextmanager
 def _stage(path: Path) -> Iterator[Path]:
     """A hidden directory beside `path`; what is left of it when the block ends is deleted."""
-    stage = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # of a name that nobody else has, so that what goes at the end is ours
+    stage = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         stage.mkdir(parents=True)
         yield stage

@@ -16,6 +16,9 @@ from torch import Tensor
 
 NORM_EPS = torch.finfo(torch.float32).eps
 
+KERNEL_VOCAB = 16384
+"""Largest vocabulary whose losses take the Triton kernel, which holds a row in registers."""
+
 Tables = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles, each ``[1, T, 1, dims / 2]``."""
 
@@ -130,7 +133,7 @@ def head_losses(
 
     hidden is ``[B, T, W]``, head ``[V, W]``.
     """
-    if kernels:
+    if kernels and head.shape[0] <= KERNEL_VOCAB:
         flat, weight = hidden.flatten(0, -2), head.to(hidden.dtype)
         keep = torch.is_grad_enabled()
         losses = torch.ops.gptpack.head_losses(flat, weight, targets.flatten(), cap, keep)[0]

@@ -253,6 +253,17 @@ def test_an_existing_file_is_replaced_and_a_link_is_followed(tmp_path: Path) -> 
     assert os.listdir(tmp_path / "there") == ["old"]
 
 
+def test_two_that_write_one_directory_at_once_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "site"
+    with atomic.replacing_directory(path) as one:
+        (one / "page").write_text("one")
+        with atomic.replacing_directory(path) as other:
+            (other / "page").write_text("other")
+        assert (path / "page").read_text() == "other"
+    assert (path / "page").read_text() == "one"
+    assert os.listdir(tmp_path) == ["site"]
+
+
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,8 @@ def test_a_table_charges_what_it_says(tmp_path: Path, suffix: str) -> None:
         ({"has_leading_space": np.array([0, 0, 2, 0, 0])}, "must be 0 or 1"),
         ({"bos": 2}, "token 2 begins documents, says the file, but stands for text"),
         ({"bos": "one"}, "not a table of bytes"),
+        ({"bos": float("inf")}, "not a table of bytes"),
+        ({"bos": 0.9}, "not a table of bytes"),
     ],
 )
 def test_tables_that_make_no_sense_are_refused(
@@ -205,7 +208,22 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"base_bytes": [1]}')
     (tmp_path / "d.txt").write_text("x")
     np.savez(tmp_path / "e.npz", base_bytes=np.array([{"pickle": 1}], object))
+    shape = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000,), }\n"
+    array = b"\x93NUMPY\x01\x00" + len(shape).to_bytes(2, "little") + shape
+    with zipfile.ZipFile(tmp_path / "g.npz", "w") as file:
+        file.writestr("base_bytes.npy", array)
+    with zipfile.ZipFile(tmp_path / "h.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("base_bytes.npy", array)
+    written = (tmp_path / "h.npz").read_bytes()
+    at = written.index(b"base_bytes.npy") + len("base_bytes.npy")
+    (tmp_path / "h.npz").write_bytes(written[:at] + b"\xff" * 8 + written[at + 8 :])
+    encrypted = bytearray((tmp_path / "g.npz").read_bytes())
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "i.npz").write_bytes(encrypted)
     for name, message in [
+        ("g.npz", "not a table of bytes"),
+        ("h.npz", "not a table of bytes"),
+        ("i.npz", "not a table of bytes"),
         ("a.json", "not a table of bytes"),
         ("b.npz", "not a table of bytes"),
         ("c.json", "needs the arrays base_bytes, has_leading_space, is_boundary_token"),

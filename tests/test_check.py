@@ -13,6 +13,7 @@ import pytest
 from strategies import MODEL, TOKENIZER, example_tensors, write_artifact
 from test_cli_eval import World, world  # noqa: F401
 
+import gptpack
 from gptpack.cli import main
 from gptpack.errors import ConfigError
 from gptpack.gate.formats import SUMMARY_BYTES, to_markdown
@@ -150,6 +151,13 @@ def test_a_corrupt_file_weighs_more_than_a_large_one(run, tmp_path):
     status, out, _ = run("large.gptpack", "bad.gptpack", "--budget", "10B")
     assert status == 3
     assert out.count("FAIL ") >= 2
+
+
+def test_a_limit_of_nothing_is_a_limit(tmp_path):
+    path = artifact(tmp_path / "m.gptpack")
+    assert not gptpack.check(path, budget=0).passed
+    (looked,) = gptpack.check(path, baseline=path, max_bytes_rise=0).artifacts
+    assert ("bytes rise", "pass") in [(each.rule, each.state) for each in looked.outcomes]
 
 
 def test_code_that_is_not_there_fails(run, tmp_path):
@@ -394,8 +402,11 @@ def test_github_gets_a_summary_and_annotations(run, tmp_path, monkeypatch):
 
 
 def test_a_summary_stays_below_githubs_limit():
-    limits = [Limits(path=f"{'gone' * 40}{i}", message="m" * 1000) for i in range(3000)]
-    assert len(to_markdown(check(CheckConfig(artifacts=tuple(limits))))) < SUMMARY_BYTES
+    for name, message in (("gone", "m" * 1000), ("___\N{LATIN SMALL LETTER E WITH ACUTE}", "")):
+        limits = [Limits(path=f"{name * 50}{i}", message=message) for i in range(3000)]
+        text = to_markdown(check(CheckConfig(artifacts=tuple(limits))))
+        assert SUMMARY_BYTES / 4 < len(text.encode()) < SUMMARY_BYTES
+        assert "gptpack check: 3000 of 3000 failed" in text
 
 
 def test_names_of_files_write_into_no_report(run, tmp_path, monkeypatch):

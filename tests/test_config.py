@@ -94,6 +94,8 @@ def test_decimal_fractions_are_exact(whole, fraction):
         ({"attention_gate_inputs": 513}, "0 to width=512"),
         ({"bos": 1024}, r"bos=1024 must lie in 0\.\.1023"),
         ({"rope_base": 0.0}, "rope_base=0.0 must be positive"),
+        ({"qk_gain": -3e38}, r"qk_gain=-3e\+38 must be at most 1e\+06 in size"),
+        ({"rope_ntk_context": -1}, "rope_ntk_context=-1 must not be negative"),
         ({"loop_start": 1}, "means nothing without loops"),
         ({"loops": 2}, "go together"),
         ({"loop_layers": 2}, "go together"),

@@ -63,6 +63,8 @@ def test_a_separator_at_the_end_makes_no_document(tmp_path: Path) -> None:
     assert list(iterate_documents(path, "|")) == ["one", "two"]
     assert list(iterate_documents(write(tmp_path / "b.txt", b""), "|")) == []
     assert list(iterate_documents(write(tmp_path / "c.txt", b"||x"), "|")) == ["", "", "x"]
+    one = write(tmp_path / "d.txt", b"a\x1eb\n\x1e\n")
+    assert list(iterate_documents(one)) == ["a\x1eb"]
 
 
 def skippable(data: bytes) -> bytes:

@@ -108,7 +108,7 @@ def test_the_budget_line_counts_file_and_code_to_the_byte(tmp_path: Path) -> Non
     assert "the file names no budget" in output(silent)
 
 
-@pytest.mark.parametrize("value", [-1, True, "16MB", 1.5, None, [1], {"a": 1}])
+@pytest.mark.parametrize("value", [-1, True, "16MB", 1.5, None, [1], {"a": 1}, 10**4000])
 def test_a_budget_that_is_not_a_count_is_shown_but_not_believed(tmp_path: Path, value) -> None:
     path = written(tmp_path / "m", {"budget_bytes": value, "code_bytes": value})
     report = inspect(path)

@@ -14,6 +14,8 @@ import gptpack
 from gptpack.artifact.front import decode_header
 from gptpack.errors import CheckpointError, ConfigError, DataError
 from gptpack.jobs import prepare
+from gptpack.jobs.curve import make_curve
+from gptpack.jobs.request import PackRequest
 
 VOCAB, WIDTH, CONTEXT = 96, 64, 32
 
@@ -250,6 +252,47 @@ def test_what_a_tuned_file_gives_is_the_model_that_was_tuned():
     student.predictions(windows).sum().backward()
     assert [*gains(student)] == ["wte.weight"]
     assert model.lm_head.coded_gain is model.wte.coded_gain
+
+
+class Attentive(nn.Module):
+    """A model with a matrix that is no module's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 160  # smaller matrices of no module stay floats
+        self.emb = nn.Embedding(VOCAB, width)
+        self.attn = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.head = nn.Linear(width, VOCAB)
+        draw(self)
+
+    def forward(self, tokens):
+        x = self.emb(tokens)
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return self.head(x + self.attn(x, x, x, attn_mask=later, need_weights=False)[0])
+
+
+def test_tuning_leaves_a_matrix_in_int8_as_the_file_holds_it(tmp_path, quickly):
+    packed = {}
+    for tune in ("none", "floats"):
+        methods = ("*in_proj*=int8",)
+        model = Attentive()
+        module = gptpack.Module(model, logits=model, context=CONTEXT)
+        done = gptpack.pack(module, calibration=tokens(), bits=4, methods=methods, tune=tune)
+        assert [*dict(model.named_modules())] == ["", "emb", "attn", "attn.out_proj", "head"]
+        path = tmp_path / f"{tune}.gptpack"
+        path.write_bytes(done.data)
+        packed[tune] = gptpack.load(path).state_dict()
+    names = ("attn.in_proj_weight", "emb.weight")
+    same = {name: torch.equal(*(each[name] for each in packed.values())) for name in names}
+    assert same == {"attn.in_proj_weight": True, "emb.weight": False}
+
+
+def test_a_curve_says_what_the_packer_could_not_do_as_asked(tmp_path):
+    model = Attentive()
+    module = gptpack.Module(model, logits=model, context=CONTEXT)
+    request = PackRequest(calibration=tokens(), keep=False)
+    curve = make_curve(module, request, tmp_path / "c.csv", [4.0])
+    assert any("attn.out_proj.weight: no calibration input" in note for note in curve.notes)
 
 
 def test_a_name_in_a_record_never_hides_a_tensor():

@@ -173,7 +173,9 @@ def test_errors_are_measured_against_the_checkpoint_beside_the_file(
     alone.mkdir()
     shutil.copy(runs[0] / "range.gptpack", alone)
     main.run(["report", str(alone), "-o", str(tmp_path / "r.html")])
-    assert "No checkpoint beside the file" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "No checkpoint with these matrices beside the file" in (tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
     save_checkpoint(
         alone / "checkpoint.pt",
         Checkpoint(model=MODEL, weights={}),
@@ -257,6 +259,8 @@ def test_long_curves_are_means_of_equal_numbers_of_steps() -> None:
         ("size,score\n1,2\n", "has size, score"),
         ("bytes,bpb\nmany,2\n", "no number"),
         ("bytes,bpb\n1,nan\n", "not finite"),
+        ("bytes,bpb\n100,\n", "each row needs bytes and a score"),
+        ("bytes,predicted\n,1.2\n", "each row needs bytes and a score"),
     ],
 )
 def test_a_curve_that_is_none_is_an_error(tmp_path: Path, text: str, words: str) -> None:

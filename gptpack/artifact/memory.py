@@ -43,11 +43,17 @@ def memory_here() -> Iterator[None]:
         ) from error
 
 
+def physical_bytes() -> int | None:
+    """Memory of the machine; None where the system does not say it."""
+    with suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
 def available_bytes() -> int | None:
     """Memory that this process can still have; None where the system does not say it."""
-    found = []
-    with suppress(OSError, ValueError, AttributeError):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    physical = physical_bytes()
+    found = [] if physical is None else [physical]
     for path, said, unit in _SAID:
         with suppress(OSError):
             if number := re.search(said, Path(path).read_text(), re.MULTILINE):

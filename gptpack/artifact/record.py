@@ -65,7 +65,7 @@ class PackRecord:
     """What the checkpoint did not say of its model and was taken for granted, such as
     ``context=1024``."""
     calibration: str | None = None
-    """Source of the calibration text: shards, self or random."""
+    """Source of the calibration text: shards, text, given, self or random."""
     calibration_tokens: int | None = None
     """Tokens that the Hessians are sums over."""
     tuned_steps: int | None = None

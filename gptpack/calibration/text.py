@@ -1,7 +1,7 @@
 """A model and a source of text -> the windows to calibrate on -> sensitivities, kept in a cache.
 
-Sources are training shards, text that the model writes itself, and random tokens. Validation is
-never read: codes would fit the very text that proves the file.
+Sources are training shards, files of text, given tokens, text that the model writes itself, and
+random tokens. Validation is never read: codes would fit the very text that proves the file.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ COUNTED_TOKENS = 1 << 24
 BATCH_TOKENS = {"cuda": 32768, "cpu": 2048}
 """Tokens that go through the model at once in calibration, by device."""
 WRITTEN_TOKENS = {"cuda": 524288, "cpu": 16384}
-"""The same where the model has to write the text itself."""
+"""Tokens of calibration text where the model has to write it itself."""
 
 
 def shard_windows(shards: Sequence[Tokens], *, windows: int, context: int, seed: int) -> Tensor:

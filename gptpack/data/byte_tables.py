@@ -15,7 +15,9 @@ the bytes they spell even without it.
 import hashlib
 import io
 import json
+import operator
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +160,14 @@ def load_vocabulary(path: str | Path, *, vocab: int, bos: int | None = None) -> 
     return ByteVocabulary(path, digest, size, bos, table, pieces)
 
 
+NOT_A_TABLE = (
+    *(OSError, ValueError, TypeError, OverflowError, MemoryError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile),
+)
+"""What numpy, zipfile and json raise of files that are none; RuntimeError of encrypted ones, of
+unknown compressions and of arrays nested too deeply."""
+
+
 def _parse_table(path: Path, kind: str, content: bytes) -> tuple[Any, Any, Any, int | None]:
     """Base bytes, leading space and boundary ``[tokens]``, and BOS if the file says it."""
     try:
@@ -170,11 +180,11 @@ def _parse_table(path: Path, kind: str, content: bytes) -> tuple[Any, Any, Any, 
             field: np.asarray(next(values[name] for name in names if name in values))
             for field, names in _NAMES.items()
         }
-        bos = int(values["bos"]) if "bos" in values else None
+        bos = operator.index(values["bos"]) if "bos" in values else None
     except StopIteration as error:
         wanted = ", ".join(names[0] for names in _NAMES.values())
         raise TokenizerError(f"{path}: a table of bytes needs the arrays {wanted}") from error
-    except (OSError, ValueError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+    except NOT_A_TABLE as error:
         raise TokenizerError(f"{path}: not a table of bytes: {error}") from error
     base, space, boundary = (found[field] for field in _NAMES)
     if base.ndim != 1 or not len(base) or not base.shape == space.shape == boundary.shape:

@@ -18,7 +18,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import zstandard
 
@@ -70,25 +70,27 @@ def iterate_documents(
     else:
         if not separator:
             raise DataError("the document separator is empty; give at least one character")
-        offset, piece = 0, b""
-        pieces = _split(path, chunks, separator.encode())
-        for number, (offset, piece) in enumerate(pieces, start=1):
-            yield _decoded(path, f" document {number}", piece, offset)
-        if not offset:
-            _check_whole(path, piece, separator)
+        for number, piece in enumerate(_split(path, chunks, separator.encode()), start=1):
+            yield _decoded(path, f" document {number}", piece.content, piece.offset)
+            if number == 1 and not piece.ended:
+                _check_whole(path, piece.content, separator)
 
 
 def _first_line(chunks: Iterator[bytes]) -> bytes:
     """The chunks up to the end of the first line that is not blank, if that may be of JSON."""
-    head = b""
+    parts: list[bytes] = []
+    held, record = 0, False
     for chunk in chunks:
-        head += chunk
-        start = head.lstrip()
-        if start and (not start.startswith(b"{") or b"\n" in start):
+        parts.append(chunk)
+        held += len(chunk)
+        start = chunk if record else chunk.lstrip()
+        if start and not record:
+            record = start.startswith(b"{")
+            if not record:
+                break
+        if b"\n" in start or held > MOST_DOCUMENT_BYTES:
             break
-        if len(head) > MOST_DOCUMENT_BYTES:
-            break
-    return head
+    return b"".join(parts)
 
 
 def _is_record(head: bytes, *, other: bool) -> bool:
@@ -115,10 +117,10 @@ def _check_whole(path: Path, piece: bytes, separator: str) -> None:
 
 
 def _json_documents(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
-    for number, (offset, line) in enumerate(_split(path, chunks, b"\n"), start=1):
-        if not line.strip():
+    for number, line in enumerate(_split(path, chunks, b"\n"), start=1):
+        if not line.content.strip():
             continue
-        written = _decoded(path, str(number), line, offset)
+        written = _decoded(path, str(number), line.content, line.offset)
         try:
             record = json.loads(written)
         except (ValueError, RecursionError) as error:
@@ -154,8 +156,17 @@ def _decoded(path: Path, place: str, piece: bytes, offset: int) -> str:
         ) from error
 
 
-def _split(path: Path, chunks: Iterator[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and content of each piece between separators; an empty last one is left out."""
+class Piece(NamedTuple):
+    """What stands between two separators."""
+
+    offset: int
+    content: bytes
+    ended: bool
+    """Whether a separator follows."""
+
+
+def _split(path: Path, chunks: Iterator[bytes], separator: bytes) -> Iterator[Piece]:
+    """The pieces between separators; an empty last one is left out."""
     offset = held = 0
     parts: list[bytes] = []
     # Bytes that may be the start of a separator wait for the next chunk.
@@ -166,7 +177,7 @@ def _split(path: Path, chunks: Iterator[bytes], separator: bytes) -> Iterator[tu
         for piece in complete:
             parts.append(piece)
             document = b"".join(parts)
-            yield offset, document
+            yield Piece(offset, document, ended=True)
             offset += len(document) + len(separator)
             parts, held = [], 0
         cut = max(len(rest) - keep, 0)
@@ -180,7 +191,7 @@ def _split(path: Path, chunks: Iterator[bytes], separator: bytes) -> Iterator[tu
             )
     last = b"".join([*parts, carry])
     if last:
-        yield offset, last
+        yield Piece(offset, last, ended=False)
 
 
 def _chunks(path: Path, position: Position | None) -> Iterator[bytes]:

@@ -34,7 +34,8 @@ def check(
 
     Args:
         baseline: report of an earlier check, or a packed file; by default what `config` names.
-        measure: called where limits name data; None leaves scores to what files have recorded.
+        measure: called where limits name data or text; None leaves scores to what files have
+            recorded.
 
     Raises:
         ConfigError: the baseline cannot be read.

@@ -1,5 +1,6 @@
 """The result of a check -> JSON, Markdown, JUnit XML, GitHub annotations, rows of a table."""
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -90,9 +91,11 @@ def to_markdown(result: Result) -> str:
         lines += ["", *problems[:MOST_ROWS]]
     if result.baseline:
         lines += ["", f"Changes are against {markdown(result.baseline)}."]
-    text = "\n".join(lines) + "\n"
-    assert len(text) < SUMMARY_BYTES, len(text)
-    return text
+    ends = itertools.accumulate(len(line.encode()) + 1 for line in lines)
+    kept = sum(end <= SUMMARY_BYTES - 100 for end in ends)
+    if kept < len(lines):
+        lines = [*lines[:kept], f"\n{len(lines) - kept:,} more lines are too long to show."]
+    return "\n".join(lines) + "\n"
 
 
 def to_junit(result: Result) -> str:

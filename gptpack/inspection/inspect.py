@@ -178,8 +178,7 @@ def report_on(
         )
         for entry, stored in zip(header.tensors, shares, strict=True)
     )
-    budget = _count(header.pack, "budget_bytes")
-    code = _count(header.pack, "code_bytes")
+    budget, code = header.record.budget_bytes, header.record.code_bytes
     return InspectReport(
         path=path,
         format_version=header.version,
@@ -261,9 +260,3 @@ def _groups(tensors: tuple[TensorReport, ...], file_bytes: int) -> Iterator[Grou
             bits_per_parameter=8 * stored / parameters,
             share=stored / file_bytes,
         )
-
-
-def _count(pack: Mapping[str, Any], key: str) -> int | None:
-    """The byte count at `key` of `pack`, which may hold anything; None if there is none."""
-    value = pack.get(key)
-    return value if type(value) is int and value >= 0 else None

@@ -59,7 +59,7 @@ def check(
             or `text`.
         data: folder of validation shards.
         text: files of text, of models that bring their tokenizer; see `evaluate`.
-        tokenizer: SentencePiece model; by default the one in `data`.
+        tokenizer: its file; by default the one in `data`.
         eval_tokens: targets to score, the first ones; 0 scores all.
         stride: tokens by which a sliding window moves; 0 scores whole contexts.
         progress: called before each file is scored.
@@ -71,11 +71,11 @@ def check(
         InternalError: the process that measures crashed.
     """
     limits: dict[str, Any] = {
-        "budget": str(budget or ""),
+        "budget": "" if budget is None else str(budget),
         "code": _names(code),
         "max_bpb": max_bpb,
         "max_bpb_rise": max_bpb_rise,
-        "max_bytes_rise": str(max_bytes_rise or ""),
+        "max_bytes_rise": "" if max_bytes_rise is None else str(max_bytes_rise),
         "data": str(data or ""),
         "text": _names(text),
         "tokenizer": str(tokenizer or ""),

@@ -124,6 +124,7 @@ def make_curve(
     with prepared(source, request, path.with_suffix(".gptpack"), progress) as ready:
         if not ready.packer.matrices:
             raise ConfigError("--curve needs a method with a delta: gptq-trellis or gptq-uniform")
+        notes += ready.packer.notes
         for wanted in bits:
             if not points:
                 coded = ready.fit(bits=wanted)

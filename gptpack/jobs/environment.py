@@ -11,10 +11,12 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptpack.artifact.memory import physical_bytes
 from gptpack.codec.general import BYTE_CODECS
 from gptpack.cores import usable_cores
 from gptpack.errors import GptpackError
@@ -76,7 +78,7 @@ REMEDIES = {
     "triton": "pip install 'gptpack[triton]'",
     "cuda": "a CUDA device, its driver, and a torch built for CUDA",
     "fa4": "a Hopper device and pip install 'gptpack[fa4]'",
-    "fa3": "a Hopper device and pip install kernels, or flash_attn_interface",
+    "fa3": "a Hopper device and pip install kernels",
     "codec brotli": "pip install 'gptpack[brotli]'",
 }
 MODULES = (
@@ -141,10 +143,8 @@ def _machine(folder: Path) -> list[Finding]:
 
 
 def _memory() -> str:
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
-        return ""
-    return f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:,.1f} GB of memory"
+    there = physical_bytes()
+    return "" if there is None else f", {there / 1e9:,.1f} GB of memory"
 
 
 def _tried(name: str, attempt: Callable[[], str]) -> Finding:
@@ -210,13 +210,14 @@ def _cuda() -> list[Finding]:
 def _flash_attention() -> list[Finding]:
     """The findings about FlashAttention-4 and -3, without which gptpack does as well."""
 
-    def hopper() -> None:
+    def hopper(*, exactly: bool) -> None:
         torch = importlib.import_module("torch")
-        if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+        there = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+        if there < (9, 0) or (exactly and there != (9, 0)):
             raise GptpackError("needs a Hopper device; cuDNN or torch's own attention is used")
 
     def fourth() -> str:
-        hopper()
+        hopper(exactly=False)
         try:
             importlib.import_module("flash_attn.cute")
         except ModuleNotFoundError:
@@ -224,14 +225,11 @@ def _flash_attention() -> list[Finding]:
         return importlib.metadata.version("flash-attn-4")
 
     def third() -> str:
-        hopper()
-        try:
-            importlib.import_module("flash_attn_interface")
-            return "flash_attn_interface"
-        except ImportError:
+        hopper(exactly=True)
+        with suppress(ImportError):
             # our own folder `kernels` is found by that name in a checkout, without get_kernel
             if hasattr(importlib.import_module("kernels"), "get_kernel"):
                 return "by way of kernels"
-            raise GptpackError("not installed; cuDNN's attention is used") from None
+        raise GptpackError("not installed; cuDNN's attention is used")
 
     return [_tried("fa4", fourth), _tried("fa3", third)]

@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
         source: a path, or what `load` made of one; that is scored on the device where it is, and
-            keeps the attention and the positions that were chosen for it.
+            is left with the attention and the positions that are chosen for it here.
         data: folder of shards, of which those of ``val`` are scored; None scores `text` itself, by
             the tokenizer that came with the model.
         tokenizer: its file; None takes ``tokenizer.model`` in `data`.

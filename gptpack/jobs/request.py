@@ -71,7 +71,8 @@ class PackRequest:
     strict: bool = False
     """Whether a tensor that falls back to int8 is an error."""
     codecs: tuple[str, ...] = ()
-    """Codecs to try: raw, zlib, zstd, lzma, range, brotli; none named tries zlib, zstd, range."""
+    """Codecs to try: raw, zlib, zstd, lzma, range, brotli; ``auto``, or none named, are zlib, zstd
+    and range. On large matrices of codes range is tried alone where it is among them."""
     code: tuple[str | Path, ...] = ()
     """Files whose bytes count into the budget too."""
     calibration: Any = None

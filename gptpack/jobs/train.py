@@ -1,6 +1,5 @@
 """A recipe and shards -> a trained checkpoint, and the score of its validation."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gptpack.artifact.memory import physical_bytes
 from gptpack.calibration.text import shard_windows
 from gptpack.data.manifest import TOKENIZER
 from gptpack.data.shards import Tokens
@@ -171,11 +171,10 @@ def check_memory(model: ModelConfig, device: torch.device) -> None:
         ConfigError: they do.
     """
     needed = 4 * model.least_weights()
+    there = physical_bytes()
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    if there is not None and needed > there:
         raise ConfigError(
             f"a model of this shape has {needed:,} bytes of weights in its matrices alone; this "
             f"machine has {there:,} bytes of memory ({device.type})"

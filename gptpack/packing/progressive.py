@@ -265,10 +265,15 @@ def _untuned(first: CodedFile) -> CodedFile:
 
 
 def _hold(packer: Packer, student: LanguageModel) -> tuple[str, ...]:
-    """Freeze the matrices in int8; returns the names of their gains, which must not move."""
+    """Freeze what is in int8; returns the names of parameters that must not move for that."""
     held = {name: t for name, t in packer.fixed.items() if t.method == "int8"}
-    _freeze(student, held)
-    return tuple(map(gain_name, held))
+    weights = {name: t for name, t in held.items() if name.endswith(".weight")}
+    _freeze(student, weights)
+    state = student.state_dict()
+    others = [name for name in held if name not in weights]
+    for name in others:
+        state[name].copy_(torch.from_numpy(dequantize(held[name])))
+    return (*map(gain_name, weights), *others)
 
 
 def _with_gains(

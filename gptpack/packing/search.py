@@ -136,8 +136,8 @@ class Search:
         return None if delta is None else self.finest
 
 
-def expected_delta(packer: Packer, target: int) -> tuple[float, float]:
-    """The delta whose file should have `target` bytes, and the bits that halving it should cost."""
+def expected_delta(packer: Packer, room: int) -> tuple[float, float]:
+    """The delta whose grids should take `room` bytes, and the bits that halving it should cost."""
     weights = packer.weights
     config = packer.config
     rate = rate_of(
@@ -146,12 +146,10 @@ def expected_delta(packer: Packer, target: int) -> tuple[float, float]:
         row_power=config.row_power,
         noise=noise_of(max(packer.states.values())),
     )
-    fixed = sum(array.nbytes for t in packer.fixed.values() for array in t.arrays.values())
-    bits = 8 * (target - fixed)
     lowest, highest = math.log2(FINEST_DELTA), math.log2(COARSEST_DELTA)
     position = math.log2(FIRST_DELTA)
     for _ in range(GUESSES):
-        position += (rate(2.0**position) - bits) / weights
+        position += (rate(2.0**position) - 8 * room) / weights
         position = min(max(position, lowest), highest)
     if position == lowest:
         # so fine that codes may not be storable
@@ -185,7 +183,10 @@ def start_of_search(packer: Packer, goal: Goal) -> tuple[float, float]:
     That of a large model is searched on a sample of its rows, whose codes take as many bits a
     weight as all: the search proper then needs one size, or two.
     """
-    start, octave_bits = expected_delta(packer, goal.limit)
+    room = goal.limit
+    if goal.measure is not grid_bytes:
+        room -= sum(array.nbytes for t in packer.fixed.values() for array in t.arrays.values())
+    start, octave_bits = expected_delta(packer, room)
     if packer.weights < LARGE:
         return start, octave_bits
     few = sampled(packer)

@@ -162,7 +162,7 @@ def treemap(packed: PackedFile, number: int) -> Figure:
 
 
 def _path(name: str) -> tuple[str, ...]:
-    """Path of a tensor in the treemap; no tensor stands above another."""
+    """Path of a tensor in the treemap."""
     parts = name.removesuffix(".weight").split(".")
     return (parts[0], ".".join(parts[:2]), name) if len(parts) > 2 else (name,)
 

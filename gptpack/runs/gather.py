@@ -230,6 +230,8 @@ def read_curve(path: Path, name: str) -> Curve:
         raise DataError(f"{path}: a value is no number: {error}") from error
     if not all(math.isfinite(value) for point in points for value in point.values()):
         raise DataError(f"{path}: a value is not finite")
+    if not all("bytes" in point and len(point) > 1 for point in points):
+        raise DataError(f"{path}: each row needs bytes and a score")
     return Curve(name=name, points=points)
 
 

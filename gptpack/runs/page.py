@@ -137,7 +137,11 @@ def _file(packed: PackedFile, errors: Sequence[TensorError], number: int) -> str
     figures = [treemap(packed, number), bits_per_parameter(packed, number)]
     if (error := errors_by_layer(packed, errors, number)) is not None:
         figures.append(error)
-    missing = "" if error else '<p class="soft">No checkpoint beside the file: no errors.</p>'
+    missing = (
+        ""
+        if error
+        else '<p class="soft">No checkpoint with these matrices beside the file: no errors.</p>'
+    )
     inside = "".join(map(_figure, figures))
     return f"<article><h3>{escape(plain(packed.name))}</h3>{inside}{missing}</article>"
 

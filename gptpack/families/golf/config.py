@@ -8,6 +8,8 @@ from gptpack.values import MAX_CONTEXT, MAX_VOCAB
 
 MOST_PASSES = 4096
 """Layers that a model may run, each counted as often as it does."""
+MOST_GAIN = 1e6
+"""Size of a gain of queries, which windows that grow multiply by 16 at most."""
 Activation = Literal["relu2", "leaky_relu2"]
 Architecture = Literal["golf", "speedrun"]
 SPEEDRUN = (
@@ -144,7 +146,9 @@ class ModelConfig:
         self._check_speedrun()
 
     def _check_parts(self) -> None:
-        for name in ("bigram_rows", "bigram_width", "value_embedding_width"):
+        if abs(self.qk_gain) > MOST_GAIN:
+            raise ConfigError(f"qk_gain={self.qk_gain} must be at most {MOST_GAIN:g} in size")
+        for name in ("bigram_rows", "bigram_width", "value_embedding_width", "rope_ntk_context"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if (self.bigram_rows > 0) != (self.bigram_width > 0) or self.bigram_rows == 1:

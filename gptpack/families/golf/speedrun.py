@@ -48,8 +48,6 @@ INIT_STD = 0.5
 """Standard deviation of a matrix that does not start at zero, times the root of its inputs."""
 SKIP_GATE = -1.5
 """Where the logit of a gated skip's weight starts (record of 2025-09-11)."""
-KERNEL_VOCAB = 16384
-"""Largest vocabulary whose losses take the Triton kernel, which holds a row in registers."""
 MOST_LOGITS = 1 << 27
 """Logits to make at once without gradients, some: half a GiB as float32."""
 
@@ -340,10 +338,9 @@ class Speedrun(GPT):
 
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         hidden, cap = self.hidden(inputs, last=targets.shape[1]), self.config.logit_softcap
-        kernels = self.kernels and self.config.vocab <= KERNEL_VOCAB
         rows = targets.shape[1]
         if not torch.is_grad_enabled():
             rows = max(1, MOST_LOGITS // (len(targets) * self.config.vocab))
         parts = zip(torch.split(hidden, rows, 1), torch.split(targets, rows, 1), strict=True)
-        losses = [ops.head_losses(h, self.head, t, cap, kernels=kernels) for h, t in parts]
+        losses = [ops.head_losses(h, self.head, t, cap, kernels=self.kernels) for h, t in parts]
         return losses[0] if len(losses) == 1 else torch.cat(losses, 1)

@@ -56,6 +56,11 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             each.training = True
 
 
+def _called(module: nn.Module, tokens: Tensor) -> Tensor:
+    logits: Tensor = module(tokens)
+    return logits
+
+
 class Module(Wrapped):
     """Any module that turns tokens ``[B, T]`` (int64) into logits ``[B, T, V]``, to be packed.
 
@@ -81,7 +86,8 @@ class Module(Wrapped):
 
         Args:
             logits: function from tokens ``[B, T]``, or from a module like `module` and tokens, to
-                logits ``[B, T, V]``. Tuning works on a copy, and needs the latter.
+                logits ``[B, T, V]``. Tuning works on a copy, and needs the latter. May be `module`
+                itself, where that turns tokens into logits.
             context: tokens of a window.
             bos: token that a text begins with.
             config: the caller's own configuration, as plain values for JSON, which goes into the
@@ -100,10 +106,11 @@ class Module(Wrapped):
         if not tables:
             raise CheckpointError(f"{type(module).__name__}: it has no nn.Embedding for its tokens")
         super().__init__(module, ModuleConfig(vocab=tables[0].num_embeddings), frozenset())
-        takes = len(inspect.signature(logits).parameters)
-        self.copies = takes > 1
+        function: Callable[..., Tensor] = _called if logits is module else logits
+        forward = function.forward if isinstance(function, nn.Module) else function
+        self.copies = len(inspect.signature(forward).parameters) > 1
         """Whether a copy of this model calls a copy of the module."""
-        self._function = logits
+        self._function = (function,)  # in a tuple: one that is a module would become a part of this
         self._table = (tables[0],)  # in a tuple, as it is the module's and no part of this one
         weight = tables[0].weight
         # a tied output layer that was made first gives the tensor its name
@@ -128,7 +135,8 @@ class Module(Wrapped):
             self._find_head(tokens)
 
     def _run(self, tokens: Tensor) -> Tensor:
-        found = self._function(self.module, tokens) if self.copies else self._function(tokens)
+        (function,) = self._function
+        found = function(self.module, tokens) if self.copies else function(tokens)
         assert isinstance(found, Tensor)
         return found
 
