@@ -58,8 +58,8 @@ def end(model: Any, lanes: Lanes, targets: Tensor) -> Tensor:
 PLAIN = Parts(begin, layer, take_up, end)
 ALL = Parts._fields
 REPEATED = ("layer", "take_up")
-"""The parts that a pass runs several times: most of its time, and a third of what all take to
-compile."""
+"""The parts that a pass runs several times: nearly all of its time, and half of what compiling all
+takes."""
 
 
 def allow_graphs() -> None:
