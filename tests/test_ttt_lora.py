@@ -46,7 +46,7 @@ def scored(settings: LoraSettings, tokens: np.ndarray = TOKENS) -> Score:
 
 def start_of(settings: LoraSettings) -> dict[str, torch.Tensor]:
     """Each layer's A as every document begins with it."""
-    factors = Factors(fixed(tiny_gpt()), settings, 3, torch.device("cpu"), 0)
+    factors = Factors(fixed(tiny_gpt()), settings, 3, torch.device("cpu"))
     assert all(torch.equal(a[0], row) for a in factors.a.values() for row in a)
     assert not any(b.any() for b in factors.b.values())
     return {name: a[0].detach().double() for name, a in factors.a.items()}

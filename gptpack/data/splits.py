@@ -108,9 +108,9 @@ def entries(shards: list[Shard]) -> tuple[ShardEntry, ...]:
     )
 
 
-def split_tokens(directory: str | Path, split: Split, vocab: int, limit: int = 0) -> list[Tokens]:
+def split_tokens(directory: str | Path, split: Split, vocab: int) -> list[Tokens]:
     """Mapped tokens of each shard that `open_split` gives; its errors are raised here as well."""
-    return [shard.tokens for shard in open_split(directory, split, vocab, limit)]
+    return [shard.tokens for shard in open_split(directory, split, vocab)]
 
 
 def load_tokens(directory: str | Path, split: Split, vocab: int, limit: int = 0) -> Tokens:

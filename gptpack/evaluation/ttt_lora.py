@@ -50,9 +50,7 @@ def check_lora(model: nn.Module, settings: LoraSettings, context: int) -> None:
         )
 
 
-def score_with_lora(
-    forward: Forward, reading: Reading, settings: LoraSettings, *, seed: int = 0
-) -> Score:
+def score_with_lora(forward: Forward, reading: Reading, settings: LoraSettings) -> Score:
     """The score of masked documents under a model with factors that learn in each of them.
 
     The stride is that of the settings. Documents are dealt to the ranks of torch.distributed; each
@@ -75,7 +73,7 @@ def score_with_lora(
     try:
         groups = alike_in_length(plan, _documents_at_once(forward, reading, settings))
         for group in groups[scorer.ranks.rank :: scorer.ranks.world]:
-            factors = Factors(model, settings, len(group), forward.device, seed)
+            factors = Factors(model, settings, len(group), forward.device)
             done = _adapt(scorer, factors, group, settings)
             updates += factors.updates
             if not done:
@@ -145,13 +143,12 @@ class Factors:
         settings: LoraSettings,
         documents: int,
         device: torch.device,
-        seed: int,
     ) -> None:
         self.model, self.settings = model, settings
         self.rows = documents
         self.updates = 0
         self._used: set[str] = set()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         self.layers = find_layers(model, settings.targets.split("+"))
         self.a: dict[str, nn.Parameter] = {}
         self.b: dict[str, nn.Parameter] = {}

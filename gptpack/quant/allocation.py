@@ -116,9 +116,8 @@ def prepare_matrix(
     *,
     fed: bool = False,
     damp: float = 0.01,
-    max_damp: float = 1.0,
 ) -> Matrix:
-    """The matrix `weight` with its Hessian factored; `damp` and `max_damp` as in `factorize`.
+    """The matrix `weight` with its Hessian factored; `damp` as in `factorize`.
 
     Args:
         fed: whether its columns take channels that may be left out (`LanguageModel.feeds`).
@@ -151,7 +150,7 @@ def prepare_matrix(
     return Matrix(
         name=name,
         weight=weight,
-        factor=factorize(hessian, damp=damp, max_damp=max_damp, early=early_C, name=name),
+        factor=factorize(hessian, damp=damp, early=early_C, name=name),
         hessian=sensitivity.hessian,
         row_weight=raised_R,
         row_mean=float(raised_R.mean()),

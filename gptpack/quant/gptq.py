@@ -101,12 +101,10 @@ def quantize_clipped(
     bits: int,
     *,
     scales: Sequence[float] = CLIP_SCALES,
-    scale_dtype: npt.DTypeLike = np.float16,
-    block: int = 128,
 ) -> tuple[Rounding, Array]:
     """GPTQ to codes of `bits` bits, with one scale per row: ``code * scale``.
 
-    Codes lie within ``+-(2^(bits-1) - 1)``. The scales ``[R]`` come back in `scale_dtype`, and the
+    Codes lie within ``+-(2^(bits-1) - 1)``. The scales ``[R]`` come back in float16, and the
     codes were decided with those. Every row tries its largest magnitude times each of `scales` as
     the end of its range and keeps the one with the smallest ``e H e^T`` after feedback. Rows do not
     depend on each other, so one GPTQ per candidate finds each row's best. A row of zeros gets the
@@ -114,7 +112,7 @@ def quantize_clipped(
 
     Raises:
         QuantError: as `quantize_uniform`; `bits` is not 2 to 8, or `scales` is empty; a row is too
-            large for `scale_dtype`.
+            large for float16.
     """
     weight_RC = np.asarray(weight)
     if not 2 <= bits <= 8 or not scales:
@@ -123,7 +121,7 @@ def quantize_clipped(
             "least 1 scale"
         )
     clip = 2 ** (bits - 1) - 1
-    info = np.finfo(np.dtype(scale_dtype).name)
+    info = np.finfo(np.float16)
     peak_R = np.abs(weight_RC).max(axis=1).astype(np.float64)
     if not (peak_R / clip <= float(info.max)).all():
         raise QuantError(
@@ -133,8 +131,8 @@ def quantize_clipped(
     best_scale_R = np.empty(0)
     for fraction in scales:
         scale_R = np.maximum(peak_R * (fraction / clip), float(info.smallest_normal))
-        scale_R = scale_R.astype(scale_dtype)
-        tried = quantize_uniform(weight_RC, factor, scale_R, clip=clip, block=block)
+        scale_R = scale_R.astype(np.float16)
+        tried = quantize_uniform(weight_RC, factor, scale_R, clip=clip)
         if best is None:
             best, best_scale_R = tried, scale_R
             continue
