@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gptpack.errors import ConfigError
 from gptpack.families.golf.config import ModelConfig
-from gptpack.families.golf.stages import slowed
 from gptpack.ops import Tables
 
 
@@ -36,6 +35,11 @@ class Rope:
     """Factor on rotated queries and on rotated keys."""
 
 
+YARN_TURNS = (1.0, 32.0)
+"""Turns over the trained length: channels with fewer than the first are interpolated, those with
+more than the second are left alone. stages.py says it again, as contest scripts go without that."""
+
+
 def yarn(base: float, dims: int, *, length: int, trained: int) -> Rope:
     """YaRN for sequences of `length` in a model trained on `trained` (with `base`).
 
@@ -45,8 +49,10 @@ def yarn(base: float, dims: int, *, length: int, trained: int) -> Rope:
     scale = length / trained
     if scale <= 1:
         return Rope(base)
+    low, high = YARN_TURNS
     turns = [trained * base ** (-2 * i / dims) / (2 * math.pi) for i in range(dims // 2)]
-    factors = tuple(slowed(turn, 1 / scale) for turn in turns)
+    kept = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
+    factors = tuple(keep + (1 - keep) / scale for keep in kept)
     return Rope(base, factors, 0.1 * math.log(scale) + 1)
 
 

@@ -18,7 +18,7 @@ SHARED = (
 )
 """Fields that a golf and a speedrun model both have."""
 YARN_TURNS = (1.0, 32.0)
-"""Turns over the old length: frequencies with fewer than the first are interpolated in full, those
+"""Turns over the old window: frequencies with fewer than the first are interpolated in full, those
 with more than the second stay."""
 SMEAR_INPUTS = 12
 """Channels, the first ones, that the smear gate is a linear function of."""
@@ -95,16 +95,15 @@ def stages(config: ModelConfig) -> list[Stage]:
         if found and config.window_yarn:
             old = found[-1].long
             frequencies = [
-                each * slowed(each * old / (2 * math.pi), old / long) for each in frequencies
+                each * _slowed(each * old / (2 * math.pi), old / long) for each in frequencies
             ]
             gain *= 1 + 0.2 * math.log(long / old)
         found.append(Stage(long, short, tuple(frequencies), gain))
     return found
 
 
-def slowed(turns: float, scale: float) -> float:
-    """YaRN's factor on a frequency that makes so many turns over the old length, which is `scale`
-    times the new one."""
+def _slowed(turns: float, scale: float) -> float:
+    """Factor on a frequency that makes so many turns over the old window."""
     low, high = YARN_TURNS
     kept = min(max((turns - low) / (high - low), 0.0), 1.0)
     return scale + kept * (1 - scale)
