@@ -109,6 +109,11 @@ def test_progress_goes_to_the_callback_and_nothing_is_printed(place, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_training_by_no_recipe_is_refused(tmp_path):
+    with pytest.raises(gptpack.GptpackError, match="training needs recipe: baseline"):
+        gptpack.train(None, tmp_path, tmp_path / "run")
+
+
 def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
     with pytest.raises(gptpack.GptpackError, match="budget and bits exclude"):
         gptpack.pack(place / "checkpoint.pt", budget="1MB", bits=3)
@@ -131,7 +136,7 @@ def test_a_request_that_makes_no_sense_is_of_the_one_family(place):
         ({"calibration": "texts"}, "calibration='texts': choose shards, text, self, random"),
         ({"device": "gpu"}, "device='gpu': choose auto, cpu, cuda"),
         ({"bits": -1.0}, r"bits=-1\.0 must be a number above 0"),
-        ({"delta": "3e-4"}, "delta=3e-4 must be a number above 0"),
+        ({"delta": "3e-4"}, "delta=3e-4 must be a number of 1e-12 to 1e12"),
         ({"methods": "int8"}, "methods=int8 must be a tuple or list"),
         ({"stride": 0}, "stride=0 must be a whole number above 0"),
         ({"seed": -1}, "seed=-1 must be a whole number below"),

@@ -313,6 +313,7 @@ def test_two_ranks_pack_one_file_together(place, tmp_path):
         (("--budget", "1MB", "--bits", "3"), 2, "--budget and --bits exclude each other"),
         (("--bits", "3", "--delta-factor", "blocks.0.*"), 2, "write PATTERN=FACTOR"),
         (("--bits", "3", "--delta-factor", "blocks.0.*=0"), 2, "must be positive"),
+        (("--delta", "1e300"), 2, "--delta 1e+300 must be a number of 1e-12 to 1e12"),
         (("--curve", "c.csv", "--curve-bits", "a"), 2, "write positive numbers"),
         (("--budget", "1MB", "--tokenizer", "absent.model"), 2, "absent.model"),
         (("--budget", "1MB", "--tokenizer", "{other}"), 2, "was trained with"),

@@ -160,6 +160,12 @@ def test_a_limit_of_nothing_is_a_limit(tmp_path):
     assert ("bytes rise", "pass") in [(each.rule, each.state) for each in looked.outcomes]
 
 
+def test_a_check_of_no_files_is_no_pass():
+    for none in ([], ()):
+        with pytest.raises(ConfigError, match="no files; name at least one"):
+            gptpack.check(none)
+
+
 def test_code_that_is_not_there_fails(run, tmp_path):
     artifact(tmp_path / "m.gptpack")
     status, out, _ = run("m.gptpack", "--budget", "1MB", "--code", "gone.py")

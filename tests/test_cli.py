@@ -417,6 +417,30 @@ def test_sigterm_cleans_up_as_an_interrupt_does_and_ends_with_143(monkeypatch, c
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_later_sigterm_ends_what_lost_the_first(tmp_path):
+    script = """
+import signal, sys, time
+from gptpack.cli.exits import exit_statuses
+with exit_statuses():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("lost", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stdout.readline() == "lost\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.5)
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+
+
 def test_quiet_progress_says_nothing(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

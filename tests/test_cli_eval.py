@@ -227,7 +227,14 @@ def test_the_table_shows_each_metric_and_each_phase(world: World, run: Any) -> N
 
 def test_the_output_file_holds_what_json_prints(world: World, run: Any, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    result = evaluated(run, world.artifact, "--data", world.data, "--output", file)
+    for again in (False, True):
+        result = evaluated(run, world.artifact, "--data", world.data, "--output", file)
+        assert file.exists(), again
+    taken = tmp_path / "taken.txt"
+    taken.write_text("a text")
+    status, _, said = run(world.artifact, "--data", world.data, "--output", taken)
+    assert (status, taken.read_text()) == (2, "a text")
+    assert "taken.txt exists and is no report of an evaluation; it stays as it is" in said
     assert json.loads(file.read_text()) == result
 
 

@@ -287,6 +287,11 @@ def test_tuning_leaves_a_matrix_in_int8_as_the_file_holds_it(tmp_path, quickly):
     assert same == {"attn.in_proj_weight": True, "emb.weight": False}
 
 
+def test_logits_that_are_no_tensor_are_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"logits gave tuple; needed a tensor \[B, T, voc"):
+        gptpack.Module(Attentive(), logits=lambda own, given: (own(given), None), context=CONTEXT)
+
+
 def test_a_curve_says_what_the_packer_could_not_do_as_asked(tmp_path):
     model = Attentive()
     module = gptpack.Module(model, logits=model, context=CONTEXT)

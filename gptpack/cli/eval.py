@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gptpack.atomic import check_writable
+from gptpack.atomic import check_target
 from gptpack.cli.bars import progress_bars, tell
 from gptpack.cli.console import main_rank
 from gptpack.cli.eval_options import EVAL_OPTIONS
@@ -56,7 +56,7 @@ def command(
     from gptpack.jobs.evaluate import evaluate, wait_for_file
 
     if output is not None:
-        check_writable(output)
+        check_target(output, "report of an evaluation", b'{\n  "')
     with progress_bars(quiet=quiet or as_json or not main_rank()) as progress:
         found = evaluate(
             path,

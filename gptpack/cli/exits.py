@@ -5,9 +5,11 @@ artifact; 4 the environment lacks something; 70 a bug of ours; 130 interrupted; 
 the output is gone; 143 terminated.
 """
 
+import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,10 @@ from gptpack.errors import (
 )
 from gptpack.version import VERSION
 
+TERMINATED = 143
+"""Status of a process that was terminated: 128 and the number of SIGTERM."""
+CLEANING_SECONDS = 1.0
+"""Time after a SIGTERM in which another one is taken for the same."""
 READER_GONE = 141
 """Status of a process whose output nobody reads any more: 128 and the number of SIGPIPE."""
 
@@ -36,11 +42,20 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated`, so that it cleans up as Ctrl-C does."""
+    """Let SIGTERM raise `Terminated`, so that it cleans up as Ctrl-C does.
+
+    One that comes later ends the process at once: Python may lose what a handler raises.
+    """
 
     def stop(*_: object) -> None:
-        # `timeout` sends two, and the second must not end what the first began to clean up
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        began = time.monotonic()
+
+        def again(*_: object) -> None:
+            # `timeout` sends two, and the second must not end what the first began to clean up
+            if time.monotonic() - began > CLEANING_SECONDS:
+                os._exit(TERMINATED)
+
+        signal.signal(signal.SIGTERM, again)
         raise Terminated
 
     here = threading.current_thread() is threading.main_thread()
@@ -71,7 +86,7 @@ def exit_statuses() -> Iterator[None]:
     except (click.Abort, KeyboardInterrupt) as stopped:
         where = f" at: {stopped}" if str(stopped) else ""
         how, status = (
-            ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
+            ("terminated", TERMINATED) if isinstance(stopped, Terminated) else ("interrupted", 130)
         )
         note(f"gptpack: {how}{where}; nothing unfinished has a final name")
         sys.exit(status)

@@ -1,6 +1,7 @@
 """A path -> the model of that checkpoint, folder or packed file, built, checked and hashed once."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -264,9 +265,11 @@ def _imports_of(path: Path) -> Iterator[None]:
         return
     from gptpack.families.transformers.library import import_model
 
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(import_model, config.model_type)
-        yield
+    # not waited for where the body fails: an interrupt may have left it without its turn for ever
+    beside = threading.Thread(target=import_model, args=(config.model_type,), daemon=True)
+    beside.start()
+    yield
+    beside.join()
 
 
 def _check_room(

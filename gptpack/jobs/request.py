@@ -22,6 +22,10 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cpu", "cuda"),
 }
 SOME: Check = ("be a number above 0", lambda v: v is None or (_number(v) and 0 < v < math.inf))
+DELTA: Check = (
+    "be a number of 1e-12 to 1e12",
+    lambda v: v is None or (_number(v) and 1e-12 <= v <= 1e12),
+)
 COUNT: Check = ("be a whole number below 2^63", lambda v: type(v) is int and 0 <= v < 2**63)
 WIDTH: Check = ("be a whole number above 0", lambda v: v is None or (type(v) is int and v > 0))
 BYTES: Check = (
@@ -113,7 +117,8 @@ class PackRequest:
             if name != "calibration" or self.tokens is None:
                 check_choice(name, getattr(self, name), choices)
         check_fields(self, BYTES, "budget")
-        check_fields(self, SOME, "max_rise bits delta tune_seconds")
+        check_fields(self, SOME, "max_rise bits tune_seconds")
+        check_fields(self, DELTA, "delta")
         check_fields(self, COUNT, "calibration_tokens eval_tokens seed")
         check_fields(self, WIDTH, "stride states")
         check_fields(self, SWITCH, "force strict keep plan")

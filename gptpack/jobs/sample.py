@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gptpack.jobs.load import Loaded
 
 
+LEAST_HEAT = 1e-5
+"""Temperatures below this are 0: logits divided by them may be beyond float32."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """How many tokens a text has so far, and how long the model took for them."""
@@ -143,7 +147,7 @@ def _drawn(logits_V: "Tensor", settings: _Settings, generator: Any) -> int:
     """One token by its logits ``[V]``."""
     import torch
 
-    if settings.temperature == 0:
+    if settings.temperature < LEAST_HEAT:
         return int(logits_V.argmax())
     likely_V, order_V = (logits_V / settings.temperature).softmax(-1).sort(descending=True)
     # the tokens before which less than the share is used up; the first is always among them

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ from gptpack.ranks import Ranks, ranks
 from gptpack.training import loop
 from gptpack.training.recipe import Recipe, load_recipe, recipe_names
 from gptpack.values import TokenizerIdentity
+
+Named = TypeVar("Named", bound="str | Path | Recipe")
 
 MEASURED_TOKENS = {"cuda": 131072, "cpu": 16384}
 """Training tokens of one look at the packer: a quarter of what `gptpack pack` calibrates with."""
@@ -110,7 +112,7 @@ def train(
         >>> result.validation.plain.bpb < 8
         True
     """
-    settings = load_recipe(recipe, overrides)
+    settings = load_recipe(named_recipe(recipe), overrides)
     data, output = Path(data), Path(output)
     opened = open_split(data, "train", settings.model.vocab)
     shards = [shard.tokens for shard in opened]
@@ -153,7 +155,7 @@ def train(
     return TrainResult(**result, validation=found)
 
 
-def named_recipe(recipe: str | None) -> str:
+def named_recipe(recipe: Named | None) -> Named:
     """`recipe`, if one is given.
 
     Raises:

@@ -137,7 +137,10 @@ class Module(Wrapped):
     def _run(self, tokens: Tensor) -> Tensor:
         (function,) = self._function
         found = function(self.module, tokens) if self.copies else function(tokens)
-        assert isinstance(found, Tensor)
+        if not isinstance(found, Tensor):
+            raise ConfigError(
+                f"logits gave {type(found).__name__}; needed a tensor [B, T, vocabulary]"
+            )
         return found
 
     def _find_head(self, tokens: Tensor) -> None:
