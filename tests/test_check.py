@@ -161,9 +161,11 @@ def test_a_limit_of_nothing_is_a_limit(tmp_path):
 
 
 def test_a_check_of_no_files_is_no_pass():
-    for none in ([], ()):
+    for none in ([], (), iter([])):
         with pytest.raises(ConfigError, match="no files; name at least one"):
             gptpack.check(none)
+    with pytest.raises(ConfigError, match="no files; name at least one"):
+        CheckConfig(artifacts=())
 
 
 def test_code_that_is_not_there_fails(run, tmp_path):

@@ -97,6 +97,8 @@ class CheckConfig:
     """Report of an earlier check, or a packed file; empty compares with nothing."""
 
     def __post_init__(self) -> None:
+        if not self.artifacts:
+            raise ConfigError("check: no files; name at least one")
         # a baseline is looked up by the name
         labels = [limits.label for limits in self.artifacts]
         if len(set(labels)) < len(labels):

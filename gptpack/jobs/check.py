@@ -90,8 +90,6 @@ def check(
         scored = {"data": data, "text": text, "tokenizer": tokenizer, "stride": stride}
         check_idle("without --bpb", not prove, **scored, eval_tokens=eval_tokens != SAMPLE_TOKENS)
         paths = [files] if isinstance(files, str | Path) else files
-        if not paths:
-            raise ConfigError("check: no files; name at least one")
         config = CheckConfig(artifacts=tuple(Limits(path=str(path), **limits) for path in paths))
     return look(
         config,
